@@ -1,0 +1,306 @@
+"""Frozen foundation models by name, loaded once a process.
+
+A backbone is a ViLT (Kim et al., 2021, arXiv 2102.03334): one Transformer encoder over text tokens and image
+patches.
+"""
+
+import copy
+import functools
+import hashlib
+import importlib.util
+import json
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.functional import interpolate, pad
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, ViltConfig, ViltModel
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.utils import logging as transformers_logging
+
+BUILTIN = ("tiny-vilt",)
+_IMAGE_SETTINGS = "preprocessor_config.json"
+
+
+@dataclass(frozen=True)
+class Processor:
+    """Turns images and texts into model inputs of one size.
+
+    Every image becomes ``image_size`` × ``image_size``, so that a batch needs no padding and no choice of
+    patches. Pixels stay 8-bit until they enter the model: a processed example takes a quarter of the memory.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    image_size: int
+    text_length: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def image(self, image: Image.Image) -> Tensor:
+        """Resize one image.
+
+        Returns
+        -------
+        Tensor
+            uint8, shape (3, image_size, image_size).
+        """
+        size = (self.image_size, self.image_size)
+        resized = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+        return torch.from_numpy(np.asarray(resized).copy()).permute(2, 0, 1).contiguous()
+
+    def texts(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """Tokenise texts.
+
+        Returns
+        -------
+        dict
+            ``input_ids`` and ``attention_mask``, int64, shape (len(texts), text_length), padded on the right.
+        """
+        encoded = self.tokenizer(
+            list(texts),
+            padding="max_length",
+            truncation=True,
+            max_length=self.text_length,
+            return_tensors="pt",
+        )
+        return {key: encoded[key] for key in ("input_ids", "attention_mask")}
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Scale uint8 pixels (batch, 3, height, width) to the floats that the model was trained on."""
+        mean, std = (torch.tensor(v, device=pixels.device).view(1, -1, 1, 1) for v in (self.mean, self.std))
+        return (pixels.float() / 255 - mean) / std
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A frozen encoder with its processor.
+
+    Attributes
+    ----------
+    name : str
+        The name it was asked by.
+    model : ViltModel
+        In evaluation mode, no parameter requires a gradient.
+    processor : Processor
+        How its inputs are made.
+    fingerprint : str
+        SHA-256 over configuration and weights, in hexadecimal. Equal fingerprints compute equal features.
+    """
+
+    name: str
+    model: ViltModel
+    processor: Processor
+    fingerprint: str
+
+    @property
+    def width(self) -> int:
+        """Width of the hidden states and of the features."""
+        return self.model.config.hidden_size
+
+    def fork(self) -> ViltModel:
+        """Return a second module tree over the *same* weight tensors, for adapters to be put into."""
+        tensors = [*self.model.parameters(), *self.model.buffers()]
+        return copy.deepcopy(self.model, {id(tensor): tensor for tensor in tensors})
+
+
+def embed(model: ViltModel, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+    """Compute what enters the first Transformer block.
+
+    Parameters
+    ----------
+    model : ViltModel
+        Its patches are kept in order, see `keep_patch_order`.
+    inputs : Mapping
+        ``input_ids``, ``attention_mask`` (batch, tokens), ``pixel_values`` (batch, 3, height, width);
+        optionally ``token_type_ids`` and ``pixel_mask``.
+
+    Returns
+    -------
+    tuple
+        Hidden states (batch, tokens + patches + 1, width) and the attention mask that the blocks take.
+    """
+    hidden, mask = model.embeddings(
+        inputs["input_ids"],
+        inputs["attention_mask"],
+        inputs.get("token_type_ids"),
+        inputs["pixel_values"],
+        inputs.get("pixel_mask"),
+        inputs_embeds=None,
+        image_embeds=None,
+    )
+    return hidden, create_bidirectional_mask(config=model.config, inputs_embeds=hidden, attention_mask=mask)
+
+
+def pool(model: ViltModel, hidden: Tensor) -> Tensor:
+    """Compute the features (batch, width) from the last block's hidden states."""
+    return model.pooler(model.layernorm(hidden))
+
+
+def keep_patch_order(model: ViltModel) -> ViltModel:
+    """Make ViLT keep all patches in reading order.
+
+    transformers draws the order of the patches at random in every forward, and loops over the batch to do so.
+    Attention does not care about the order, so the features are the same, but now reproducible and cheap.
+    """
+    model.embeddings.visual_embed = types.MethodType(_visual_embed, model.embeddings)
+    return model
+
+
+def _visual_embed(embeddings, pixel_values: Tensor, pixel_mask: Tensor | None, max_image_length: int = -1):
+    config = embeddings.config
+    grid = config.image_size // config.patch_size
+    patches = embeddings.patch_embeddings(pixel_values)
+    batch, width, rows, columns = patches.shape
+    table = embeddings.position_embeddings[:, 1:].transpose(1, 2).reshape(1, width, grid, grid)
+
+    def positions(height: int, breadth: int) -> Tensor:
+        # Padding lies to the right and below the image, which keeps its own positions.
+        resized = table
+        if (height, breadth) != (grid, grid):
+            resized = interpolate(table, size=(height, breadth), mode="bilinear", align_corners=True)
+        return pad(resized, (0, columns - breadth, 0, rows - height))
+
+    if pixel_mask is None:
+        where, mask = positions(rows, columns), patches.new_ones((batch, rows * columns), dtype=torch.long)
+    else:
+        valid = interpolate(pixel_mask[:, None].float(), size=(rows, columns))[:, 0].long()
+        sizes = zip(valid[:, :, 0].sum(1).tolist(), valid[:, 0].sum(1).tolist(), strict=True)
+        where, mask = torch.cat([positions(*size) for size in sizes]), valid.flatten(1)
+    image = (patches + where).flatten(2).transpose(1, 2)
+    cls = (embeddings.cls_token + embeddings.position_embeddings[:, :1]).expand(batch, -1, -1)
+    hidden = embeddings.dropout(torch.cat([cls, image], dim=1))
+    return hidden, torch.cat([mask.new_ones((batch, 1)), mask], dim=1), None
+
+
+@functools.lru_cache(maxsize=2)
+def load_backbone(name: str, weights: str = "pretrained", seed: int = 0) -> Backbone:
+    """Load a frozen backbone, once a process.
+
+    Parameters
+    ----------
+    name : str
+        ``"tiny-vilt"`` (built in), a local folder, or a hub id of a ViLT such as ``"dandelin/vilt-b32-mlm"``.
+    weights : str
+        ``"pretrained"``, or ``"random"``: the same architecture with weights drawn from `seed` (a control).
+    seed : int
+        Used for random weights only.
+
+    Raises
+    ------
+    ValueError
+        If nothing of that name can be loaded as a ViLT in safetensors.
+    """
+    folder = builtin_folder(name) if name in BUILTIN else name
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        config = ViltConfig.from_pretrained(folder)
+        if weights == "random":
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                model = ViltModel(config)
+        else:
+            model = ViltModel.from_pretrained(
+                folder, config=config, use_safetensors=True, dtype=torch.float32
+            )
+        processor = _load_processor(folder, config)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"backbone = {name!r} cannot be loaded; allowed: {', '.join(BUILTIN)}, a folder with a ViLT in "
+            f"safetensors, or the id of one on the hub when it can be reached ({reason})"
+        ) from None
+    model = keep_patch_order(model).eval().requires_grad_(False)
+    return Backbone(name, model, processor, fingerprint(model))
+
+
+def _load_processor(folder: str | Path, config: ViltConfig) -> Processor:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    settings: dict = {}
+    if (path := Path(folder, _IMAGE_SETTINGS)).is_file():
+        settings = json.loads(path.read_text())
+    return Processor(
+        tokenizer,
+        image_size=config.image_size,
+        text_length=config.max_position_embeddings,
+        # ViLT's own values, where a checkpoint names none.
+        mean=tuple(settings.get("image_mean", (0.5, 0.5, 0.5))),
+        std=tuple(settings.get("image_std", (0.5, 0.5, 0.5))),
+    )
+
+
+def builtin_folder(name: str) -> Path:
+    """Find a built-in backbone: beside this file, else where the package is installed.
+
+    Inside a Flower run this file comes from the FAB, which carries no weights.
+
+    Raises
+    ------
+    ValueError
+        If its weights are in neither place.
+    """
+    places = [Path(__file__).parent]
+    if (
+        importlib.util.find_spec("feddat")
+        and (spec := importlib.util.find_spec("feddat.app"))
+        and spec.origin
+    ):
+        places.append(Path(spec.origin).parent)
+    for place in places:
+        folder = place / "assets" / name
+        if (folder / "model.safetensors").is_file():
+            return folder
+    looked = " and ".join(str(place) for place in places)
+    raise ValueError(
+        f"backbone = {name!r}: its weights are not in {looked}; install the package: pip install ."
+    )
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Hash a model's configuration and weights (SHA-256, hexadecimal).
+
+    The hash depends on names, shapes and values, not on how the files are cut or which hub they came from.
+    """
+    config = model.config.to_dict()
+    shape = {
+        key: config[key]
+        for key in sorted(config)
+        if key in ViltConfig().to_dict() and key not in _NOT_COMPUTED
+    }
+    digest = hashlib.sha256(json.dumps(shape, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+# Configuration entries that say where a model came from, not what it computes.
+_NOT_COMPUTED = {"transformers_version", "architectures", "_name_or_path", "dtype", "torch_dtype"}
+
+
+def choose_device(device: str = "auto") -> torch.device:
+    """Return the device to compute on.
+
+    Parameters
+    ----------
+    device : str
+        ``"auto"`` (CUDA where there is one, else CPU), or any name that torch knows.
+
+    Raises
+    ------
+    ValueError
+        If the device is unknown or not there.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError):
+        raise ValueError(f"device = {device!r} is not available; allowed: auto, cpu, cuda, cuda:N") from None
+    return chosen

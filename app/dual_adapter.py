@@ -1,0 +1,244 @@
+"""The adapters named shared, frozen and local on one backbone, with the branches that they form.
+
+FedDAT (Chen et al., AAAI 2024, arXiv 2308.12305): the student branch has the shared adapter A_s in place,
+the teacher branch (the dual-adapter teacher, DAT) the mean of Â_s, the frozen copy of A_s as received, and
+of the client's own A_c.
+"""
+
+import functools
+from collections.abc import Iterator, Mapping
+from typing import Literal, NamedTuple
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from .backbones import Backbone, choose_device, embed, load_backbone, pool
+from .bottleneck import BottleneckConfig, BottleneckLayer
+from .settings import Settings
+
+ROLES = ("shared", "frozen", "local")
+Role = Literal["shared", "frozen", "local"]
+Branch = Literal["student", "teacher", "local"]
+
+# Which adapters a branch activates, each with its share in the sum.
+BRANCHES: dict[str, dict[str, float]] = {
+    "student": {"shared": 1.0},
+    "teacher": {"frozen": 0.5, "local": 0.5},
+    "local": {"local": 1.0},
+}
+
+
+class Trunk(NamedTuple):
+    """What all branches have in common: the frozen computation up to the first adapter."""
+
+    hidden: Tensor
+    mask: Tensor | None
+
+
+def adapter_config(kind: str, *, reduction_factor: int = 16, lora_rank: int = 8, width: int) -> PeftConfig:
+    """Describe an adapter in PEFT's terms.
+
+    Parameters
+    ----------
+    kind : str
+        ``"bottleneck"`` (published: after the feed-forward network of every block) or ``"lora"`` (on query
+        and value).
+    reduction_factor : int
+        Bottleneck: the backbone's width over the adapter's width.
+    lora_rank : int
+        LoRA: rank of the update.
+    width : int
+        The backbone's width.
+
+    Raises
+    ------
+    ValueError
+        If the kind is unknown, `reduction_factor` does not divide `width`, or `lora_rank` exceeds `width`.
+    """
+    if kind == "bottleneck":
+        if reduction_factor > width or width % reduction_factor:
+            raise ValueError(
+                f"reduction-factor = {reduction_factor}; allowed: a divisor of the backbone's width, {width}"
+            )
+        return BottleneckConfig(task_type="FEATURE_EXTRACTION", reduction_factor=reduction_factor)
+    if kind == "lora":
+        if lora_rank > width:
+            raise ValueError(f"lora-rank = {lora_rank}; allowed: 1 to the backbone's width, {width}")
+        return LoraConfig(
+            task_type="FEATURE_EXTRACTION",
+            r=lora_rank,
+            lora_alpha=2 * lora_rank,
+            target_modules=["query", "value"],
+        )
+    raise ValueError(f"adapter = {kind!r}; allowed: 'bottleneck', 'lora'")
+
+
+class DualAdapter(nn.Module):
+    """Three adapters of one kind on a frozen backbone.
+
+    Parameters
+    ----------
+    backbone : Backbone
+        Its weights are shared, not copied; it is left as it is.
+    config : PeftConfig
+        What an adapter is: the bottleneck, or PEFT's LoRA.
+    seed : int
+        The first weights of all adapters are a function of it. `frozen` starts as `shared`.
+
+    Attributes
+    ----------
+    peft : PeftModel
+        The backbone with the three adapters, named by their roles.
+    parameters_of : dict
+        Role → parameters by the name they have on the wire: PEFT's, without the adapter's name.
+    initial_local : dict
+        The local adapter as it was made: every client's first.
+    """
+
+    def __init__(self, backbone: Backbone, config: PeftConfig, seed: int = 0) -> None:
+        super().__init__()
+        self.backbone = backbone
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.peft: PeftModel = get_peft_model(backbone.fork(), config, adapter_name="shared")
+            for role in ROLES[1:]:
+                self.peft.add_adapter(role, config)
+        self.peft.eval()
+        self.parameters_of = {role: dict(_named(self.peft, role)) for role in ROLES}
+        self._layers = [module for module in self.peft.modules() if isinstance(module, BaseTunerLayer)]
+        # LoRA has a scale of its own; a branch's share multiplies it.
+        self._scales = [dict(layer.scaling) for layer in self._layers]
+        self._first, self._output = self._find_first_adapter()
+        self.load("frozen", self.state("shared"))
+        self.initial_local = self.state("local")
+        for role in ROLES:
+            for parameter in self.parameters_of[role].values():
+                parameter.requires_grad_(role != "frozen")
+
+    @property
+    def model(self):
+        """The backbone with the adapters inside, without PEFT's wrapping."""
+        return self.peft.get_base_model()
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.model.device
+
+    def state(self, role: Role) -> dict[str, Tensor]:
+        """Return a copy of one adapter's weights by their names on the wire."""
+        return {name: parameter.detach().clone() for name, parameter in self.parameters_of[role].items()}
+
+    @torch.no_grad()
+    def load(self, role: Role, state: Mapping[str, Tensor]) -> None:
+        """Overwrite one adapter's weights.
+
+        Raises
+        ------
+        ValueError
+            If names or shapes are not the adapter's.
+        """
+        own = self.parameters_of[role]
+        if state.keys() != own.keys():
+            odd = sorted(state.keys() ^ own.keys())
+            raise ValueError(f"adapter {role!r}: arrays missing or not known: {', '.join(odd[:3])}")
+        for name, parameter in own.items():
+            if state[name].shape != parameter.shape:
+                raise ValueError(
+                    f"adapter {role!r}: {name} has shape {tuple(state[name].shape)}, "
+                    f"not {tuple(parameter.shape)}"
+                )
+            parameter.copy_(state[name])
+
+    def receive(self, shared: Mapping[str, Tensor]) -> None:
+        """Take A_s as it arrives from the server; Â_s becomes its copy."""
+        self.load("shared", shared)
+        self.load("frozen", shared)
+
+    def activate(self, branch: Branch | None) -> None:
+        """Put a branch's adapters in place; None takes all out."""
+        shares = BRANCHES[branch] if branch else {}
+        for layer, scales in zip(self._layers, self._scales, strict=True):
+            # PEFT's own `set_adapter` would switch gradients on and off as well.
+            layer._active_adapter = list(shares)
+            for role, share in shares.items():
+                layer.scaling[role] = scales[role] * share
+
+    def forward(self, inputs: Mapping[str, Tensor], branch: Branch) -> Tensor:
+        """Compute a branch's features (batch, width) by one plain forward of the whole model."""
+        self.activate(branch)
+        return self.peft(**self._normalised(inputs)).pooler_output
+
+    @torch.no_grad()
+    def trunk(self, inputs: Mapping[str, Tensor]) -> Trunk:
+        """Compute the frozen part up to the first adapter, the same for every branch."""
+        self.activate(None)
+        hidden, mask = embed(self.model, self._normalised(inputs))
+        for layer in self.model.encoder.layer[: self._first]:
+            hidden = layer(hidden, mask)[0]
+        return Trunk(hidden, mask)
+
+    def features(self, trunk: Trunk, branch: Branch) -> Tensor:
+        """Compute a branch's features (batch, width) from the trunk on."""
+        self.activate(branch)
+        hidden = trunk.hidden if self._output is None else self._output.adapt(trunk.hidden)
+        for layer in self.model.encoder.layer[self._first :]:
+            hidden = layer(hidden, trunk.mask)[0]
+        return pool(self.model, hidden)
+
+    def _normalised(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        pixels = inputs["pixel_values"]
+        if pixels.dtype == torch.uint8:
+            pixels = self.backbone.processor.normalise(pixels)
+        return {**inputs, "pixel_values": pixels}
+
+    def _find_first_adapter(self) -> tuple[int, BottleneckLayer | None]:
+        """Return the number of blocks in the trunk, and the last one's adapter where the trunk ends before it."""
+        for index, layer in enumerate(self.model.encoder.layer):
+            tuned = [module for module in layer.modules() if isinstance(module, BaseTunerLayer)]
+            if tuned == [layer.output] and isinstance(layer.output, BottleneckLayer):
+                return index + 1, layer.output
+            if tuned:
+                return index, None
+        raise ValueError("the adapter was placed in no Transformer block")
+
+
+def open_adapter(settings: Settings) -> DualAdapter:
+    """Return the process's dual adapter for a run's settings, with the run's first weights when it is made.
+
+    Building one takes far longer than loading other weights into it, so clients of one process take turns with it.
+
+    Raises
+    ------
+    ValueError
+        If the settings' backbone, adapter or device cannot be had.
+    """
+    return _open_adapter(
+        settings.backbone,
+        settings.backbone_weights,
+        settings.adapter,
+        settings.reduction_factor,
+        settings.lora_rank,
+        settings.seed,
+        str(choose_device(settings.device)),
+    )
+
+
+@functools.lru_cache(maxsize=1)
+def _open_adapter(
+    name: str, weights: str, kind: str, reduction_factor: int, lora_rank: int, seed: int, device: str
+) -> DualAdapter:
+    backbone = load_backbone(name, weights)
+    config = adapter_config(
+        kind, reduction_factor=reduction_factor, lora_rank=lora_rank, width=backbone.width
+    )
+    return DualAdapter(backbone, config, seed).to(device)
+
+
+def _named(model: PeftModel, role: str) -> Iterator[tuple[str, nn.Parameter]]:
+    marker = f".{role}"
+    for name, parameter in model.named_parameters():
+        if f"{marker}." in f"{name}." and "encoder" in name:
+            yield name.replace(marker, "", 1), parameter

@@ -1,0 +1,18 @@
+"""Tensors as Flower's records, and back. The only file of the core that knows Flower."""
+
+from collections.abc import Mapping
+
+import torch
+from flwr.app import ArrayRecord
+from torch import Tensor
+
+
+def to_record(state: Mapping[str, Tensor]) -> ArrayRecord:
+    """Pack float32 tensors by name, in the order of their names."""
+    return ArrayRecord({name: state[name].detach().float().cpu() for name in sorted(state)})
+
+
+def from_record(record: ArrayRecord) -> dict[str, Tensor]:
+    """Unpack to tensors on the CPU that own their memory."""
+    # numpy arrays made from bytes are read-only, and torch warns of them.
+    return {name: torch.from_numpy(array.numpy().copy()) for name, array in record.items()}

@@ -1,0 +1,156 @@
+"""The run's settings: read once from Flower's run-config, typed and checked.
+
+Keys, defaults and what each trades are documented in one place: ``[tool.flwr.app.config]`` of
+``pyproject.toml``.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+Method = Literal["feddat", "adapter"]
+Strategy = Literal[
+    "fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "fedmedian", "fedtrimmedavg", "krum"
+]
+
+
+class SettingsError(ValueError):
+    """A setting that cannot be used; one line naming the key, the value and what is allowed."""
+
+
+class Settings(BaseModel):
+    """All settings of a run; a field's key is its name with hyphens. Build one with `read_settings`."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", alias_generator=lambda name: name.replace("_", "-")
+    )
+
+    run_name: str = Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$", max_length=100)
+    seed: int = Field(ge=0, lt=2**31)
+    num_rounds: int = Field(gt=0)
+    num_clients: int = Field(ge=0)
+    wait_seconds: float = Field(gt=0)
+    round_timeout: float = Field(gt=0)
+
+    method: Method
+    alpha: float = Field(ge=0)
+    beta: float = Field(ge=0)
+    temperature: float = Field(gt=0)
+    loss: Literal["bce-scores", "cross-entropy"]
+    update: Literal["alternating", "joint"]
+    step: Literal["fast", "reference"]
+
+    backbone: str = Field(min_length=1)
+    backbone_weights: Literal["pretrained", "random"]
+    adapter: Literal["bottleneck", "lora"]
+    reduction_factor: int = Field(gt=0)
+    lora_rank: int = Field(gt=0)
+
+    learning_rate: float = Field(gt=0)
+    weight_decay: float = Field(ge=0)
+    warmup: float = Field(ge=0, lt=1)
+    batch_size: int = Field(gt=0)
+    local_epochs: int = Field(gt=0)
+    device: str
+
+    benchmark: str
+    heterogeneity: str
+    data_dir: str
+    num_answers: int = Field(gt=1)
+    train_examples: int = Field(ge=0)
+    test_examples: int = Field(ge=0)
+    split_by: Literal["iid", "dirichlet"]
+    dirichlet_alpha: float = Field(gt=0)
+    on_bad_row: Literal["error", "skip"]
+
+    strategy: Strategy
+    weighting: Literal["uniform", "num-examples"]
+    server_learning_rate: float = Field(gt=0)
+    proximal_mu: float = Field(ge=0)
+    fraction_train: float = Field(gt=0, le=1)
+    evaluate_every: int = Field(gt=0)
+
+    def data_options(self) -> dict[str, Any]:
+        """Return what a benchmark is asked for: the keyword arguments of ``data_partitions.DataOptions``."""
+        names = (
+            "seed",
+            "heterogeneity",
+            "data_dir",
+            "num_answers",
+            "train_examples",
+            "test_examples",
+            "split_by",
+            "dirichlet_alpha",
+            "on_bad_row",
+        )
+        return {**self.model_dump(include=set(names)), "cache_dir": feddat_home() / "data"}
+
+    @model_validator(mode="after")
+    def _combinations(self) -> Self:
+        for wrong, message in (
+            (
+                self.method != "feddat" and self.step == "reference",
+                "step = 'reference' is FedDAT's published step; allowed with method = 'feddat' only",
+            ),
+            (
+                self.update == "joint" and self.step == "reference",
+                "update = 'joint' is not in the published step; allowed with step = 'fast' only",
+            ),
+            (
+                self.strategy == "fedprox" and self.proximal_mu == 0,
+                "proximal-mu = 0 makes strategy = 'fedprox' plain 'fedavg'; allowed: more than 0",
+            ),
+            (
+                self.benchmark == "vqa-domains" and not self.data_dir,
+                "data-dir = '' with benchmark = 'vqa-domains'; allowed: the absolute path of a folder",
+            ),
+            (
+                bool(self.data_dir) and not Path(self.data_dir).expanduser().is_absolute(),
+                # A Flower app does not run in the folder that the user typed the command in.
+                f"data-dir = {self.data_dir!r} is relative; allowed: an absolute path",
+            ),
+        ):
+            if wrong:
+                raise PydanticCustomError("combination", "{message}", {"message": message})
+        return self
+
+
+def read_settings(run_config: Mapping[str, bool | float | int | str]) -> Settings:
+    """Check a run-config.
+
+    Raises
+    ------
+    SettingsError
+        One line naming the first wrong key, its value and what is allowed.
+    """
+    try:
+        return Settings.model_validate(dict(run_config))
+    except ValidationError as error:
+        raise SettingsError(_in_one_line(error)) from None
+
+
+def _in_one_line(error: ValidationError) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    value = first["input"]
+    match first["type"]:
+        case "combination":
+            return first["msg"]
+        case "missing":
+            return f"{key} is missing from the run-config"
+        case "extra_forbidden":
+            known = sorted(str(field.alias) for field in Settings.model_fields.values())
+            return f"{key} = {value!r} is not a setting; allowed: {', '.join(known)}"
+        case "literal_error":
+            return f"{key} = {value!r}; allowed: {first['ctx']['expected']}"
+        case _:
+            return f"{key} = {value!r}; allowed: {first['msg'].removeprefix('Input should be ')}"
+
+
+def feddat_home() -> Path:
+    """Return the folder for everything that is kept: ``FEDDAT_HOME``, else ``~/.feddat``."""
+    return Path(os.environ.get("FEDDAT_HOME") or "~/.feddat").expanduser().absolute()

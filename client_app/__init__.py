@@ -1,0 +1,1 @@
+"""The clients' side: the ClientApp, local training, private state."""

@@ -1,0 +1,102 @@
+"""What a benchmark is asked for, and what it gives: one client's data."""
+
+from collections import Counter
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import datasets
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """Everything that a benchmark may need to know.
+
+    Attributes
+    ----------
+    cache_dir : Path
+        Where drawn and prepared data are kept.
+    seed : int
+        Seed of drawing, sampling and splitting.
+    heterogeneity : str
+        `scenes`: in what clients differ: `domain`, `function`, `scene` or `task`.
+    data_dir : str
+        `vqa-domains`: folder of parquet files, one a domain.
+    num_answers : int
+        `vqa-domains`: length of a domain's answer list.
+    train_examples, test_examples : int
+        Most training and test examples a client; validation gets half as many as test. 0: all there are
+        (`scenes`: 600 and 200).
+    split_by : str
+        `vqa-domains`: how a domain is shared by several clients: `iid`, or `dirichlet` over the answers.
+    dirichlet_alpha : float
+        Concentration of that Dirichlet distribution; smaller is more uneven.
+    on_bad_row : str
+        `vqa-domains`: `error` ends the run at a row that cannot be used, `skip` leaves it out and counts it.
+    """
+
+    cache_dir: Path
+    seed: int = 0
+    heterogeneity: str = "domain"
+    data_dir: str = ""
+    num_answers: int = 100
+    train_examples: int = 0
+    test_examples: int = 0
+    split_by: str = "iid"
+    dirichlet_alpha: float = 0.5
+    on_bad_row: str = "error"
+
+
+@dataclass(frozen=True)
+class Partition:
+    """One client's data.
+
+    Attributes
+    ----------
+    partition_id : int
+        Number of the client, from 0.
+    name : str
+        What is special about it, such as `sketch`.
+    answers : tuple of str
+        Its own answer list: the columns of `scores`.
+    train, validation, test : datasets.Dataset
+        Columns `image` (datasets.Image), `question` (str), `scores` (float32, one per answer), `example_id` (str).
+    unanswerable : dict
+        Split → rows whose answer is not in `answers`; they are kept, with scores of 0.
+    skipped : dict
+        Split → rows left out because they could not be used.
+    """
+
+    partition_id: int
+    name: str
+    answers: tuple[str, ...]
+    train: datasets.Dataset
+    validation: datasets.Dataset
+    test: datasets.Dataset
+    unanswerable: dict[str, int] = field(default_factory=dict)
+    skipped: dict[str, int] = field(default_factory=dict)
+
+
+def require_one_of(key: str, value: str, allowed: Collection[str]) -> None:
+    """Raise a ValueError naming the run-config key, the value and what is allowed, unless the value is."""
+    if value not in allowed:
+        raise ValueError(f"{key} = {value!r}: allowed are {', '.join(allowed)}")
+
+
+def client_name(natural: Collection[str], partition_id: int) -> str:
+    """Name of a client: that of the natural client it goes with, numbered from the second one on."""
+    turn, index = divmod(partition_id, len(natural))
+    return list(natural)[index] + (f"-{turn + 1}" if turn else "")
+
+
+def answer_list(answers: Iterable[str], limit: int | None = None) -> list[str]:
+    """Answers by falling frequency, ties in alphabetical order, at most `limit`."""
+    counted = sorted(Counter(answers).items(), key=lambda item: (-item[1], item[0]))
+    return [answer for answer, _ in counted[:limit]]
+
+
+def answer_scores(answer: str, answers: Iterable[str]) -> list[float]:
+    """1 at the answer's place in the list, 0 elsewhere; all 0 if it is not in the list."""
+    return [float(answer == candidate) for candidate in answers]

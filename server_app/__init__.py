@@ -1,0 +1,1 @@
+"""The server's side: the ServerApp, pretraining, reports."""

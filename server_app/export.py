@@ -1,0 +1,48 @@
+"""The federation's result as a PEFT checkpoint."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from peft import get_peft_model, set_peft_model_state_dict
+from torch import Tensor
+
+from app.backbones import load_backbone
+from app.dual_adapter import adapter_config
+from app.settings import Settings
+
+
+def export_adapter(folder: Path, settings: Settings, shared: Mapping[str, Tensor], card: str) -> None:
+    """Save the shared adapter so that ``PeftModel.from_pretrained`` loads it; an older export gives way.
+
+    Parameters
+    ----------
+    folder : Path
+        Gets ``adapter_model.safetensors``, ``adapter_config.json`` and the model card.
+    settings : Settings
+        Name the backbone and the adapter.
+    shared : Mapping
+        A_s by its names on the wire.
+    card : str
+        The model card.
+    """
+    backbone = load_backbone(settings.backbone, settings.backbone_weights)
+    config = adapter_config(
+        settings.adapter,
+        reduction_factor=settings.reduction_factor,
+        lora_rank=settings.lora_rank,
+        width=backbone.width,
+    )
+    model = get_peft_model(backbone.fork(), config)
+    set_peft_model_state_dict(model, dict(shared))
+    # Otherwise PEFT writes the folder that this machine loaded the backbone from.
+    model.peft_config["default"].base_model_name_or_path = settings.backbone
+    fresh, old = (folder.with_name(f".{folder.name}.{state}") for state in ("new", "old"))
+    for leftover in (fresh, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    model.save_pretrained(fresh)
+    (fresh / "README.md").write_text(card)
+    if folder.exists():
+        folder.rename(old)
+    fresh.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)

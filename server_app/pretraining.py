@@ -1,0 +1,400 @@
+"""Pretraining of the built-in backbone on captioned public images.
+
+Masked language modelling and image–text matching, the two objectives of ViLT (Kim et al., 2021, arXiv
+2102.03334, section 3.3), on the public split of the benchmark ``scenes``. Half of a batch's rows have masked
+captions; of the other half, half have a false caption: another image's, or the true one with a single word
+exchanged.
+
+Run ``python -m server_app.pretraining --out FOLDER`` to repeat it; the model card in FOLDER says what was
+reached.
+"""
+
+import argparse
+import json
+import math
+import pydoc_data.topics
+import re
+import string
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from rich.progress import Progress, TextColumn, TimeRemainingColumn
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedTokenizerFast, ViltConfig, ViltForMaskedLM
+
+from app.backbones import Processor, choose_device, keep_patch_order
+from app.settings import feddat_home
+from data_partitions.benchmarks import DataOptions, load_public
+from data_partitions.scenes import COLORS, NUMBER_WORDS, PLACES, SHAPES, SIZES, TEXTURES
+
+TINY_VILT = {
+    "hidden_size": 192,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 6,
+    "intermediate_size": 768,
+    "image_size": 64,
+    "patch_size": 8,
+    "max_position_embeddings": 48,
+}
+VOCABULARY = 2048
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+MASKED_SHARE = 0.4
+# Phrases of one group can stand in for each other: exchanging one makes a caption false, but for rare luck.
+EXCHANGES = (
+    COLORS, SHAPES, SIZES, TEXTURES, PLACES, NUMBER_WORDS,
+    ("left of", "right of"), ("above", "below"), ("more", "fewer"), ("the same", "different"),
+    ("as large as", "larger than", "smaller than"),
+)  # fmt: skip
+GROUP_OF = {phrase: group for group in EXCHANGES for phrase in group}
+PHRASE = re.compile(r"\b(" + "|".join(sorted(GROUP_OF, key=len, reverse=True)) + r")\b")
+
+
+@dataclass
+class CaptionedImages:
+    """Images and tokenised captions in memory.
+
+    Attributes
+    ----------
+    pixels : Tensor
+        uint8, shape (images, 3, size, size).
+    captions : list of list of str
+        The captions of each image.
+    """
+
+    pixels: Tensor
+    captions: list[list[str]]
+
+    @classmethod
+    def load(cls, dataset: Dataset, processor: Processor) -> "CaptionedImages":
+        """Process a data set with columns ``image`` and ``captions``."""
+        return cls(
+            torch.stack([processor.image(image) for image in dataset["image"]]), list(dataset["captions"])
+        )
+
+
+def build_tokenizer(captions: Sequence[str], vocabulary: int = VOCABULARY) -> PreTrainedTokenizerFast:
+    """Train a lower-case WordPiece tokenizer on captions and on the English of Python's own documentation.
+
+    The second gives it pieces for questions about other things than scenes, without a download.
+    """
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocabulary,
+        special_tokens=SPECIAL,
+        initial_alphabet=sorted(set(string.printable) - set(string.whitespace)),
+    )
+    english = re.findall(r"[A-Za-z][a-z]+|\d", " ".join(pydoc_data.topics.topics.values()))
+    tokenizer.train_from_iterator([*captions, " ".join(english)], trainer)
+    ends = [(token, tokenizer.token_to_id(token)) for token in ("[SEP]", "[CLS]")]
+    tokenizer.post_processor = processors.BertProcessing(*ends)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="[UNK]",
+        pad_token="[PAD]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        model_max_length=TINY_VILT["max_position_embeddings"],
+    )
+
+
+class Pretrainer(nn.Module):
+    """ViLT with its masked-language head and a matching head on the pooled feature."""
+
+    def __init__(self, config: ViltConfig) -> None:
+        super().__init__()
+        self.language = ViltForMaskedLM(config)
+        keep_patch_order(self.language.vilt)
+        self.matching = nn.Linear(config.hidden_size, 2)
+
+    def forward(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return logits over the vocabulary (batch, tokens, vocabulary) and over {false, true} (batch, 2)."""
+        output = self.language.vilt(**inputs)
+        words = output.last_hidden_state[:, : inputs["input_ids"].shape[1]]
+        return self.language.mlm_score(words), self.matching(output.pooler_output)
+
+
+@dataclass
+class Batch:
+    """One batch: model inputs, word labels (-100 where not asked), match labels (-100 where not asked)."""
+
+    inputs: dict[str, Tensor]
+    words: Tensor
+    matches: Tensor
+
+
+def exchange_phrase(caption: str, generator: torch.Generator) -> str | None:
+    """Make a caption false by exchanging one of its phrases; None where it has none."""
+    found = list(PHRASE.finditer(caption))
+    if not found:
+        return None
+    spot = found[_draw(len(found), generator)]
+    others = [phrase for phrase in GROUP_OF[spot[0]] if phrase != spot[0]]
+    return caption[: spot.start()] + others[_draw(len(others), generator)] + caption[spot.end() :]
+
+
+def make_batch(
+    data: CaptionedImages, rows: Sequence[int], processor: Processor, generator: torch.Generator
+) -> Batch:
+    """Draw a caption for each image, masked for the first half of the rows, true or false for the second.
+
+    One batch in two has every image's first caption, the full description: batches of like lengths need less
+    padding.
+    """
+
+    def draw_caption(row: int) -> str:
+        return data.captions[row][0 if full else 1 + _draw(len(data.captions[row]) - 1, generator)]
+
+    full = _draw(2, generator)
+    texts, matches = [], []
+    for position, row in enumerate(rows):
+        caption = draw_caption(row)
+        match = -100
+        if position >= len(rows) // 2:
+            match = _draw(2, generator)
+            if not match:
+                false = exchange_phrase(caption, generator) if _draw(4, generator) else None
+                caption = false or draw_caption(rows[(position + 1) % len(rows)])
+        texts.append(caption)
+        matches.append(match)
+    inputs = processor.texts(texts)
+    longest = int(inputs["attention_mask"].sum(1).max())
+    inputs = {key: value[:, :longest] for key, value in inputs.items()}
+    words = torch.full_like(inputs["input_ids"], -100)
+    special = torch.tensor([processor.tokenizer.convert_tokens_to_ids(token) for token in SPECIAL])
+    maskable = ~torch.isin(inputs["input_ids"], special)
+    maskable[len(rows) // 2 :] = False
+    chosen = maskable & (torch.rand(maskable.shape, generator=generator) < MASKED_SHARE)
+    words[chosen] = inputs["input_ids"][chosen]
+    inputs["input_ids"] = inputs["input_ids"].masked_fill(chosen, processor.tokenizer.mask_token_id)
+    return Batch({**inputs, "pixel_values": data.pixels[list(rows)]}, words, torch.tensor(matches))
+
+
+def batches(
+    data: CaptionedImages, size: int, steps: int, processor: Processor, generator: torch.Generator
+) -> Iterator[Batch]:
+    """Yield `steps` batches, every image once before any comes again."""
+    order: list[int] = []
+    for _ in range(steps):
+        if len(order) < size:
+            order += torch.randperm(len(data.pixels), generator=generator).tolist()
+        rows, order = order[:size], order[size:]
+        yield make_batch(data, rows, processor, generator)
+
+
+def vary(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    """Vary gain, offset and grain of normalised pixels, so that the backbone is not tied to one rendering."""
+    shape = (len(pixels), 1, 1, 1)
+    gain = 0.8 + 0.4 * torch.rand(shape, generator=generator)
+    offset = 0.3 * (torch.rand(shape, generator=generator) - 0.5)
+    grain = 0.1 * torch.rand(shape, generator=generator) * torch.randn(pixels.shape, generator=generator)
+    return pixels * gain + offset + grain
+
+
+def learning_rate(step: int, steps: int, peak: float) -> float:
+    """Warm up linearly over the first 5 %, then fall along a cosine to zero."""
+    warm = max(1, steps // 20)
+    return peak * min(step / warm, 0.5 * (1 + math.cos(math.pi * max(0, step - warm) / max(1, steps - warm))))
+
+
+@torch.no_grad()
+def measure(
+    model: Pretrainer, data: CaptionedImages, processor: Processor, seed: int = 1
+) -> dict[str, float]:
+    """Return accuracies of masked words and of matching on held-out images, in [0, 1]."""
+    model.eval()
+    device = next(model.parameters()).device
+    generator = torch.Generator().manual_seed(seed)
+    right = {"words": 0, "matches": 0}
+    asked = {"words": 0, "matches": 0}
+    for batch in batches(data, 100, len(data.pixels) // 100, processor, generator):
+        inputs = {key: value.to(device) for key, value in batch.inputs.items()}
+        inputs["pixel_values"] = processor.normalise(inputs["pixel_values"])
+        for key, logits in zip(right, model(inputs), strict=True):
+            labels = getattr(batch, key)
+            right[key] += int((logits.argmax(-1).cpu() == labels)[labels >= 0].sum())
+            asked[key] += int((labels >= 0).sum())
+    model.train()
+    return {key: right[key] / asked[key] for key in right}
+
+
+def pretrain(
+    model: Pretrainer,
+    data: CaptionedImages,
+    held_out: CaptionedImages,
+    processor: Processor,
+    *,
+    steps: int,
+    batch_size: int,
+    peak: float,
+    seed: int,
+) -> dict[str, float]:
+    """Train `model` in place and return what `measure` finds at the end."""
+    generator = torch.Generator().manual_seed(seed)
+    device = next(model.parameters()).device
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.98))
+    reached: dict[str, float] = {}
+    columns = (
+        *Progress.get_default_columns()[:-1],
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[state]}"),
+    )
+    with Progress(*columns, refresh_per_second=0.5) as progress:
+        task = progress.add_task("pretraining", total=steps, state="")
+        for step, batch in enumerate(batches(data, batch_size, steps, processor, generator), start=1):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, steps, peak)
+            inputs = {key: value.to(device) for key, value in batch.inputs.items()}
+            inputs["pixel_values"] = vary(processor.normalise(batch.inputs["pixel_values"]), generator).to(
+                device
+            )
+            with torch.autocast(device.type, torch.bfloat16):
+                words, matches = model(inputs)
+            word_loss = cross_entropy(words.float().flatten(0, 1), batch.words.to(device).flatten())
+            match_loss = cross_entropy(matches.float(), batch.matches.to(device))
+            optimizer.zero_grad()
+            (word_loss + match_loss).backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            if step % 250 == 0 or step == steps:
+                reached = measure(model, held_out, processor)
+                progress.console.print(
+                    f"step {step}: losses {word_loss:.3f} {match_loss:.3f}; held out: masked words "
+                    f"{reached['words']:.3f}, matching {reached['matches']:.3f}"
+                )
+            progress.update(task, advance=1, state=f"loss {word_loss:.2f} + {match_loss:.2f}")
+    return reached
+
+
+# The options that a model card's command repeats.
+REPEATED = ("images", "steps", "batch_size", "learning_rate", "seed", "out")
+
+CARD = """---
+license: apache-2.0
+library_name: transformers
+pipeline_tag: image-feature-extraction
+---
+# {name}
+
+A small ViLT for trying out federated fine-tuning without a download: {millions:.2f} M parameters, {layers}
+layers of width {width}, images {size}×{size} in patches of {patch}×{patch}, WordPiece vocabulary of
+{vocabulary}.
+
+Pretrained from scratch by this project on {images:,} drawn public scenes with captions (benchmark `scenes`,
+public split, seed {seed}), which no client holds: masked language modelling and image–text matching,
+{steps:,} batches of {batch_size}. On {held_out:,} held-out public scenes it completes **{words:.1%}** of the
+masked caption words and tells a true caption from a false one (mostly a single word exchanged) in
+**{matches:.1%}** of cases. It knows little beyond drawn shapes: for real images and for results worth
+publishing use a large backbone.
+
+Repeat it with
+
+    {command}
+
+which took {minutes:.0f} minutes on {machine}.
+"""
+
+
+def save(model: Pretrainer, processor: Processor, folder: Path, card: str) -> None:
+    """Write fp16 weights, configuration, tokenizer, image settings and model card."""
+    folder.mkdir(parents=True, exist_ok=True)
+    backbone = model.language.vilt.half()
+    backbone.save_pretrained(folder)
+    processor.tokenizer.save_pretrained(folder)
+    settings = {
+        "image_processor_type": "ViltImageProcessor",
+        "size": {"height": processor.image_size, "width": processor.image_size},
+        "image_mean": list(processor.mean),
+        "image_std": list(processor.std),
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    (folder / "README.md").write_text(card)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Pretrain a tiny ViLT and save it."""
+    parser = argparse.ArgumentParser(
+        prog="python -m server_app.pretraining", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder for the pretrained backbone")
+    parser.add_argument("--images", type=int, default=40_000, help="public scenes to draw")
+    parser.add_argument("--steps", type=int, default=7_000, help="batches to train on")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--learning-rate", type=float, default=1e-3, help="peak of the schedule")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    options = parser.parse_args(arguments)
+    torch.manual_seed(options.seed)
+    started = time.monotonic()
+
+    data_options = DataOptions(seed=options.seed, cache_dir=feddat_home() / "data")
+    public = load_public("scenes", data_options, options.images, split="train")
+    aside = load_public("scenes", data_options, max(100, options.images // 20), split="validation")
+    tokenizer = build_tokenizer([caption for captions in public["captions"] for caption in captions])
+    config = ViltConfig(**TINY_VILT, vocab_size=len(tokenizer), hidden_dropout_prob=0.0)
+    half = (0.5, 0.5, 0.5)
+    processor = Processor(tokenizer, config.image_size, config.max_position_embeddings, mean=half, std=half)
+    data, held_out = (CaptionedImages.load(split, processor) for split in (public, aside))
+
+    device = choose_device(options.device)
+    model = Pretrainer(config).to(device)
+    reached = pretrain(
+        model,
+        data,
+        held_out,
+        processor,
+        steps=options.steps,
+        batch_size=options.batch_size,
+        peak=options.learning_rate,
+        seed=options.seed,
+    )
+    card = CARD.format(
+        name=options.out.name,
+        millions=sum(p.numel() for p in model.language.vilt.parameters()) / 1e6,
+        layers=config.num_hidden_layers,
+        width=config.hidden_size,
+        size=config.image_size,
+        patch=config.patch_size,
+        vocabulary=config.vocab_size,
+        images=len(public),
+        held_out=len(aside),
+        steps=options.steps,
+        batch_size=options.batch_size,
+        seed=options.seed,
+        command=" ".join(
+            [
+                "python -m server_app.pretraining",
+                *(f"--{key.replace('_', '-')} {getattr(options, key)}" for key in REPEATED),
+            ]
+        ),
+        minutes=(time.monotonic() - started) / 60,
+        machine=f"{torch.get_num_threads()} CPU threads"
+        if device.type == "cpu"
+        else torch.cuda.get_device_name(device),
+        **reached,
+    )
+    save(model, processor, options.out, card)
+    print(
+        f"masked words {reached['words']:.1%}, matching {reached['matches']:.1%}; "
+        f"saved to {options.out.resolve()}"
+    )
+
+
+def _draw(choices: int, generator: torch.Generator) -> int:
+    return int(torch.randint(choices, (), generator=generator))
+
+
+if __name__ == "__main__":
+    main()

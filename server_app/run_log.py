@@ -1,0 +1,103 @@
+"""The record of a run, kept in its folder as it goes."""
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from app.files import write_atomically
+from app.settings import Settings, SettingsError, feddat_home
+
+from .report import progress_line
+
+log = logging.getLogger("flwr")  # Flower's own logger: what it gets is in `flwr log`
+
+
+class RunLog:
+    """Collects one row a round and client, writes ``settings.json`` and ``metrics.jsonl``.
+
+    It observes the strategy (`strategies.RoundObserver`).
+
+    Parameters
+    ----------
+    settings : Settings
+        The run's settings. An empty run-name becomes benchmark, method and time.
+    facts : Mapping
+        What else to keep in ``settings.json``: fingerprints, versions.
+
+    Raises
+    ------
+    SettingsError
+        If a run of that name is there already.
+    """
+
+    def __init__(self, settings: Settings, facts: Mapping[str, Any]) -> None:
+        self.settings = settings
+        self.name = settings.run_name or f"{settings.benchmark}-{settings.method}-{datetime.now():%Y%m%d-%H%M%S}"
+        self.folder: Path = feddat_home() / "runs" / self.name
+        try:
+            self.folder.mkdir(parents=True)
+        except FileExistsError:
+            raise SettingsError(
+                f"run-name = {self.name!r} is taken by {self.folder}; allowed: a new name, or '' for one with the time"
+            ) from None
+        self.facts = {**settings.model_dump(by_alias=True), **facts, "run-name": self.name}
+        write_atomically(self.folder / "settings.json", json.dumps(self.facts, indent=2) + "\n")
+        self.rows: list[dict[str, Any]] = []
+        self._names: dict[int, str] = {}
+        self._round: dict[int, dict[str, Any]] = {}
+        self._started = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the run began."""
+        return time.monotonic() - self._started
+
+    def joined(self, answers: Mapping[int, Mapping[str, Any]]) -> None:
+        """Note who takes part, and say so if the benchmark has more clients than there are nodes."""
+        self._names |= {partition: str(answer["name"]) for partition, answer in answers.items()}
+        natural = max(int(answer["natural-partitions"]) for answer in answers.values())
+        nodes = len(self._names)
+        log.info("%s: %d clients: %s", self.settings.benchmark, nodes, ", ".join(self._names.values()))
+        if nodes < natural:
+            log.info(
+                "the benchmark has %d clients and is cut to the first %d, as many as there are nodes; for all of them: "
+                'flwr run . --federation-config "num-supernodes=%d"',
+                natural,
+                nodes,
+                natural,
+            )
+
+    def replied(
+        self, server_round: int, phase: str, partition_id: int, metrics: Mapping[str, float | int]
+    ) -> None:
+        """Add what a client measured to its row of the round."""
+        row = self._round.setdefault(
+            partition_id,
+            {"round": server_round, "partition": partition_id, "name": self._names.get(partition_id, "")},
+        )
+        for key, value in metrics.items():
+            both_ways = key in ("bytes-down", "bytes-up")
+            # An evaluation counts its examples too; a row's are those trained on.
+            if key != "num-examples" or phase == "train":
+                row[key] = row.get(key, 0) + value if both_ways else value
+
+    def refused(self, server_round: int, phase: str, partition_id: int, reason: str) -> None:
+        """Add a row for a reply that did not count."""
+        self._write(
+            [{"round": server_round, "partition": partition_id, "phase": phase, "refused": reason}],
+        )
+
+    def end_round(self, server_round: int) -> None:
+        """Write the round's rows and say how far the run is."""
+        self._write([self._round[partition] for partition in sorted(self._round)])
+        self._round = {}
+        log.info("%s", progress_line(self.rows, server_round, self.settings.num_rounds, self.seconds))
+
+    def _write(self, rows: list[dict[str, Any]]) -> None:
+        self.rows += rows
+        with (self.folder / "metrics.jsonl").open("a") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)

@@ -1,0 +1,47 @@
+"""The Flower strategy inside a run's federation, by name."""
+
+from flwr.serverapp.strategy import (
+    FedAdagrad,
+    FedAdam,
+    FedAvg,
+    FedAvgM,
+    FedMedian,
+    FedProx,
+    FedTrimmedAvg,
+    FedYogi,
+    Krum,
+    Strategy,
+)
+
+from app.settings import Settings
+
+
+def make_strategy(settings: Settings) -> Strategy:
+    """Make the inner strategy, which samples clients and averages their shared adapters."""
+    common = {
+        "fraction_train": settings.fraction_train,
+        "fraction_evaluate": 1.0,
+        "min_train_nodes": 1,
+        "min_evaluate_nodes": 1,
+        "min_available_nodes": 1,
+    }
+    rate = settings.server_learning_rate
+    match settings.strategy:
+        case "fedavg":
+            return FedAvg(**common)
+        case "fedprox":
+            return FedProx(**common, proximal_mu=settings.proximal_mu)
+        case "fedavgm":
+            return FedAvgM(**common, server_learning_rate=rate, server_momentum=0.9)
+        case "fedadam":
+            return FedAdam(**common, eta=rate)
+        case "fedyogi":
+            return FedYogi(**common, eta=rate)
+        case "fedadagrad":
+            return FedAdagrad(**common, eta=rate)
+        case "fedmedian":
+            return FedMedian(**common)
+        case "fedtrimmedavg":
+            return FedTrimmedAvg(**common)
+        case "krum":
+            return Krum(**common)

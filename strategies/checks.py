@@ -1,0 +1,104 @@
+"""What an array may be called and a reply may hold. Nothing a client sent is parsed here, only compared."""
+
+from io import BytesIO
+from math import isfinite
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, Error, RecordDict
+
+MAX_WEIGHT = 2**53  # beyond it a float no longer counts one by one, and a sum of weights may overflow
+
+
+def is_private(name: str) -> bool:
+    """Whether an array's name is of what belongs to a client alone: a local or frozen adapter, or a head."""
+    return any(part in ("local", "frozen") or part.startswith("head") for part in name.split("."))
+
+
+def one_line(text: object, limit: int = 200) -> str:
+    """Squeeze a client's text into one printable line of at most `limit` characters."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+    return line if len(line) <= limit else f"{line[: limit - 1]}…"
+
+
+def cause(error: Error) -> str:
+    """Return what a client's error says, without the traceback that Flower's simulation puts before it."""
+    _, wrapped, text = (error.reason or "").rpartition("occurred. Message: ")
+    return one_line(text.removesuffix("'>") if wrapped else text) or f"error {error.code} without a message"
+
+
+def reason_to_refuse(
+    sent: ArrayRecord | None, content: RecordDict, weight_key: str = "num-examples"
+) -> str | None:
+    """Say why a reply must not reach the aggregate.
+
+    What costs nothing comes first: counts, names, declared dtypes and shapes, lengths in bytes. Only then are
+    the values looked at, in place. The bytes are compared with NumPy's header for the array that was sent,
+    never given to `numpy.load`, which would open an archive as well.
+
+    Parameters
+    ----------
+    sent : ArrayRecord or None
+        What the client was sent to train. None: the reply is to an evaluation, which returns metrics alone.
+    content : RecordDict
+        The reply: one ArrayRecord (none after an evaluation), one MetricRecord, any ConfigRecords.
+    weight_key : str
+        The metric that weighs the reply; a positive number.
+
+    Returns
+    -------
+    str or None
+        One line; None for a good reply.
+    """
+    records, metrics = list(content.array_records.values()), list(content.metric_records.values())
+    if len(records) != (sent is not None):
+        return f"{len(records)} array records instead of {int(sent is not None)}"
+    if len(metrics) != 1:
+        return f"{len(metrics)} metric records instead of 1"
+    weight = metrics[0].get(weight_key)
+    if not isinstance(weight, int | float) or not isfinite(weight) or not 0 < weight <= MAX_WEIGHT:
+        return f"metric '{weight_key}' is {one_line(weight, 40)}; a positive number is needed"
+    return None if sent is None else _reason_in_arrays(sent, records[0])
+
+
+def _reason_in_arrays(sent: ArrayRecord, received: ArrayRecord) -> str | None:
+    for name in received:
+        if is_private(name):
+            return f"array {one_line(name, 100)!r} has a private name"
+        if name not in sent:
+            return f"array {one_line(name, 100)!r} was not sent"
+    for name in sent:
+        if name not in received:
+            return f"array '{name}' is missing"
+        if reason := _reason_in_layout(sent[name], received[name]):
+            return f"array '{name}' {reason}"
+    for name, array in received.items():
+        values = np.frombuffer(array.data, array.dtype, offset=len(array.data) - _num_bytes(array))
+        if values.dtype.kind in "fc" and not np.isfinite(values).all():
+            return f"array '{name}' has values that are not finite"
+    return None
+
+
+def _reason_in_layout(sent: Array, received: Array) -> str | None:
+    if received.dtype != sent.dtype:
+        return f"is {one_line(received.dtype, 40)}, sent as {sent.dtype}"
+    if tuple(received.shape) != tuple(sent.shape):
+        return f"has shape {one_line(received.shape, 40)}, sent as {tuple(sent.shape)}"
+    if received.stype != sent.stype:
+        return f"is written as {one_line(received.stype, 40)!r}, sent as '{sent.stype}'"
+    num_bytes = _num_bytes(sent)
+    for header in (_header(sent, fortran_order) for fortran_order in (False, True)):
+        if len(received.data) == len(header) + num_bytes and received.data.startswith(header):
+            return None
+    return f"holds {len(received.data)} bytes that are not {sent.dtype} values of shape {tuple(sent.shape)}"
+
+
+def _num_bytes(array: Array) -> int:
+    return int(np.prod(array.shape, dtype=np.int64)) * np.dtype(array.dtype).itemsize
+
+
+def _header(array: Array, fortran_order: bool) -> bytes:
+    stream = BytesIO()
+    descr = np.dtype(array.dtype).str
+    layout = {"descr": descr, "fortran_order": fortran_order, "shape": tuple(array.shape)}
+    np.lib.format.write_array_header_1_0(stream, layout)
+    return stream.getvalue()

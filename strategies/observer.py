@@ -1,0 +1,17 @@
+"""What a run's record is told of each reply."""
+
+from typing import Literal, Protocol
+
+Phase = Literal["train", "evaluate"]
+
+
+class RoundObserver(Protocol):
+    """Whoever keeps the record of a run; called in the order of the partitions."""
+
+    def replied(
+        self, server_round: int, phase: Phase, partition_id: int, metrics: dict[str, float | int]
+    ) -> None:
+        """Take a client's own metrics, with `bytes-down` and `bytes-up` as the server counted them."""
+
+    def refused(self, server_round: int, phase: Phase, partition_id: int, reason: str) -> None:
+        """Take the reason why a reply does not count; the partition is -1 when the sender was not asked."""

@@ -1,0 +1,183 @@
+"""FedDAT around Flower's strategies: what is averaged, what is refused, what is reported."""
+
+from math import sqrt
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord
+from flwr.serverapp import strategy as flower
+
+from strategies import FedDAT, StrategyWrapper
+
+MEAN = 3.625  # of the clients' steps 1, 2, 2.5 and 9
+WEIGHTED = 6.3125  # (1 + 2 + 2.5 + 5 * 9) / 8: by their examples 1, 1, 1 and 5
+
+
+def adam(eta=0.1, b1=0.9, b2=0.99, tau=1e-3):
+    """Two rounds of Adam on a constant pseudo-gradient (Reddi et al. 2021, bias-corrected as in Flower)."""
+    x = m = v = 0.0
+    for t in (1, 2):
+        m, v = b1 * m + (1 - b1) * MEAN, b2 * v + (1 - b2) * MEAN**2
+        x += eta * sqrt(1 - b2 ** (t + 1)) / (1 - b1 ** (t + 1)) * m / (sqrt(v) + tau)
+    return x
+
+
+def yogi(eta=0.01, b1=0.9, b2=0.99, tau=1e-3):
+    """Two rounds of Yogi; v stays below the squared pseudo-gradient, so its sign term is -1."""
+    x = m = v = 0.0
+    for _ in (1, 2):
+        m, v = b1 * m + (1 - b1) * MEAN, v + (1 - b2) * MEAN**2
+        x += eta * m / (sqrt(v) + tau)
+    return x
+
+
+def dp(kind, inner, *args):
+    return getattr(flower, f"DifferentialPrivacy{kind}Clipping")(inner, *args)
+
+
+fixed, adaptive = (0.0, 1e6, 4), (0.0, 4, 1e6)
+INNER = {
+    "FedAvg": (lambda: flower.FedAvg(), 2 * MEAN),
+    "FedProx": (lambda: flower.FedProx(proximal_mu=0.1), 2 * MEAN),
+    "FedAvgM": (lambda: flower.FedAvgM(server_momentum=0.5), MEAN + 1.5 * MEAN),
+    "FedAdam": (lambda: flower.FedAdam(), adam()),
+    "FedYogi": (lambda: flower.FedYogi(), yogi()),
+    "FedMedian": (lambda: flower.FedMedian(), 4.5),
+    "FedTrimmedAvg": (lambda: flower.FedTrimmedAvg(beta=0.25), 4.5),
+    "Krum": (lambda: flower.Krum(), 4.0),
+    "server-side DP": (lambda: dp("ServerSideFixed", flower.FedAvg(), *fixed), 2 * MEAN),
+    "clipping": (lambda: dp("ServerSideFixed", flower.FedAvg(), 0.0, sqrt(6), 4), 2.0),
+    "adaptive DP": (lambda: dp("ServerSideAdaptive", flower.FedAvg(), *adaptive), 2 * MEAN),
+    "client-side DP": (lambda: dp("ClientSideFixed", flower.FedAvg(), *fixed), 2 * MEAN),
+}
+
+
+@pytest.mark.parametrize(("make", "expected"), INNER.values(), ids=INNER.keys())
+def test_every_strategy_runs_inside(toy, federation, arrays, make, expected):
+    result = FedDAT(make()).start(federation(), arrays, num_rounds=2)
+    assert toy.value(result) == pytest.approx(expected, rel=1e-5)
+    assert result.train_metrics_clientapp.keys() == result.evaluate_metrics_clientapp.keys() == {1, 2}
+
+
+@pytest.mark.parametrize("kind", ["ServerSideFixed", "ServerSideAdaptive", "ClientSideFixed"])
+def test_flowers_wrappers_run_outside(toy, federation, arrays, kind):
+    inner = FedDAT(flower.FedAvg(), expected_nodes=4)
+    args = adaptive if kind.endswith("Adaptive") else fixed
+    result = StrategyWrapper(dp(kind, inner, *args)).start(federation(), arrays, num_rounds=2)
+    assert toy.value(result) == pytest.approx(2 * MEAN)
+    assert inner.partitions == {40: 0, 10: 1, 30: 2, 20: 3}
+
+
+def test_weighting_by_examples(toy, federation, arrays):
+    result = FedDAT(flower.FedAvg(), weighting="num-examples").start(federation(), arrays, num_rounds=1)
+    assert toy.value(result) == WEIGHTED
+    score = (0.1 + 0.2 + 5 * 0.3) / 8
+    assert result.train_metrics_clientapp[1]["score"] == pytest.approx(score)
+    assert result.evaluate_metrics_clientapp[1]["score"] == pytest.approx(score)
+
+
+def test_uniform_weighting_is_the_plain_mean_of_metrics_too(federation, arrays):
+    result = FedDAT(flower.FedAvg()).start(federation(), arrays, num_rounds=1)
+    assert result.train_metrics_clientapp[1] == {"score": pytest.approx(0.15)}
+    assert result.evaluate_metrics_clientapp[1] == {"score": pytest.approx(0.15)}
+
+
+def test_uniform_weighting_uses_the_strategys_own_key(toy, federation, arrays):
+    def alter(content):
+        content["metrics"]["tokens"] = 7 * content["metrics"]["num-examples"]
+        return content
+
+    grid = federation()
+    for client in grid.nodes.values():
+        client.alter = alter
+    result = FedDAT(flower.FedAvg(weighted_by_key="tokens")).start(grid, arrays, num_rounds=1)
+    assert toy.value(result) == MEAN
+
+
+def test_unknown_weighting_is_refused():
+    with pytest.raises(ValueError, match="weighting is 'size'; allowed: 'uniform', 'num-examples'"):
+        FedDAT(flower.FedAvg(), weighting="size")
+
+
+def test_the_order_of_replies_changes_no_byte(toy):
+    rng = np.random.default_rng(0)
+    steps = rng.normal(size=7) * 10.0 ** rng.integers(-4, 4, size=7)
+
+    def run(offset, order):
+        grid = toy.Grid({(p * 5 + offset) % 11: toy.Client(p, s, p + 1) for p, s in enumerate(steps)}, order)
+        strategy = FedDAT(flower.FedAvg(), weighting="num-examples")
+        return (
+            strategy.start(grid, toy.arrays(x=rng.normal(size=50) * 0 + 0.1), num_rounds=2).arrays["x"].data
+        )
+
+    first = run(0, list)
+    assert run(0, lambda replies: replies[::-1]) == first
+    assert run(3, sorted_by_step := lambda replies: replies[3:] + replies[:3]) == first
+    assert run(6, sorted_by_step) == first
+
+
+def test_replies_in_another_order_of_names_are_put_right(toy, federation):
+    """FedAvgM pairs arrays by position: two of one shape would be swapped without a word."""
+
+    def alter(content):
+        for key, record in content.array_records.items():
+            content[key] = ArrayRecord(dict(reversed(record.items())))
+        return content
+
+    grid = federation()
+    for client in grid.nodes.values():
+        client.alter = alter
+    arrays = toy.arrays(x_b=[1], x_a=[5])
+    result = FedDAT(flower.FedAvgM(server_learning_rate=0.5)).start(grid, arrays, num_rounds=1)
+    assert [(k, v.numpy().item()) for k, v in result.arrays.items()] == [("x.b", 2.8125), ("x.a", 6.8125)]
+
+
+@pytest.mark.parametrize("name", ["x.local.a", "frozen.x", "head.weight"])
+def test_private_arrays_are_never_sent(toy, federation, name):
+    grid = federation()
+    arrays = ArrayRecord({"x.a": Array(np.zeros(1)), name: Array(np.zeros(1))})
+    with pytest.raises(ValueError, match=f"array '{name}' is private; only the shared adapter may be sent"):
+        FedDAT(flower.FedAvg()).start(grid, arrays)
+    assert grid.asked("train") == []
+
+
+def test_the_observer_gets_true_metrics_and_bytes_in_the_order_of_partitions(toy, federation, arrays):
+    notes = toy.Notes()
+    FedDAT(flower.FedAvg(), observer=notes).start(federation(), arrays, num_rounds=1)
+    down = 2 * 128 + 4 * 4 + 2 * 4 + len("x.b") + len("x.a")  # headers of .npy, float32 values, names
+    for phase, up in (("train", down), ("evaluate", 0)):
+        told = [note for note in notes if note[1] == phase]
+        assert told == [
+            (1, phase, p, {"num-examples": n, "score": p * 0.1, "bytes-down": down, "bytes-up": up})
+            for p, n in enumerate((1, 1, 1, 5))
+        ]
+
+
+def test_evaluation_only_when_asked_for(federation, arrays):
+    grid = federation()
+    strategy = FedDAT(flower.FedAvg(), evaluate_on=lambda server_round: server_round == 2)
+    result = strategy.start(grid, arrays, num_rounds=3)
+    assert list(result.evaluate_metrics_clientapp) == [2]
+    assert len(grid.asked("evaluate")) == 4
+
+
+def test_no_training_when_the_strategy_asks_nobody(federation, arrays):
+    result = FedDAT(flower.FedAvg(fraction_train=0.0)).start(federation(), arrays, num_rounds=1)
+    assert len(result.arrays) == 0
+
+
+def test_shared_messages_and_replies_are_left_alone(federation, arrays):
+    before, grid, kept = {k: v.data for k, v in arrays.items()}, federation(), []
+    grid.order = lambda replies: kept.extend(replies) or replies
+    FedDAT(flower.FedMedian()).start(grid, arrays, num_rounds=1)
+    assert {k: v.data for k, v in arrays.items()} == before
+    trained = [reply for reply in kept if "arrays" in reply.content]
+    assert sorted(reply.content["metrics"]["num-examples"] for reply in trained) == [1, 1, 1, 5]
+    assert all(len(reply.content["arrays"]) == 2 for reply in trained)
+
+
+def test_the_summary_names_both(caplog):
+    FedDAT(flower.FedProx(proximal_mu=0.25), seed=3).summary()
+    text = "\n".join(caplog.messages)
+    assert "FedDAT: shared adapter only, weighting uniform, seed 3" in text
+    assert "Proximal mu: 0.25" in text

@@ -1,0 +1,94 @@
+"""Replies that do not count: left out, reported with a reason, and never the end of the others' round."""
+
+import numpy as np
+import pytest
+from flwr.app import Array, Message, MetricRecord
+from flwr.serverapp import strategy as flower
+
+from strategies import FedDAT
+
+
+def nan(content):
+    content["arrays"]["x.a"] = Array(np.float32([np.nan, 0]))
+    return content
+
+
+def without_weight(content):
+    del content["metrics"]["num-examples"]
+    return content
+
+
+BAD = {
+    "error": (lambda content: "ValueError:\n no memory", "ValueError: no memory"),
+    "silence": (lambda content: None, "no reply in time"),
+    "nan": (nan, "array 'x.a' has values that are not finite"),
+    "weight": (without_weight, "metric 'num-examples' is None; a positive number is needed"),
+}
+
+
+@pytest.mark.parametrize("inner", [flower.FedAvg, flower.FedMedian, flower.FedAdam])
+@pytest.mark.parametrize(("alter", "reason"), BAD.values(), ids=BAD.keys())
+def test_a_bad_reply_is_left_out_and_reported(toy, federation, arrays, caplog, inner, alter, reason):
+    def run(grid, notes):
+        strategy = FedDAT(inner(fraction_evaluate=0.0), observer=notes)
+        return strategy.start(grid, arrays, num_rounds=1).arrays, strategy
+
+    notes, grid, honest = toy.Notes(), federation(), federation()
+    grid.nodes[10].alter = alter
+    del honest.nodes[10]
+    assert run(grid, notes)[0] == run(honest, toy.Notes())[0]
+    assert (1, "train", 1, reason) in notes
+    assert [note[2] for note in notes if isinstance(note[3], dict)] == [0, 2, 3]
+    assert f"round 1, train: partition 1 refused: {reason}" in caplog.messages
+
+
+def test_replies_of_strangers_and_second_replies_are_refused(toy, federation, arrays):
+    notes, grid, stranger = toy.Notes(), federation(), toy.Grid({77: toy.Client(9, 1e6)})
+
+    def add_two(replies):
+        if replies[0].metadata.message_type != "train":
+            return replies
+        to_stranger = Message(grid.sent[-1].content, dst_node_id=77, message_type="train")
+        twice = next(reply for reply in replies if reply.metadata.src_node_id == 30)
+        return [*replies, *stranger.send_and_receive([to_stranger]), twice]
+
+    grid.order = add_two
+    result = FedDAT(flower.FedAvg(), observer=notes).start(grid, arrays, num_rounds=1)
+    assert toy.value(result) == 3.625
+    refused = [note[2:] for note in notes if isinstance(note[3], str)]
+    assert refused == [(-1, "node 77 was not asked"), (2, "second reply")]
+
+
+def test_a_round_without_a_valid_reply_ends_the_run(federation, arrays):
+    grid = federation()
+    for client in grid.nodes.values():
+        client.alter = lambda content: "out of\nmemory"
+    with pytest.raises(RuntimeError, match=r"^round 1: no valid reply from 4 clients: out of memory$"):
+        FedDAT(flower.FedAvg()).start(grid, arrays, num_rounds=3)
+
+
+def test_an_evaluation_without_a_valid_reply_has_no_result(toy, federation, arrays):
+    notes, grid = toy.Notes(), federation()
+    for client in grid.nodes.values():
+        client.alter = lambda content: content if "arrays" in content else "no test split"
+    inner = flower.FedAvg()
+    inner.aggregate_evaluate = None  # not to be called with nothing
+    result = FedDAT(inner, observer=notes).start(grid, arrays, num_rounds=1)
+    assert result.evaluate_metrics_clientapp == {}
+    assert [note[2] for note in notes if note[1] == "evaluate"] == [0, 1, 2, 3]
+
+
+def test_an_own_metric_does_not_end_the_run(toy, federation, arrays):
+    notes, grid = toy.Notes(), federation()
+
+    def alter(content):
+        content["mine"] = MetricRecord({**content.pop("metrics"), "accuracy": 0.5, "curve": [1.0, 2.0]})
+        return content
+
+    grid.nodes[30].alter = alter
+    result = FedDAT(flower.FedAvg(), observer=notes).start(grid, arrays, num_rounds=1)
+    assert toy.value(result) == 3.625
+    assert result.train_metrics_clientapp[1] == {"score": pytest.approx(0.15)}
+    told = next(note[3] for note in notes if note[1:3] == ("train", 2))
+    assert told["accuracy"] == 0.5
+    assert "curve" not in told

@@ -1,1 +1,1 @@
-
+"""Benchmarks: image-text data, one data set a client."""

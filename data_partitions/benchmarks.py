@@ -1,19 +1,81 @@
 """Benchmarks by name: the clients of each, and their data."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import datasets
 
-from . import scenes
+from . import scenes, vqa_sets
+from .baseline import text_only_baseline
 from .partition import DataOptions, Partition, require_one_of
 
-__all__ = ["DataOptions", "Partition", "load_public"]
+__all__ = [
+    "BENCHMARKS",
+    "DataOptions",
+    "Partition",
+    "load_partition",
+    "load_public",
+    "partition_names",
+    "text_only_baseline",
+]
+
+
+class Benchmark(NamedTuple):
+    """A benchmark's two functions: names of the natural clients, and the data of one client."""
+
+    names: Callable[[DataOptions], list[str]]
+    load: Callable[[int, int, DataOptions], Partition]
+
+
+BENCHMARKS: dict[str, Benchmark] = {
+    "scenes": Benchmark(scenes.names, scenes.load),
+    "vqa-domains": Benchmark(vqa_sets.names, vqa_sets.load),
+}
+
+
+def partition_names(benchmark: str, options: DataOptions) -> list[str]:
+    """Name the natural clients of a benchmark: with exactly so many, each has a domain of its own."""
+    require_one_of("benchmark", benchmark, BENCHMARKS)
+    return BENCHMARKS[benchmark].names(options)
+
+
+def load_partition(benchmark: str, partition_id: int, num_partitions: int, options: DataOptions) -> Partition:
+    """Load one client's data.
+
+    With fewer partitions than natural clients the first of these take part; with more, partition `i` goes
+    with natural client `i % n`: `scenes` draws it data of its own, `vqa-domains` splits a domain's rows.
+
+    Parameters
+    ----------
+    benchmark : str
+        A name in `BENCHMARKS`.
+    partition_id, num_partitions : int
+        Which client, from 0, of how many.
+    options : DataOptions
+        What the benchmark needs to know.
+
+    Returns
+    -------
+    Partition
+        A function of the arguments alone.
+
+    Raises
+    ------
+    ValueError
+        If an option is not allowed or the data cannot be used: one line with the key or file, and the value.
+    """
+    require_one_of("benchmark", benchmark, BENCHMARKS)
+    if not 0 <= partition_id < num_partitions:
+        raise ValueError(f"partition-id = {partition_id}; allowed: 0 to {num_partitions - 1}")
+    return BENCHMARKS[benchmark].load(partition_id, num_partitions, options)
 
 
 def load_public(
     benchmark: str, options: DataOptions, num_images: int, split: str = "train"
 ) -> datasets.Dataset:
-    """Load captioned images for the server, which no client holds."""
+    """Load captioned images for the server, which no client holds: columns image, captions, example_id.
+
+    `split` is `train`, `validation` or `test`; no two share an image. Only `scenes` has public data.
+    """
     require_one_of("benchmark", benchmark, ["scenes"])
     return scenes.load_public(options, num_images, split)

@@ -1,7 +1,7 @@
 """True sentences about a scene, dense enough that a masked word is found by looking and not by guessing.
 
-No word gives another away: numbers stand where singular and plural do not show, and "a" never before a colour (no
-"an" that says orange). So a sentence with one word exchanged is false without sounding false.
+No word gives another away: numbers stand where singular and plural do not show, and "a" never before a colour
+(no "an" that says orange). So a sentence with one word exchanged is false without sounding false.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ _VALUES = {"size": SIZES, "color": COLORS, "texture": TEXTURES, "shape": SHAPES}
 
 
 def captions(scene: Scene, rng: np.random.Generator) -> list[str]:
-    """Seven sentences: everything in reading order, two objects, existence, numbers, a relation, a comparison."""
+    """Seven sentences: all in reading order, two objects, existence, numbers, a relation, a comparison."""
     first, second = (scene.objects[index] for index in rng.permutation(len(scene.objects))[:2])
     return [
         " , ".join(f"{item.place} {noun(looks(item))}" for item in scene.objects),
@@ -78,22 +78,23 @@ def _relation(scene: Scene, rng: np.random.Generator, first: SceneObject, second
 
 def _comparison(scene: Scene, rng: np.random.Generator, first: SceneObject, second: SceneObject) -> str:
     name = pick(rng, ("color", "texture", "shape"))
+    one, two = (_the(scene, rng, item, spare=name) for item in (first, second))
     same = "the same" if getattr(first, name) == getattr(second, name) else "different"
-    small, large = sorted((first, second), key=lambda item: item.size == "large")
+    small, large = (
+        _the(scene, rng, item, spare="size")
+        for item in sorted((first, second), key=lambda item: item.size == "large")
+    )
+    size = "as large as" if first.size == second.size else "larger than"
     few, many = sorted(
         ({"shape": shape} for shape in rng.permutation(SHAPES)[:2].tolist()),
         key=lambda look: scene.count(look),
     )
-    few_nouns, many_nouns = noun(few, plural=True), noun(many, plural=True)
+    amount, link = ("as many", "as") if scene.count(few) == scene.count(many) else ("more", "than")
     return pick(
         rng,
         (
-            f"the {name} of {_the(scene, rng, first, spare=name)} and {_the(scene, rng, second, spare=name)} is {same}",
-            f"{_the(scene, rng, first, spare='size')} is as large as {_the(scene, rng, second, spare='size')}"
-            if first.size == second.size
-            else f"{_the(scene, rng, large, spare='size')} is larger than {_the(scene, rng, small, spare='size')}",
-            f"there are as many {many_nouns} as {few_nouns}"
-            if scene.count(few) == scene.count(many)
-            else f"there are more {many_nouns} than {few_nouns}",
+            f"the {name} of {one} and {two} is {same}",
+            f"{large} is {size} {small}",
+            f"there are {amount} {noun(many, plural=True)} {link} {noun(few, plural=True)}",
         ),
     )

@@ -1,7 +1,7 @@
 """From a scene to its pixels, in one of several styles."""
 
 import io
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -65,9 +65,9 @@ def _marks(texture: str, diameter: int) -> np.ndarray:
     return np.zeros((diameter, diameter), np.float32)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _masks(shape: str, size: str, texture: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Coverage of the filled shape, of its contour and of its marks, each (diameter, diameter, 1) in [0, 1]."""
+    """Coverage of the filled shape, its contour and its marks, each (diameter, diameter, 1) in [0, 1]."""
     diameter = _DIAMETER[size]
     filled = _outline(shape, diameter * _OVERSAMPLING)
     padded = Image.new("L", [side + 2 * _OVERSAMPLING for side in filled.size])

@@ -8,6 +8,12 @@ from pathlib import Path
 import datasets
 
 SPLITS = ("train", "validation", "test")
+FEATURES = datasets.Features(
+    image=datasets.Image(),
+    question=datasets.Value("string"),
+    scores=datasets.List(datasets.Value("float32")),
+    example_id=datasets.Value("string"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +68,7 @@ class Partition:
     answers : tuple of str
         Its own answer list: the columns of `scores`.
     train, validation, test : datasets.Dataset
-        Columns `image` (datasets.Image), `question` (str), `scores` (float32, one per answer), `example_id` (str).
+        Columns as in `FEATURES`; `scores` has one value per answer.
     unanswerable : dict
         Split → rows whose answer is not in `answers`; they are kept, with scores of 0.
     skipped : dict
@@ -82,7 +88,7 @@ class Partition:
 def require_one_of(key: str, value: str, allowed: Collection[str]) -> None:
     """Raise a ValueError naming the run-config key, the value and what is allowed, unless the value is."""
     if value not in allowed:
-        raise ValueError(f"{key} = {value!r}: allowed are {', '.join(allowed)}")
+        raise ValueError(f"{key} = {value!r}; allowed: {', '.join(allowed)}")
 
 
 def client_name(natural: Collection[str], partition_id: int) -> str:

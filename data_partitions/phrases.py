@@ -25,7 +25,7 @@ def looks(item: SceneObject, *names: str) -> dict[str, str]:
 def unique_looks(
     rng: np.random.Generator, scene: Scene, item: SceneObject, spare: str = ""
 ) -> dict[str, str] | None:
-    """Few attributes, `spare` not among them, that this object alone has; None if no choice of them will do."""
+    """Few attributes, `spare` not among them, that this object alone has; None if there are none."""
     names = [name for name in LOOKS if name != spare]
     rng.shuffle(names)
     # The shape comes first in three cases of four: "the red circle" is what people say.

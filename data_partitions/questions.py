@@ -1,7 +1,7 @@
 """Questions about scenes, drawn so that their text says nothing about their answer.
 
-Each kind of question is a function that draws first a text, then an answer evenly from all that the text allows, and
-names the objects that the scene needs for it. The scene is drawn last, until the answer holds in it.
+Each kind of question is a function that draws a text, then an answer evenly from all that the text allows,
+and names the objects that the scene needs for it. The scene is drawn last, until the answer holds in it.
 """
 
 from collections.abc import Callable, Sequence
@@ -51,7 +51,7 @@ def scene_for(rng: np.random.Generator, world: World, query: Query) -> Scene:
 
 
 def varying(world: World, *without: str) -> list[str]:
-    """Looks that are not the same for all objects of a world, except those named."""
+    """Name the looks that differ between objects of a world, except those given."""
     return [name for name in LOOKS if name not in without and len(world.values(name)) > 1]
 
 
@@ -62,8 +62,12 @@ def draw_look(rng: np.random.Generator, world: World, names: Sequence[str]) -> L
 
 
 def draw_two_looks(rng: np.random.Generator, world: World, names: Sequence[str]) -> tuple[Look, Look]:
-    """Draw two different values for the same one or two attributes, so that no object has both."""
-    one = draw_look(rng, world, names)
+    """Draw two different looks of the same one or two attributes, so that no object has both.
+
+    They are never "small" and "large" alone: each object is one of the two, which would leave few scenes.
+    """
+    while set(one := draw_look(rng, world, names)) == {"size"}:
+        pass
     while (two := {name: pick(rng, world.values(name)) for name in one}) == one:
         pass
     return one, two
@@ -96,7 +100,10 @@ def place(rng: np.random.Generator, world: World) -> Query:
     """Ask where an object is."""
     look, answer = draw_look(rng, world, varying(world)), pick(rng, world.values("place"))
     return Query(
-        f"where is the {noun(look)}?", answer, [look | {"place": answer}], lambda scene: bool(only(scene, look))
+        f"where is the {noun(look)}?",
+        answer,
+        [look | {"place": answer}],
+        lambda scene: bool(only(scene, look)),
     )
 
 
@@ -112,7 +119,10 @@ def look_of_object(rng: np.random.Generator, world: World) -> Query:
     name = pick(rng, varying(world))
     look, answer = draw_look(rng, world, varying(world, name)), pick(rng, world.values(name))
     return Query(
-        f"what {name} is the {noun(look)}?", answer, [look | {name: answer}], lambda scene: bool(only(scene, look))
+        f"what {name} is the {noun(look)}?",
+        answer,
+        [look | {name: answer}],
+        lambda scene: bool(only(scene, look)),
     )
 
 
@@ -160,7 +170,10 @@ def existence(rng: np.random.Generator, world: World) -> Query:
     look, there, negated = draw_look(rng, world, varying(world)), yes_no(rng), yes_no(rng)
     phrase = f"no {noun(look)}" if negated else article(noun(look))
     return _claim(
-        f"there is {phrase}", there != negated, [look] if there else [], lambda scene: bool(scene.find(look)) == there
+        f"there is {phrase}",
+        there != negated,
+        [look] if there else [],
+        lambda scene: bool(scene.find(look)) == there,
     )
 
 
@@ -177,8 +190,8 @@ def conjunction(rng: np.random.Generator, world: World) -> Query:
 
 
 def disjunction(rng: np.random.Generator, world: World) -> Query:
-    """Ask whether at least one of two objects is there (every object is small or large: sizes are left out)."""
-    looks, true = draw_two_looks(rng, world, varying(world, "size")), yes_no(rng)
+    """Ask whether at least one of two objects is there."""
+    looks, true = draw_two_looks(rng, world, varying(world)), yes_no(rng)
     one, two = (article(noun(look)) for look in looks)
     return _claim(
         f"there is {one} or {two}",

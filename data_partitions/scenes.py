@@ -1,40 +1,118 @@
-"""The benchmark `scenes`: drawn pictures of a few objects, and sentences about them whose truth is known."""
+"""The benchmark `scenes`: drawn pictures of a few objects, and texts about them whose truth is known."""
 
 import datasets
 import numpy as np
 
 from .captions import captions
+from .clients import CLIENTS, Client
 from .drawing import draw, encode
-from .partition import SPLITS, DataOptions, require_one_of
-from .store import cached
-from .world import COLORS, NUMBER_WORDS, PLACES, SHAPES, SIZES, TEXTURES, World, random_scene
+from .partition import (
+    FEATURES,
+    SPLITS,
+    DataOptions,
+    Partition,
+    answer_list,
+    answer_scores,
+    client_name,
+    require_one_of,
+)
+from .questions import scene_for
+from .store import Facts, cached
+from .world import COLORS, NUMBER_WORDS, PLACES, SHAPES, SIZES, TEXTURES, World, pick, random_scene
 
-__all__ = ["COLORS", "NUMBER_WORDS", "PLACES", "SHAPES", "SIZES", "TEXTURES", "load_public"]
+__all__ = ["COLORS", "NUMBER_WORDS", "PLACES", "SHAPES", "SIZES", "TEXTURES", "load", "load_public", "names"]
 
-# Changes with the drawing code, so that pictures kept by an older one are not used.
+# Changes with whatever changes a picture or a text, so that data kept by older code are not used.
 VERSION = 1
 
-# Part of every seed, so that no split shares its chance with another.
-_STREAMS = {"train": 0, "validation": 1, "test": 2}
-_PUBLIC_STREAM = 10
+# Second part of every seed: public data are drawn from chance that no client's split uses.
+_STREAMS = {split: number for number, split in enumerate(SPLITS)}
+_PUBLIC_STREAMS = {split: 10 + number for number, split in enumerate(SPLITS)}
+
+
+def names(options: DataOptions) -> list[str]:
+    """Name the natural clients."""
+    return list(_clients(options))
+
+
+def load(partition_id: int, num_partitions: int, options: DataOptions) -> Partition:
+    """Draw a client's data, or load what was drawn before; each partition draws scenes of its own."""
+    clients = _clients(options)
+    test = options.test_examples or 200
+    sizes = {"train": options.train_examples or 600, "validation": (test + 1) // 2, "test": test}
+    key = {
+        "version": VERSION,
+        "heterogeneity": options.heterogeneity,
+        "partition": partition_id,
+        "seed": options.seed,
+        "sizes": sizes,
+    }
+    client = list(clients.values())[partition_id % len(clients)]
+    splits, facts = cached(
+        options.cache_dir / "scenes", key, lambda: _draw_client(client, options.seed, partition_id, sizes)
+    )
+    return Partition(
+        partition_id=partition_id,
+        name=client_name(clients, partition_id),
+        answers=tuple(facts["answers"]),
+        **splits,
+        unanswerable=facts["unanswerable"],
+        skipped=dict.fromkeys(SPLITS, 0),
+    )
 
 
 def load_public(options: DataOptions, num_images: int, split: str) -> datasets.Dataset:
-    """Load captioned scenes that no client holds: columns image, captions (list of str), example_id."""
+    """Draw captioned scenes, or load what was drawn before: columns image, captions, example_id."""
     require_one_of("split", split, SPLITS)
     key = {"version": VERSION, "public": split, "seed": options.seed, "images": num_images}
     splits, _ = cached(
-        options.cache_dir / "scenes",
-        key,
-        lambda: (datasets.DatasetDict({split: _draw_public(options.seed, num_images, split)}), {}),
+        options.cache_dir / "scenes", key, lambda: (_draw_public(options.seed, num_images, split), {})
     )
     return splits[split]
 
 
-def _draw_public(seed: int, num_images: int, split: str) -> datasets.Dataset:
+def _clients(options: DataOptions) -> dict[str, Client]:
+    require_one_of("heterogeneity", options.heterogeneity, CLIENTS)
+    return CLIENTS[options.heterogeneity]
+
+
+def _draw_client(
+    client: Client, seed: int, partition_id: int, sizes: dict[str, int]
+) -> tuple[datasets.DatasetDict, Facts]:
+    images: dict[str, list[dict]] = {split: [] for split in SPLITS}
+    questions: dict[str, list[str]] = {split: [] for split in SPLITS}
+    answers: dict[str, list[str]] = {split: [] for split in SPLITS}
+    for split, size in sizes.items():
+        for index in range(size):
+            rng = np.random.default_rng([seed, _STREAMS[split], partition_id, index])
+            query = pick(rng, pick(rng, client.kinds))(rng, client.world)
+            scene = scene_for(rng, client.world, query)
+            images[split].append({"bytes": encode(draw(scene, client.style, rng)), "path": None})
+            questions[split].append(query.text)
+            answers[split].append(query.answer)
+    listed = answer_list(answers["train"])
+    splits = datasets.DatasetDict(
+        {
+            split: datasets.Dataset.from_dict(
+                {
+                    "image": images[split],
+                    "question": questions[split],
+                    "scores": [answer_scores(answer, listed) for answer in answers[split]],
+                    "example_id": [f"{partition_id}/{split}/{index}" for index in range(sizes[split])],
+                },
+                features=FEATURES,
+            )
+            for split in SPLITS
+        }
+    )
+    unanswerable = {split: sum(answer not in listed for answer in answers[split]) for split in SPLITS}
+    return splits, {"answers": listed, "unanswerable": unanswerable}
+
+
+def _draw_public(seed: int, num_images: int, split: str) -> datasets.DatasetDict:
     rows: dict[str, list] = {"image": [], "captions": [], "example_id": []}
     for index in range(num_images):
-        rng = np.random.default_rng([seed, _PUBLIC_STREAM + _STREAMS[split], index])
+        rng = np.random.default_rng([seed, _PUBLIC_STREAMS[split], index])
         scene = random_scene(rng, World())
         rows["captions"].append(captions(scene, rng))
         rows["image"].append({"bytes": encode(draw(scene, "varied", rng)), "path": None})
@@ -44,4 +122,4 @@ def _draw_public(seed: int, num_images: int, split: str) -> datasets.Dataset:
         captions=datasets.List(datasets.Value("string")),
         example_id=datasets.Value("string"),
     )
-    return datasets.Dataset.from_dict(rows, features=features)
+    return datasets.DatasetDict({split: datasets.Dataset.from_dict(rows, features=features)})

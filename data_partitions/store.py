@@ -32,7 +32,7 @@ def cached(
 ) -> tuple[datasets.DatasetDict, Facts]:
     """Load the splits kept under a key, after building them if nobody has.
 
-    The folder appears under its final name complete or not at all, and of two processes that build at once one wins.
+    A folder appears under its final name complete or not at all; of two that build at once, one wins.
 
     Parameters
     ----------

@@ -56,7 +56,9 @@ def look_entailment(rng: np.random.Generator, world: World) -> Query:
     look = draw_look(rng, world, varying(world, name))
     stated, other = rng.permutation(world.values(name))[:2].tolist()
     value = f"a {stated}" if name == "shape" else stated
-    planted = {"entailment": [look | {name: stated}], "contradiction": [look | {name: other}], "neutral": []}[answer]
+    planted = {"entailment": [look | {name: stated}], "contradiction": [look | {name: other}], "neutral": []}[
+        answer
+    ]
     return Query(
         f"the {noun(look)} is {value}", answer, planted, lambda scene: scene.count(look) == len(planted)
     )

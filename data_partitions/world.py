@@ -48,7 +48,7 @@ class SceneObject:
         return all(getattr(self, name) == value for name, value in attributes.items())
 
     def stands(self, relation: str, other: "SceneObject") -> bool:
-        """Whether this object is `left of`, `right of`, `above` or `below` the other: by row or column of the grid."""
+        """Whether this object is `left of`, `right of`, `above` or `below` the other, by row or column."""
         (row, column), (other_row, other_column) = self.cell, other.cell
         return {
             "left of": column < other_column,
@@ -76,7 +76,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class World:
-    """Which scenes occur: the values of each attribute, how many objects, and the sets of places they may take."""
+    """Which scenes occur: values of each attribute, how many objects, sets of places they may take."""
 
     colors: tuple[str, ...] = COLORS
     shapes: tuple[str, ...] = SHAPES
@@ -100,7 +100,7 @@ def pick(rng: np.random.Generator, items: Sequence[Item]) -> Item:
 
 
 def random_scene(rng: np.random.Generator, world: World, planted: Sequence[Mapping[str, str]] = ()) -> Scene:
-    """Draw a scene in which no two objects look alike.
+    """Draw a scene; its objects look different wherever what is planted allows it.
 
     Parameters
     ----------
@@ -127,7 +127,7 @@ def random_scene(rng: np.random.Generator, world: World, planted: Sequence[Mappi
     for index in range(number):
         given = planted[index] if index < len(planted) else {}
         place = given.get("place") or free.pop()
-        for _ in range(100):
+        for _ in range(20):
             look = tuple(
                 given.get(name) or pick(rng, world.values(name))
                 for name in ("size", "color", "texture", "shape")

@@ -34,7 +34,8 @@ class FedDAT(StrategyWrapper):
     weighting : {"uniform", "num-examples"}
         Weight of a client in every mean. `uniform` is the published way, `num-examples` favours large ones.
     expected_nodes : int, optional
-        Nodes to wait for before the first round. None: at least one, and as many as `strategy` asks for.
+        Nodes to wait for before the first round. None: as many as the first say there are in the
+        handshake (``num-partitions``), and as many as `strategy` asks for.
     wait_seconds : float
         How long to wait for nodes and for their handshake; then the run ends with an error.
     seed : int
@@ -74,7 +75,8 @@ class FedDAT(StrategyWrapper):
         self.seed = seed
         self.evaluate_on = evaluate_on
         self.observer = observer
-        self._members = Members(expected_nodes, wait_seconds, dict(expected or {}), handshake)
+        joined = observer.joined if observer is not None else lambda answers: None
+        self._members = Members(expected_nodes, wait_seconds, dict(expected or {}), handshake, joined)
         self._requests: dict[int, Request] = {}
         self._weight_key = weight_key(strategy)
 

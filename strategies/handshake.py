@@ -19,7 +19,7 @@ def ask(grid: Grid, node_ids: Iterable[int], server_round: int, timeout: float) 
 
 def judge(
     node_ids: Iterable[int], replies: Iterable[Message], expected: Mapping[str, str], known: Mapping[int, int]
-) -> tuple[dict[int, int], list[str]]:
+) -> tuple[dict[int, ConfigRecord], list[str]]:
     """Decide who may take part.
 
     Parameters
@@ -35,13 +35,14 @@ def judge(
 
     Returns
     -------
-    dict[int, int]
-        Partitions of the nodes that may take part, by node id.
+    dict[int, ConfigRecord]
+        What the nodes that may take part say of themselves, by node id.
     list[str]
         Why the others may not: one line each, in the order of the node ids.
     """
     by_node = {reply.metadata.src_node_id: reply for reply in replies}
-    admitted: dict[int, int] = {}
+    admitted: dict[int, ConfigRecord] = {}
+    holders = {partition: node for node, partition in known.items()}
     refusals: list[str] = []
     for node in sorted(node_ids):
         answer = _answer(by_node.get(node))
@@ -49,7 +50,7 @@ def judge(
             refusals.append(f"node {node}: {answer}")
             continue
         partition = cast(int, answer["partition-id"])
-        holder = next((n for n, p in {**known, **admitted}.items() if p == partition), None)
+        holder = holders.get(partition)
         differing = next((key for key in expected if answer.get(key) != expected[key]), None)
         if holder is not None:
             refusals.append(
@@ -61,7 +62,7 @@ def judge(
                 f" client but {_short(expected[differing])} on the server: give both the same {differing}"
             )
         else:
-            admitted[node] = partition
+            admitted[node], holders[partition] = answer, node
     return admitted, refusals
 
 
@@ -71,7 +72,8 @@ def _answer(reply: Message | None) -> ConfigRecord | str:
         return "no answer to the handshake in time: raise wait_seconds, or see the node's log"
     if reply.has_error():
         why = cause(reply.error)
-        return f"error in the handshake: {why} (for ClientApps without a query function: handshake=False)"
+        hint = " (set handshake=False)" if why.startswith("No query function") else ""
+        return f"error in the handshake: {why}{hint}"
     answer = reply.content.config_records.get("handshake", ConfigRecord())
     partition = answer.get("partition-id")
     if not isinstance(partition, int) or partition < 0:

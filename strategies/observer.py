@@ -1,12 +1,16 @@
 """What a run's record is told of each reply."""
 
-from typing import Literal, Protocol
+from collections.abc import Mapping
+from typing import Any, Literal, Protocol
 
 Phase = Literal["train", "evaluate"]
 
 
 class RoundObserver(Protocol):
     """Whoever keeps the record of a run; called in the order of the partitions."""
+
+    def joined(self, answers: Mapping[int, Mapping[str, Any]]) -> None:
+        """Take what newly admitted nodes say of themselves in the handshake, by partition."""
 
     def replied(
         self, server_round: int, phase: Phase, partition_id: int, metrics: dict[str, float | int]

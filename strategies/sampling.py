@@ -35,7 +35,7 @@ class MembersGrid(Grid):
         self._server_round = server_round
         self._unwanted: set[int] = set()
         if not members.partitions:
-            members.wait(grid)
+            members.gather(grid, server_round)
         members.update(grid, server_round, self._unwanted)
         self._deadline = monotonic() + members.wait_seconds
 

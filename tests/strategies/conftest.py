@@ -90,7 +90,10 @@ class ToyGrid(Grid):
 
 
 class Notes(list):
-    """A RoundObserver that writes down what it is told."""
+    """A RoundObserver that writes down what it is told; `members` has what nodes say of themselves."""
+
+    def joined(self, answers):
+        self.members = dict(answers)
 
     def replied(self, server_round, phase, partition_id, metrics):
         self.append((server_round, phase, partition_id, metrics))

@@ -1,0 +1,337 @@
+"""What people read of a run: a line a round, the table of scores, the report, the adapter's model card.
+
+A *row* is one round and client as it stands in ``metrics.jsonl``; any of its measurements may be missing. A
+row with ``refused`` records a reply that did not count.
+"""
+
+import html
+import io
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import color_sequences
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from rich.markup import escape
+from rich.table import Table
+from safetensors import safe_open
+
+from app.files import write_atomically
+
+Rows = Sequence[Mapping[str, Any]]
+
+SCORES = {
+    "student": "student\n(A_s, deployed)",
+    "local": "local\n(A_c)",
+    "teacher": "teacher\n(DAT)",
+    "text-only": "text\nonly",
+}
+GAIN = "gain\n(student − text only)"
+# A branch keeps its colour; colours that colour-blind readers tell apart (Petroff, 2021, arXiv 2107.02270).
+PALETTE = color_sequences["petroff10"]
+Style = dict[str, Any]
+STUDENT: Style = {"color": PALETTE[0]}
+TEACHER: Style = {"color": PALETTE[1]}
+LOSSES = {
+    "ce-student": ("cross-entropy, student", STUDENT),
+    "kl-student": ("KL, student", STUDENT | {"linestyle": "--"}),
+    "ce-teacher": ("cross-entropy, teacher", TEACHER),
+    "kl-teacher": ("KL, teacher", TEACHER | {"linestyle": "--"}),
+}
+CHANGES = {
+    "delta-shared": (r"$|\Delta A_s|$, shared", STUDENT),
+    "delta-local": (r"$|\Delta A_c|$, local", TEACHER),
+}
+
+
+def results_table(rows: Rows) -> Table:
+    """Show each client's last scores in points, then the mean and the worst of each column."""
+    header, lines = _scores(rows)
+    table = Table(title="score on the test split, in points")
+    for column in header:
+        table.add_column(column, justify="left" if column == "client" else "right")
+    for i, line in enumerate(lines, start=1):
+        # The line above the summaries ends the section of clients.
+        table.add_row(*map(escape, line), end_section=i == len(lines) - 2)
+    return table
+
+
+def progress_line(rows: Rows, server_round: int, num_rounds: int, seconds: float) -> str:
+    """Say how a round went: scores if it was evaluated, else the mean loss.
+
+    Parameters
+    ----------
+    rows : sequence of dict
+        The run's rows so far.
+    server_round, num_rounds : int
+        The round that just ended, counted from 1, and how many there are.
+    seconds : float
+        How long the rounds up to this one took.
+    """
+    names = _names(rows)
+    now = [row for row in rows if row["round"] == server_round]
+    scored = [row for row in now if "student" in row]
+    if scored:
+        scores = [100 * row["student"] for row in scored]
+        worst = int(np.argmin(scores))
+        name = names[scored[worst]["partition"]]
+        state = f"student {np.mean(scores):.1f} mean, {scores[worst]:.1f} worst ({name})"
+    elif losses := [row["ce-student"] for row in now if "ce-student" in row]:
+        state = f"student loss {np.mean(losses):.3f} mean"
+    else:
+        state = "nothing measured"
+    if refused := sum("refused" in row for row in now):
+        state += f"; {refused} refused"
+    left = seconds / server_round * (num_rounds - server_round)
+    time = f"{_clock(left)} left" if server_round < num_rounds else f"{_clock(seconds)} in all"
+    return f"round {server_round}/{num_rounds}: {state}; {time}"
+
+
+def write_report(folder: Path, settings: Mapping[str, Any], rows: Rows, seconds: float) -> None:
+    """Write ``report.md`` and ``curves.png``.
+
+    Parameters
+    ----------
+    folder : Path
+        The run's folder. If the adapter has been exported to it, the report tells its size.
+    settings : Mapping
+        The run's settings, keys as in the run-config.
+    rows : sequence of dict
+        All rows of the run.
+    seconds : float
+        How long it took.
+    """
+    picture = io.BytesIO()
+    draw_curves(rows).savefig(picture, format="png")
+    write_atomically(folder / "curves.png", picture.getvalue())
+    write_atomically(folder / "report.md", _report(folder / "adapter", settings, rows, seconds))
+
+
+def draw_curves(rows: Rows) -> Figure:
+    """Draw scores, losses and the adapters' changes over the rounds."""
+    figure = Figure(figsize=(14, 5), dpi=120, layout="constrained")
+    scores, losses, changes = figure.subplots(1, 3, sharex=True)
+    _draw_scores(scores, rows)
+
+    for key, (label, style) in LOSSES.items():
+        _draw_mean(losses, rows, key, label=label, **style)
+    losses.set(title="training loss, mean of the clients", ylabel="loss (nats)", yscale="log")
+    losses.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
+    losses.yaxis.set_major_formatter("{x:g}")
+    losses.yaxis.set_minor_locator(NullLocator())
+
+    for key, (label, style) in CHANGES.items():
+        _draw_mean(changes, rows, key, label=label, **style)
+        values = _by_round(rows, key)
+        low, high = ([f(of_round) for of_round in values.values()] for f in (np.min, np.max))
+        changes.fill_between(list(values), low, high, alpha=0.15, linewidth=0, **style)
+    changes.set(title="change of the adapters in a round", ylabel="L2 norm, mean and range of the clients")
+    changes.set_ylim(bottom=0)
+
+    scores.set_xlim(0.5, _last_round(rows) + 0.5)
+    for axes in (scores, losses, changes):
+        axes.set_xlabel("round")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        # Below the axes a legend hides nothing.
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False)
+    return figure
+
+
+def model_card(settings: Mapping[str, Any], rows: Rows) -> str:
+    """Return the README.md of the exported adapter."""
+    backbone = json.dumps(settings["backbone"])
+    load = backbone if settings["backbone-weights"] == "pretrained" else f'{backbone}, "random"'
+    register = ""
+    if settings["adapter"] == "bottleneck":
+        register = "\nimport feddat.app.bottleneck  # registers the adapter type with PEFT"
+    return f"""---
+library_name: peft
+license: apache-2.0
+base_model: {backbone}
+tags:
+- federated-learning
+- feddat
+- visual-question-answering
+---
+
+# {_cell(settings["run-name"])}
+
+A {settings["adapter"]} adapter for the frozen backbone `{settings["backbone"]}`, trained by clients
+that kept their images, texts and answers to themselves. {_what_ran(settings, rows)}
+
+It holds the shared adapter A_s only: no answer head and no local adapter. Those never left their clients.
+
+## Scores
+
+On each client's test split, in points, with the client's own private head. Deployed is the student.
+
+{_markdown(*_scores(rows), align="---:")}
+
+## Use
+
+With the package `feddat` installed:
+
+```python
+from peft import PeftModel{register}
+from feddat.app.backbones import load_backbone
+
+backbone = load_backbone({load})
+model = PeftModel.from_pretrained(backbone.fork(), "path/to/adapter")
+```
+
+A new head takes the features of the pooled output, here of one PIL image and one question:
+
+```python
+pixels = backbone.processor.image(image)[None]
+inputs = backbone.processor.texts(["what colour is the circle?"])
+features = model(**inputs, pixel_values=backbone.processor.normalise(pixels)).pooler_output
+logits = head(features)  # such as torch.nn.Linear(backbone.width, num_answers), trained on your answers
+```
+"""
+
+
+def _report(adapter: Path, settings: Mapping[str, Any], rows: Rows, seconds: float) -> str:
+    weights = adapter / "adapter_model.safetensors"
+    size = f", {_num_parameters(weights):,} parameters" if weights.is_file() else ""
+    facts = {
+        "rounds": f"{_last_round(rows)} of {settings['num-rounds']}",
+        "clients": ", ".join(_names(rows).values()),
+        "method": f"{settings['method']} under {settings['strategy']}, weighting {settings['weighting']}",
+        "backbone": f"{settings['backbone']} ({settings['backbone-weights']} weights)",
+        "adapter": settings["adapter"] + size,
+        "sent": _traffic(rows),
+        "time": f"{seconds / 60:.1f} minutes",
+    }
+    refused = Counter((name, row["phase"], row["refused"]) for name, row in _refusals(rows))
+    parts = [
+        f"# {_cell(settings['run-name'])}",
+        _what_ran(settings, rows),
+        "Scores on each client's test split with its own head, in points:",
+        _markdown(*_scores(rows), align="---:"),
+        "![scores, losses and changes over the rounds](curves.png)",
+        "\n".join(f"- **{key}**: {_cell(value)}" for key, value in facts.items() if value),
+    ]
+    if refused:
+        lines = [[str(times), *reason] for reason, times in refused.most_common()]
+        parts += ["Replies refused:", _markdown(["times", "client", "phase", "reason"], lines)]
+    table = _markdown(["setting", "value"], [[key, str(value)] for key, value in settings.items()])
+    parts.append(f"<details><summary>All settings</summary>\n\n{table}\n\n</details>")
+    return "\n\n".join(parts) + "\n"
+
+
+def _what_ran(settings: Mapping[str, Any], rows: Rows) -> str:
+    method, strategy, benchmark = (f"`{settings[key]}`" for key in ("method", "strategy", "benchmark"))
+    size = f"{len(_names(rows))} clients, {settings['num-rounds']} rounds, seed {settings['seed']}"
+    return f"Method {method} under {strategy} on the benchmark {benchmark}: {size}."
+
+
+def _scores(rows: Rows) -> tuple[list[str], list[list[str]]]:
+    """Return the table's header and its lines: each client's last scores, then the columns' mean and worst.
+
+    A NaN stays one, in the mean and as the worst. Clients without a score do not count in them.
+    """
+    last = {row["partition"]: row for row in rows if "student" in row}
+    final = max((row["round"] for row in last.values()), default=0)
+    columns = {
+        heading: {partition: 100 * row[key] for partition, row in last.items() if key in row}
+        for key, heading in SCORES.items()
+    }
+    columns[GAIN] = {
+        partition: 100 * (row["student"] - row["text-only"])
+        for partition, row in last.items()
+        if "text-only" in row
+    }
+    columns = {heading: values for heading, values in columns.items() if values}
+    lines = []
+    for partition, name in _names(rows).items():
+        if partition in last and (scored := last[partition]["round"]) != final:
+            name += f" (round {scored})"
+        points = (values.get(partition) for values in columns.values())
+        lines.append([name, *("–" if point is None else f"{point:.1f}" for point in points)])
+    for label, summary in (("mean", np.mean), ("worst", np.min)):
+        lines.append([label, *(f"{summary(list(values.values())):.1f}" for values in columns.values())])
+    return ["client", *columns], lines
+
+
+def _names(rows: Rows) -> dict[int, str]:
+    """Return the names of all partitions, in their order."""
+    named = {row["partition"]: row["name"] for row in rows if row.get("name")}
+    partitions = sorted({row["partition"] for row in rows if row["partition"] >= 0})
+    return {partition: named.get(partition, f"partition {partition}") for partition in partitions}
+
+
+def _last_round(rows: Rows) -> int:
+    return max((row["round"] for row in rows), default=0)
+
+
+def _refusals(rows: Rows) -> Iterable[tuple[str, Mapping[str, Any]]]:
+    names = _names(rows)
+    return ((names.get(row["partition"], "not asked"), row) for row in rows if "refused" in row)
+
+
+def _traffic(rows: Rows) -> str:
+    ways = {way: [row[f"bytes-{way}"] for row in rows if f"bytes-{way}" in row] for way in ("down", "up")}
+    mean = " and ".join(f"{np.mean(sent):,.0f} bytes {way}" for way, sent in ways.items() if sent)
+    return mean and f"{mean} a client and round, evaluation included; {sum(map(sum, ways.values())):,} in all"
+
+
+def _num_parameters(weights: Path) -> int:
+    with safe_open(weights, "np") as file:
+        return sum(int(np.prod(file.get_slice(name).get_shape())) for name in file.keys())  # noqa: SIM118
+
+
+def _draw_scores(axes: Axes, rows: Rows) -> None:
+    """Draw a thin line a client, named as long as there are colours to tell them apart, and the bold mean."""
+    names = _names(rows)
+    for i, (partition, name) in enumerate(names.items()):
+        own = [row for row in rows if row["partition"] == partition and "student" in row]
+        style: Style
+        if len(names) <= len(PALETTE):
+            # A pair of $ would be typeset as mathematics.
+            style = {"color": PALETTE[i], "label": name.replace("$", r"\$")}
+        else:
+            style = {"color": "0.7", "label": "" if i else "one client"}
+        points = [100 * row["student"] for row in own]
+        axes.plot([row["round"] for row in own], points, marker="o", markersize=3, linewidth=1, **style)
+    _draw_mean(axes, rows, "student", scale=100, color="black", linewidth=3, label="mean")
+    if baselines := {row["partition"]: 100 * row["text-only"] for row in rows if "text-only" in row}:
+        mean = np.mean(list(baselines.values()))
+        axes.axhline(mean, color="black", linestyle="--", label="text only, mean")
+    axes.set(title="score of the student branch", ylabel="score (points)")
+
+
+def _draw_mean(axes: Axes, rows: Rows, key: str, scale: float = 1, **style: Any) -> None:
+    if values := _by_round(rows, key):
+        means = [scale * np.mean(of_round) for of_round in values.values()]
+        axes.plot(list(values), means, **{"linewidth": 2, "marker": "o", "markersize": 3, **style})
+
+
+def _by_round(rows: Rows, key: str) -> dict[int, list[float]]:
+    values: dict[int, list[float]] = {}
+    for row in rows:
+        if key in row:
+            values.setdefault(row["round"], []).append(row[key])
+    return values
+
+
+def _markdown(header: Sequence[str], lines: Sequence[Sequence[str]], align: str = "---") -> str:
+    cells = [header, ["---", *[align] * (len(header) - 1)], *lines]
+    return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in cells)
+
+
+def _cell(text: Any) -> str:
+    """Keep what a client says of itself, or an error says, from breaking the table or being read as HTML."""
+    return " ".join(html.escape(str(text), quote=False).replace("|", "\\|").split())
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,167 @@
+"""A whole federation in one process: the real apps on a grid that calls clients at once."""
+
+import os
+import tomllib
+from collections.abc import Callable, Iterable
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.task_identity import TaskIdentity
+
+ROOT = Path(__file__).parents[1]
+SHARED = Path(os.environ.get("FEDDAT_SHARED", ROOT.parent / "shared"))
+
+# Small enough for milliseconds a step.
+SMALL = {"train-examples": 12, "test-examples": 8, "num-rounds": 2, "batch-size": 4}
+
+
+def default_run_config() -> dict[str, Any]:
+    """Return the defaults as Flower reads them from pyproject.toml."""
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
+
+
+@dataclass
+class Federation(Grid):
+    """Nodes that answer at once, in one process, with the real ClientApp.
+
+    Every message and reply is kept in `wire`; `alter` may change a reply on its way.
+    """
+
+    run_config: dict[str, Any]
+    num_clients: int
+    node_config: dict[str, Any] = field(default_factory=dict)
+    alter: Callable[[int, Message], Message] = lambda node, reply: reply
+    wire: list[tuple[str, Message]] = field(default_factory=list)
+
+    run = None
+
+    def __post_init__(self) -> None:
+        # Node ids that are not in the order of the partitions, as on a real grid.
+        self.contexts = {
+            1000 - 7 * partition: Context(
+                run_id=1,
+                node_id=1000 - 7 * partition,
+                node_config={
+                    "partition-id": partition,
+                    "num-partitions": self.num_clients,
+                    **self.node_config,
+                },
+                state=RecordDict(),
+                run_config=self.run_config,
+            )
+            for partition in range(self.num_clients)
+        }
+
+    def get_node_ids(self) -> Iterable[int]:
+        return set(self.contexts)
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        from client_app.main import app
+
+        replies = []
+        for message in messages:
+            node = message.metadata.dst_node_id
+            self.wire.append(("to client", deepcopy(message)))
+            try:
+                reply = app(deepcopy(message), self.contexts[node])
+            except Exception as error:  # as Flower does
+                reply = Message(Error(code=2, reason=f"{type(error)}:<'{error}'>"), reply_to=message)
+            # A ClientApp does not know its node in one process.
+            reply.metadata.__dict__["_src_node_id"] = node
+            reply = self.alter(node, reply)
+            self.wire.append(("to server", deepcopy(reply)))
+            replies.append(reply)
+        return replies
+
+    def serve(self) -> Path:
+        """Run the real ServerApp to its end and return the run's folder."""
+        from app.settings import feddat_home
+        from server_app.main import app
+
+        context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=self.run_config)
+        app(self, context)
+        return feddat_home() / "runs" / self.run_config["run-name"]
+
+    def set_run(self, run):
+        raise NotImplementedError
+
+    create_message = push_messages = pull_messages = set_run
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Return the folder of real data; skip where there is none."""
+    if not SHARED.is_dir():
+        pytest.skip("FEDDAT_SHARED names no folder with the real data")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def small_backbone(tmp_path_factory) -> Path:
+    """Save a ViLT of a few thousand random weights, with a tokenizer of its own."""
+    import torch
+    from transformers import ViltConfig, ViltModel
+
+    from server_app.pretraining import build_tokenizer
+
+    folder = tmp_path_factory.mktemp("backbone")
+    tokenizer = build_tokenizer(["what color is the small circle ?", "is there a red square ?"], vocabulary=200)
+    torch.manual_seed(0)
+    config = ViltConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        image_size=32,
+        patch_size=16,
+        max_position_embeddings=16,
+        vocab_size=len(tokenizer),
+    )
+    ViltModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory) -> Path:
+    """Return one folder for drawn data, so that tests draw them once."""
+    return tmp_path_factory.mktemp("drawn")
+
+
+@pytest.fixture
+def home(tmp_path, drawn, monkeypatch) -> Path:
+    """Give the test a FEDDAT_HOME of its own, with the drawn data of all tests."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "data").symlink_to(drawn, target_is_directory=True)
+    monkeypatch.setenv("FEDDAT_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def run_config(small_backbone) -> Callable[..., dict[str, Any]]:
+    """Return the default settings with a small model and little data; keywords override, `_` for `-`."""
+
+    def build(**overrides: Any) -> dict[str, Any]:
+        own = {key.replace("_", "-"): value for key, value in overrides.items()}
+        fixed = {"run-name": "test", "backbone": str(small_backbone), "reduction-factor": 4, "device": "cpu"}
+        return {**default_run_config(), **SMALL, **fixed, **own}
+
+    return build
+
+
+@pytest.fixture
+def federation(home, run_config, monkeypatch) -> Callable[..., Federation]:
+    """Build an in-process federation; keywords that are no field of `Federation` are settings."""
+    for name in ("_run_id", "_node_id", "_task_id"):
+        monkeypatch.setattr(TaskIdentity, name, 1)
+
+    def build(num_clients: int = 2, **keywords: Any) -> Federation:
+        fields = {key: keywords.pop(key) for key in ("node_config", "alter") if key in keywords}
+        return Federation(run_config(**keywords), num_clients, **fields)
+
+    return build

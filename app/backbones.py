@@ -13,13 +13,14 @@ import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import interpolate, pad
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, ViltConfig, ViltModel
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, ViltConfig, ViltModel
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.utils import logging as transformers_logging
 
@@ -108,7 +109,7 @@ class Backbone:
         return copy.deepcopy(self.model, {id(tensor): tensor for tensor in tensors})
 
 
-def embed(model: ViltModel, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+def embed(model: ViltModel, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Any]:
     """Compute what enters the first Transformer block.
 
     Parameters
@@ -138,6 +139,7 @@ def embed(model: ViltModel, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tenso
 
 def pool(model: ViltModel, hidden: Tensor) -> Tensor:
     """Compute the features (batch, width) from the last block's hidden states."""
+    assert model.pooler is not None
     return model.pooler(model.layernorm(hidden))
 
 
@@ -147,7 +149,7 @@ def keep_patch_order(model: ViltModel) -> ViltModel:
     transformers draws the order of the patches at random in every forward, and loops over the batch to do so.
     Attention does not care about the order, so the features are the same, but now reproducible and cheap.
     """
-    model.embeddings.visual_embed = types.MethodType(_visual_embed, model.embeddings)
+    setattr(model.embeddings, "visual_embed", types.MethodType(_visual_embed, model.embeddings))  # noqa: B010
     return model
 
 
@@ -226,7 +228,7 @@ def _load_processor(folder: str | Path, config: ViltConfig) -> Processor:
         settings = json.loads(path.read_text())
     return Processor(
         tokenizer,
-        image_size=config.image_size,
+        image_size=cast(int, config.image_size),
         text_length=config.max_position_embeddings,
         # ViLT's own values, where a checkpoint names none.
         mean=tuple(settings.get("image_mean", (0.5, 0.5, 0.5))),
@@ -261,7 +263,7 @@ def builtin_folder(name: str) -> Path:
     )
 
 
-def fingerprint(model: nn.Module) -> str:
+def fingerprint(model: PreTrainedModel) -> str:
     """Hash a model's configuration and weights (SHA-256, hexadecimal).
 
     The hash depends on names, shapes and values, not on how the files are cut or which hub they came from.

@@ -7,7 +7,7 @@ of the client's own A_c.
 
 import functools
 from collections.abc import Iterator, Mapping
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
@@ -18,8 +18,8 @@ from .backbones import Backbone, choose_device, embed, load_backbone, pool
 from .bottleneck import BottleneckConfig, BottleneckLayer
 from .settings import Settings
 
-ROLES = ("shared", "frozen", "local")
 Role = Literal["shared", "frozen", "local"]
+ROLES: tuple[Role, ...] = ("shared", "frozen", "local")
 Branch = Literal["student", "teacher", "local"]
 
 # Which adapters a branch activates, each with its share in the sum.
@@ -107,7 +107,7 @@ class DualAdapter(nn.Module):
                 self.peft.add_adapter(role, config)
         self.peft.eval()
         self.parameters_of = {role: dict(_named(self.peft, role)) for role in ROLES}
-        self._layers = [module for module in self.peft.modules() if isinstance(module, BaseTunerLayer)]
+        self._layers: list[Any] = [m for m in self.peft.modules() if isinstance(m, BaseTunerLayer)]
         # LoRA has a scale of its own; a branch's share multiplies it.
         self._scales = [dict(layer.scaling) for layer in self._layers]
         self._first, self._output = self._find_first_adapter()
@@ -195,7 +195,7 @@ class DualAdapter(nn.Module):
         return {**inputs, "pixel_values": pixels}
 
     def _find_first_adapter(self) -> tuple[int, BottleneckLayer | None]:
-        """Return the number of blocks in the trunk, and the last one's adapter where the trunk ends before it."""
+        """Return the number of blocks in the trunk, and the adapter right after it, if there is one."""
         for index, layer in enumerate(self.model.encoder.layer):
             tuned = [module for module in layer.modules() if isinstance(module, BaseTunerLayer)]
             if tuned == [layer.output] and isinstance(layer.output, BottleneckLayer):
@@ -208,7 +208,8 @@ class DualAdapter(nn.Module):
 def open_adapter(settings: Settings) -> DualAdapter:
     """Return the process's dual adapter for a run's settings, with the run's first weights when it is made.
 
-    Building one takes far longer than loading other weights into it, so clients of one process take turns with it.
+    Building one takes far longer than loading other weights into it, so clients of one process take turns
+    with it.
 
     Raises
     ------

@@ -11,8 +11,8 @@ def vqa_score(logits: Tensor, scores: Tensor) -> Tensor:
     Parameters
     ----------
     logits, scores : Tensor
-        Shape (examples, answers). With one-hot scores this is accuracy; a row without any score above 0 cannot
-        be answered and counts as 0.
+        Shape (examples, answers). With one-hot scores this is accuracy; a row without any score above 0
+        cannot be answered and counts as 0.
 
     Returns
     -------

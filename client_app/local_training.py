@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterator
-from typing import cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,8 +53,12 @@ def train_round(
     settings: Settings,
     server_round: int,
     partition_id: int,
-) -> dict[str, float]:
+    proximal_mu: float = 0.0,
+) -> dict[str, Any]:
     """Train A_s, A_c and the head in place for one round; Â_s is A_s as it came.
+
+    `proximal_mu` pulls A_s towards what came, as FedProx asks for (Li et al., 2020, arXiv 1812.06127,
+    equation 2).
 
     Returns
     -------
@@ -74,6 +78,15 @@ def train_round(
         update=settings.update,
     )
     before = {role: adapter.state(role) for role in ("shared", "local")}
+    pulls = [
+        parameter.register_hook(
+            lambda gradient, now=parameter, then=then: gradient + proximal_mu * (now.detach() - then)
+        )
+        for parameter, then in zip(
+            adapter.parameters_of["shared"].values(), before["shared"].values(), strict=True
+        )
+        if proximal_mu
+    ]
     sums: dict[str, Tensor] = {}
     for epoch in range(settings.local_epochs):
         key = (settings.seed, partition_id, server_round, epoch)
@@ -86,6 +99,8 @@ def train_round(
             for name, value in measured.items():
                 sums[name] = sums.get(name, 0) + value * len(rows)
             done += 1
+    for pull in pulls:
+        pull.remove()
     seen = len(examples) * settings.local_epochs
     return {
         "num-examples": len(examples),
@@ -123,7 +138,7 @@ def _distance(before: dict[str, Tensor], after: dict[str, Tensor]) -> float:
 @torch.no_grad()
 def evaluate(
     adapter: DualAdapter, head: AnswerHead, examples: Examples, branches: tuple[Branch, ...]
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Return the mean VQA score of each branch, all with the client's own head."""
     started = time.perf_counter()
     device = next(head.parameters()).device
@@ -137,6 +152,6 @@ def evaluate(
                 sums[branch] += float(vqa_score(logits, scores).sum())
     return {
         "num-examples": len(examples),
-        **{cast(str, branch): total / len(examples) for branch, total in sums.items()},
+        **{branch: total / len(examples) for branch, total in sums.items()},
         "evaluate-seconds": time.perf_counter() - started,
     }

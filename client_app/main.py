@@ -3,6 +3,7 @@
 import functools
 import platform
 from dataclasses import dataclass
+from typing import Any
 
 import flwr
 import torch
@@ -130,7 +131,13 @@ def train(message: Message, context: Context) -> Message:
     adapter, head = client.open(message.content.array_records["arrays"])
     server_round = int(round_config["server-round"])
     metrics = train_round(
-        adapter, head, client.examples("train"), client.settings, server_round, client.partition_id
+        adapter,
+        head,
+        client.examples("train"),
+        client.settings,
+        server_round,
+        client.partition_id,
+        proximal_mu=float(round_config.get("proximal-mu", 0.0)),
     )
     reply = RecordDict({"arrays": to_record(adapter.state("shared")), "metrics": MetricRecord(metrics)})
     save_private_state(context, PrivateState(adapter.state("local"), head.state_dict()))
@@ -154,15 +161,16 @@ BRANCHES_OF: dict[str, tuple[Branch, ...]] = {
 }
 
 
-def _called(message: Message, context: Context) -> tuple[Client, ConfigRecord]:
+def _called(message: Message, context: Context) -> tuple[Client, dict[str, Any]]:
     """Read a round's message; refuse one from a server with another source or backbone."""
     client = Client.of(context)
-    config = message.content.config_records["config"]
+    config: dict[str, Any] = dict(message.content.config_records["config"])
     backbone = load_backbone(client.settings.backbone, client.settings.backbone_weights)
     for key, own in (("source", source_hash()), ("backbone", backbone.fingerprint)):
         if config.get(key) != own:
+            theirs = str(config.get(key))[:12]
             raise ValueError(
-                f"{key} is {own[:12]} on partition {client.partition_id} but {str(config.get(key))[:12]} on the "
-                f"server: give both the same {key}"
+                f"{key} is {own[:12]} on partition {client.partition_id} but {theirs} on the server: "
+                f"give both the same {key}"
             )
     return client, config

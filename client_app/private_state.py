@@ -35,6 +35,9 @@ def load_private_state(context: Context) -> PrivateState | None:
 
 
 def save_private_state(context: Context, state: PrivateState) -> None:
-    """Keep the state for the client's next message. Call it last: Flower keeps it even if the client fails after."""
+    """Keep the state for the client's next message.
+
+    Call it last: Flower keeps it even if the client fails afterwards.
+    """
     for part in _PARTS:
         context.state[f"private-{part}"] = to_record(getattr(state, part))

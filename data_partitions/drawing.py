@@ -4,7 +4,7 @@ import io
 from functools import cache
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
 from .world import Scene
 
@@ -70,10 +70,9 @@ def _masks(shape: str, size: str, texture: str) -> tuple[np.ndarray, np.ndarray,
     """Coverage of the filled shape, its contour and its marks, each (diameter, diameter, 1) in [0, 1]."""
     diameter = _DIAMETER[size]
     filled = _outline(shape, diameter * _OVERSAMPLING)
-    padded = Image.new("L", [side + 2 * _OVERSAMPLING for side in filled.size])
-    padded.paste(filled, (_OVERSAMPLING, _OVERSAMPLING))
-    inner = padded.filter(ImageFilter.MinFilter(2 * (_OVERSAMPLING + 1) + 1))
-    inner = inner.crop((_OVERSAMPLING, _OVERSAMPLING, *(side + _OVERSAMPLING for side in filled.size)))
+    # The contour is what erosion by a little more than a final pixel takes away from every edge.
+    padded = ImageOps.expand(filled, _OVERSAMPLING)
+    inner = ImageOps.crop(padded.filter(ImageFilter.MinFilter(2 * _OVERSAMPLING + 3)), _OVERSAMPLING)
     cover, core = (
         np.asarray(image.reduce(_OVERSAMPLING), np.float32)[..., None] / 255 for image in (filled, inner)
     )

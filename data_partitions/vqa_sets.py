@@ -232,5 +232,5 @@ def _share(rows: datasets.Dataset, share: int, shares: int, options: DataOptions
         )
     )
     # Both partitioners cut rows in the order in which they lie.
-    partitioner.dataset = rows.shuffle(seed=options.seed)
+    partitioner.dataset = rows.select(np.random.default_rng(options.seed).permutation(len(rows)))
     return partitioner.load_partition(share)

@@ -29,7 +29,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One object; its attributes are words of the vocabularies above, `shift` is the jitter in pixels."""
+    """One object; attributes are words of the vocabularies above, `shift` is pixels down and right."""
 
     size: str
     color: str
@@ -122,21 +122,22 @@ def random_scene(rng: np.random.Generator, world: World, planted: Sequence[Mappi
     number = max(len(planted), int(rng.integers(low, high + 1)))
     free = [place for place in layout if place not in places]
     rng.shuffle(free)
-    looks: set[tuple[str, ...]] = set()
+    looks = set()
     objects = []
     for index in range(number):
         given = planted[index] if index < len(planted) else {}
         place = given.get("place") or free.pop()
         for _ in range(20):
-            look = tuple(
+            size, color, texture, shape = (
                 given.get(name) or pick(rng, world.values(name))
                 for name in ("size", "color", "texture", "shape")
             )
-            if look not in looks:
+            if (size, color, texture, shape) not in looks:
                 break
-        looks.add(look)
-        reach = 2 if look[0] == "large" else 4
+        looks.add((size, color, texture, shape))
+        # As far as an object can go without leaving its cell.
+        reach = 2 if size == "large" else 4
         shift = (int(rng.integers(-reach, reach + 1)), int(rng.integers(-reach, reach + 1)))
-        objects.append(SceneObject(*look, place=place, shift=shift))
-    tint = rng.integers(215, 250) + rng.integers(-5, 6, size=3)
-    return Scene(tuple(sorted(objects, key=lambda item: item.cell)), tuple(int(value) for value in tint))
+        objects.append(SceneObject(size, color, texture, shape, place, shift))
+    red, green, blue = (rng.integers(215, 250) + rng.integers(-5, 6, size=3)).tolist()
+    return Scene(tuple(sorted(objects, key=lambda item: item.cell)), (red, green, blue))

@@ -40,7 +40,7 @@ def export_adapter(folder: Path, settings: Settings, shared: Mapping[str, Tensor
     fresh, old = (folder.with_name(f".{folder.name}.{state}") for state in ("new", "old"))
     for leftover in (fresh, old):
         shutil.rmtree(leftover, ignore_errors=True)
-    model.save_pretrained(fresh)
+    model.save_pretrained(str(fresh))
     (fresh / "README.md").write_text(card)
     if folder.exists():
         folder.rename(old)

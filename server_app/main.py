@@ -1,6 +1,7 @@
 """The ServerApp: runs the federation and leaves its result in the run's folder."""
 
 import logging
+from typing import Any
 
 import flwr
 import torch
@@ -31,9 +32,15 @@ def main(grid: Grid, context: Context) -> None:
     """Check the settings, federate, export the adapter, report."""
     settings = read_settings(context.run_config)
     if settings.benchmark not in BENCHMARKS:
-        raise SettingsError(f"benchmark = {settings.benchmark!r}; allowed: {', '.join(map(repr, BENCHMARKS))}")
+        raise SettingsError(
+            f"benchmark = {settings.benchmark!r}; allowed: {', '.join(map(repr, BENCHMARKS))}"
+        )
     adapter = open_adapter(settings)
-    identity = {"backbone": adapter.backbone.fingerprint, "source": source_hash(), "version": __version__}
+    identity: dict[str, Any] = {
+        "backbone": adapter.backbone.fingerprint,
+        "source": source_hash(),
+        "version": __version__,
+    }
     versions = {"flwr": flwr.__version__, "torch": torch.__version__}
     run = RunLog(settings, {f"{key}-hash": identity[key] for key in ("backbone", "source")} | versions)
 
@@ -48,6 +55,8 @@ def main(grid: Grid, context: Context) -> None:
         observer=run,
     )
 
+    strategy.gather(grid)
+
     def end_round(server_round: int, arrays: ArrayRecord) -> None:
         if server_round:
             run.end_round(server_round)
@@ -61,7 +70,9 @@ def main(grid: Grid, context: Context) -> None:
         evaluate_config=ConfigRecord(identity),
         evaluate_fn=end_round,
     )
-    export_adapter(run.folder / "adapter", settings, from_record(result.arrays), model_card(run.facts, run.rows))
+    export_adapter(
+        run.folder / "adapter", settings, from_record(result.arrays), model_card(run.facts, run.rows)
+    )
     write_report(run.folder, run.facts, run.rows, run.seconds)
     Console().print(results_table(run.rows))
     log.info("the run is in %s", run.folder)

@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -33,7 +34,7 @@ from app.settings import feddat_home
 from data_partitions.benchmarks import DataOptions, load_public
 from data_partitions.scenes import COLORS, NUMBER_WORDS, PLACES, SHAPES, SIZES, TEXTURES
 
-TINY_VILT = {
+TINY_VILT: dict[str, Any] = {
     "hidden_size": 192,
     "num_hidden_layers": 4,
     "num_attention_heads": 6,
@@ -94,8 +95,9 @@ def build_tokenizer(captions: Sequence[str], vocabulary: int = VOCABULARY) -> Pr
     )
     english = re.findall(r"[A-Za-z][a-z]+|\d", " ".join(pydoc_data.topics.topics.values()))
     tokenizer.train_from_iterator([*captions, " ".join(english)], trainer)
-    ends = [(token, tokenizer.token_to_id(token)) for token in ("[SEP]", "[CLS]")]
-    tokenizer.post_processor = processors.BertProcessing(*ends)
+    tokenizer.post_processor = processors.BertProcessing(
+        ("[SEP]", SPECIAL.index("[SEP]")), ("[CLS]", SPECIAL.index("[CLS]"))
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         unk_token="[UNK]",
@@ -345,7 +347,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tokenizer = build_tokenizer([caption for captions in public["captions"] for caption in captions])
     config = ViltConfig(**TINY_VILT, vocab_size=len(tokenizer), hidden_dropout_prob=0.0)
     half = (0.5, 0.5, 0.5)
-    processor = Processor(tokenizer, config.image_size, config.max_position_embeddings, mean=half, std=half)
+    processor = Processor(
+        tokenizer, TINY_VILT["image_size"], TINY_VILT["max_position_embeddings"], mean=half, std=half
+    )
     data, held_out = (CaptionedImages.load(split, processor) for split in (public, aside))
 
     device = choose_device(options.device)

@@ -140,7 +140,8 @@ def draw_curves(rows: Rows) -> Figure:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         # Below the axes a legend hides nothing.
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False)
+        handles, labels = axes.get_legend_handles_labels()
+        axes.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False)
     return figure
 
 

@@ -36,13 +36,16 @@ class RunLog:
 
     def __init__(self, settings: Settings, facts: Mapping[str, Any]) -> None:
         self.settings = settings
-        self.name = settings.run_name or f"{settings.benchmark}-{settings.method}-{datetime.now():%Y%m%d-%H%M%S}"
+        self.name = (
+            settings.run_name or f"{settings.benchmark}-{settings.method}-{datetime.now():%Y%m%d-%H%M%S}"
+        )
         self.folder: Path = feddat_home() / "runs" / self.name
         try:
             self.folder.mkdir(parents=True)
         except FileExistsError:
             raise SettingsError(
-                f"run-name = {self.name!r} is taken by {self.folder}; allowed: a new name, or '' for one with the time"
+                f"run-name = {self.name!r} is taken: {self.folder}; "
+                f"allowed: another name, or '' for one made of the time"
             ) from None
         self.facts = {**settings.model_dump(by_alias=True), **facts, "run-name": self.name}
         write_atomically(self.folder / "settings.json", json.dumps(self.facts, indent=2) + "\n")
@@ -64,8 +67,8 @@ class RunLog:
         log.info("%s: %d clients: %s", self.settings.benchmark, nodes, ", ".join(self._names.values()))
         if nodes < natural:
             log.info(
-                "the benchmark has %d clients and is cut to the first %d, as many as there are nodes; for all of them: "
-                'flwr run . --federation-config "num-supernodes=%d"',
+                "the benchmark has %d clients and is cut to the first %d, as many as there are nodes; "
+                'for all of them: flwr run . --federation-config "num-supernodes=%d"',
                 natural,
                 nodes,
                 natural,

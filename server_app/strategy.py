@@ -1,5 +1,7 @@
 """The Flower strategy inside a run's federation, by name."""
 
+from typing import Any
+
 from flwr.serverapp.strategy import (
     FedAdagrad,
     FedAdam,
@@ -18,7 +20,7 @@ from app.settings import Settings
 
 def make_strategy(settings: Settings) -> Strategy:
     """Make the inner strategy, which samples clients and averages their shared adapters."""
-    common = {
+    common: dict[str, Any] = {
         "fraction_train": settings.fraction_train,
         "fraction_evaluate": 1.0,
         "min_train_nodes": 1,

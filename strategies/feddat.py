@@ -85,6 +85,16 @@ class FedDAT(StrategyWrapper):
         """Partition of each node that takes part, by node id."""
         return dict(self._members.partitions)
 
+    def gather(self, grid: Grid) -> None:
+        """Wait for the expected nodes and ask them who they are; otherwise the first round does.
+
+        Raises
+        ------
+        RuntimeError
+            Nodes are missing or not what was expected.
+        """
+        self._members.gather(grid, server_round=0)
+
     def summary(self) -> None:
         """Log the settings, then those of the strategy inside."""
         log.info("\t├──> FedDAT: shared adapter only, weighting %s, seed %d", self.weighting, self.seed)

@@ -110,7 +110,8 @@ def small_backbone(tmp_path_factory) -> Path:
     from server_app.pretraining import build_tokenizer
 
     folder = tmp_path_factory.mktemp("backbone")
-    tokenizer = build_tokenizer(["what color is the small circle ?", "is there a red square ?"], vocabulary=200)
+    questions = ["what color is the small circle ?", "is there a red square ?"]
+    tokenizer = build_tokenizer(questions, vocabulary=200)
     torch.manual_seed(0)
     config = ViltConfig(
         hidden_size=32,

@@ -14,6 +14,14 @@ def test_a_run_leaves_what_is_promised(federation):
     for row in rows:
         assert row["delta-shared"] > 0
         assert row["delta-local"] > 0
-        assert row.keys() >= {"student", "local", "teacher", "text-only", "bytes-up", "bytes-down", "train-seconds"}
+        assert row.keys() >= {
+            "student",
+            "local",
+            "teacher",
+            "text-only",
+            "bytes-up",
+            "bytes-down",
+            "train-seconds",
+        }
     kept = {path.name for path in folder.iterdir()}
     assert kept == {"settings.json", "metrics.jsonl", "adapter", "report.md", "curves.png"}

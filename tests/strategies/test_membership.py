@@ -45,9 +45,10 @@ def test_the_first_nodes_say_how_many_to_wait_for(toy, configure, clock):
     strategy = FedDAT(fedavg(), observer=notes)
     assert [m.metadata.dst_node_id for m in configure(strategy, grid)] == [8, 7]
     assert grid.asked("query") == [7, 8]
-    assert {
-        partition: answer["num-partitions"] for partition, answer in notes.members.items()
-    } == {0: 2, 1: 2}
+    assert {partition: answer["num-partitions"] for partition, answer in notes.members.items()} == {
+        0: 2,
+        1: 2,
+    }
 
 
 def test_the_deadline_ends_the_wait(toy, configure, clock):

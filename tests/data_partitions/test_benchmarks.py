@@ -1,0 +1,64 @@
+"""Benchmarks by name, and what can be answered without looking."""
+
+import datasets
+import pytest
+
+from data_partitions.benchmarks import (
+    BENCHMARKS,
+    DataOptions,
+    Partition,
+    load_partition,
+    load_public,
+    partition_names,
+    text_only_baseline,
+)
+
+
+@pytest.fixture
+def options(tmp_path):
+    return DataOptions(cache_dir=tmp_path, train_examples=4, test_examples=2)
+
+
+def test_names():
+    assert list(BENCHMARKS) == ["scenes", "vqa-domains"]
+
+
+def test_unknown_benchmark(options):
+    message = "^benchmark = 'vqa'; allowed: scenes, vqa-domains$"
+    with pytest.raises(ValueError, match=message):
+        load_partition("vqa", 0, 1, options)
+    with pytest.raises(ValueError, match=message):
+        partition_names("vqa", options)
+
+
+@pytest.mark.parametrize("partition_id", [-1, 3])
+def test_partition_out_of_range(options, partition_id):
+    with pytest.raises(ValueError, match=f"^partition-id = {partition_id}; allowed: 0 to 2$"):
+        load_partition("scenes", partition_id, 3, options)
+
+
+def test_public_data_of_a_benchmark_without(options):
+    with pytest.raises(ValueError, match=r"^benchmark = 'vqa-domains'; allowed: scenes$"):
+        load_public("vqa-domains", options, 3)
+
+
+def test_public_split_that_does_not_exist(options):
+    with pytest.raises(ValueError, match=r"^split = 'val'; allowed: train, validation, test$"):
+        load_public("scenes", options, 3, "val")
+
+
+def _partition(train, test):
+    def rows(pairs):
+        return datasets.Dataset.from_dict(
+            {"question": [text for text, _ in pairs], "scores": [scores for _, scores in pairs]}
+        )
+
+    return Partition(0, "by hand", ("yes", "no", "2"), rows(train), rows([]), rows(test))
+
+
+def test_text_only_baseline_by_hand():
+    yes, no, two, unanswerable = [1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]
+    train = [("a?", yes), ("a?", no), ("a?", no), ("b?", two), ("b?", unanswerable), ("b?", unanswerable)]
+    # "a?" gets "no": 1 of 2. "b?" gets "2": 1 of 1. "c?" is new and gets "no", the majority: 0.3 and 0 of 2.
+    test = [("a?", no), ("a?", yes), ("b?", two), ("c?", [1.0, 0.3, 0.0]), ("c?", unanswerable)]
+    assert text_only_baseline(_partition(train, test)) == pytest.approx((1 + 0 + 1 + 0.3 + 0) / 5)

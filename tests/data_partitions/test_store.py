@@ -1,0 +1,50 @@
+"""The folder of prepared data sets."""
+
+import datasets
+import pytest
+
+from data_partitions.store import cached
+
+
+def _build(value):
+    return lambda: (
+        datasets.DatasetDict({"train": datasets.Dataset.from_dict({"x": [value]})}),
+        {"value": value},
+    )
+
+
+def test_what_was_built_is_loaded(tmp_path):
+    splits, facts = cached(tmp_path, {"a": 1}, _build(3))
+    assert (splits["train"]["x"][:], facts) == ([3], {"value": 3})
+    _, facts = cached(tmp_path, {"a": 1}, _build(4))
+    assert facts == {"value": 3}
+    _, facts = cached(tmp_path, {"a": 2}, _build(4))
+    assert facts == {"value": 4}
+
+
+def test_of_two_that_build_at_once_one_wins(tmp_path):
+    def build_slowly():
+        cached(tmp_path, {}, _build("first"))
+        return _build("second")()
+
+    splits, facts = cached(tmp_path, {}, build_slowly)
+    assert (splits["train"]["x"][:], facts) == (["first"], {"value": "first"})
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_failure_leaves_nothing(tmp_path, monkeypatch):
+    def full(self, path, **options):
+        (path / "half").parent.mkdir(parents=True)
+        raise OSError("no space left")
+
+    monkeypatch.setattr(datasets.DatasetDict, "save_to_disk", full)
+    with pytest.raises(OSError, match="no space left"):
+        cached(tmp_path, {}, _build(1))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_progress_bars_are_as_before(tmp_path, capsys):
+    assert datasets.is_progress_bar_enabled()
+    cached(tmp_path, {}, _build(1))
+    assert datasets.is_progress_bar_enabled()
+    assert "examples" not in capsys.readouterr().err

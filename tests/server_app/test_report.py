@@ -1,0 +1,266 @@
+"""What people read of a run: values by hand on two clients and two rounds."""
+
+import io
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+from safetensors.numpy import save_file
+
+from server_app.report import draw_curves, model_card, progress_line, results_table, write_report
+
+SETTINGS = {
+    "run-name": "first",
+    "seed": 7,
+    "num-rounds": 2,
+    "method": "feddat",
+    "strategy": "fedavg",
+    "weighting": "uniform",
+    "benchmark": "scenes",
+    "backbone": "tiny-vilt",
+    "backbone-weights": "pretrained",
+    "adapter": "bottleneck",
+}
+LOSSES = {"ce-student": 2.0, "kl-student": 0.5, "ce-teacher": 3.0, "kl-teacher": 0.25}
+TRAINED = {**LOSSES, "delta-shared": 0.1, "delta-local": 0.2, "bytes-down": 1000, "bytes-up": 1000}
+
+
+def row(server_round, partition, **measured):
+    return {
+        "round": server_round,
+        "partition": partition,
+        "name": ("clean", "sketch")[partition],
+        **TRAINED,
+        **measured,
+    }
+
+
+def scores(student, local, teacher, text_only):
+    return {
+        "student": student,
+        "local": local,
+        "teacher": teacher,
+        "text-only": text_only,
+        "bytes-down": 2000,
+    }
+
+
+REFUSED = {"round": 1, "partition": 1, "phase": "train", "refused": "array 'a|b' holds <nan>"}
+ROWS = [
+    row(1, 0),
+    row(1, 1, **{"ce-student": 2.5}),
+    row(2, 0, **scores(0.75, 0.5, 0.8, 0.25)),
+    row(2, 1, **scores(0.5, 0.45, 0.9, 0.3)),
+]
+
+
+def lines_of(rows):
+    """Return the table as it is printed, cell by cell."""
+    console = Console(file=io.StringIO(), width=150)
+    console.print(results_table(rows))
+    printed = console.file.getvalue().splitlines()
+    cells = [[cell.strip() for cell in re.split("[│┃]", line)[1:-1]] for line in printed]
+    return [line for line in cells if line]
+
+
+def test_the_table_shows_points_mean_worst_and_gain():
+    assert lines_of(ROWS) == [
+        ["", "student", "local", "teacher", "text", "gain"],
+        ["client", "(A_s, deployed)", "(A_c)", "(DAT)", "only", "(student − text only)"],
+        ["clean", "75.0", "50.0", "80.0", "25.0", "50.0"],
+        ["sketch", "50.0", "45.0", "90.0", "30.0", "20.0"],
+        ["mean", "62.5", "47.5", "85.0", "27.5", "35.0"],
+        ["worst", "50.0", "45.0", "80.0", "25.0", "20.0"],
+    ]
+
+
+def test_the_table_has_only_the_columns_that_exist():
+    rows = [row(1, 0, student=0.5), row(1, 1, student=0.25)]
+    assert lines_of(rows)[1:] == [
+        ["client", "(A_s, deployed)"],
+        ["clean", "50.0"],
+        ["sketch", "25.0"],
+        ["mean", "37.5"],
+        ["worst", "25.0"],
+    ]
+
+
+def test_a_client_without_a_score_is_not_hidden_and_does_not_count():
+    rows = [row(1, 0, student=0.5), REFUSED]
+    assert lines_of(rows)[2:] == [
+        ["clean", "50.0"],
+        ["partition 1", "–"],
+        ["mean", "50.0"],
+        ["worst", "50.0"],
+    ]
+
+
+def test_a_score_of_an_earlier_round_says_so():
+    rows = [*ROWS, row(3, 0, student=0.625)]
+    assert [line[:2] for line in lines_of(rows)[2:4]] == [["clean", "62.5"], ["sketch (round 2)", "50.0"]]
+
+
+@pytest.mark.parametrize("order", [(math.nan, 0.5), (0.5, math.nan)])
+def test_a_score_that_is_no_number_is_shown(order):
+    rows = [row(1, partition, student=student) for partition, student in enumerate(order)]
+    assert [line[1] for line in lines_of(rows)[2:]].count("nan") == 3
+    assert lines_of(rows)[-1] == ["worst", "nan"]
+    assert f"nan worst ({'clean' if math.isnan(order[0]) else 'sketch'})" in progress_line(rows, 1, 2, 1)
+
+
+def test_a_name_is_not_read_as_markup():
+    assert lines_of([row(1, 0, name="[bold]x[/bold] $a$", student=1)])[2][0] == "[bold]x[/bold] $a$"
+
+
+@pytest.mark.parametrize(
+    ("rows", "server_round", "num_rounds", "seconds", "line"),
+    [
+        (ROWS, 2, 4, 45, "round 2/4: student 62.5 mean, 50.0 worst (sketch); 0:45 left"),
+        (ROWS, 2, 2, 65.4, "round 2/2: student 62.5 mean, 50.0 worst (sketch); 1:05 in all"),
+        (ROWS, 1, 3, 1830, "round 1/3: student loss 2.250 mean; 1:01:00 left"),
+        ([row(1, 0), REFUSED], 1, 2, 5, "round 1/2: student loss 2.000 mean; 1 refused; 0:05 left"),
+        ([REFUSED], 1, 2, 59.6, "round 1/2: nothing measured; 1 refused; 1:00 left"),
+    ],
+)
+def test_a_line_says_how_a_round_went(rows, server_round, num_rounds, seconds, line):
+    assert progress_line(rows, server_round, num_rounds, seconds) == line
+
+
+def test_the_report_tells_what_ran_and_what_came_out(tmp_path):
+    (tmp_path / "adapter").mkdir()
+    weights = {"down": np.zeros((40, 30), np.float32), "up": np.zeros(34, np.float32)}
+    save_file(weights, tmp_path / "adapter" / "adapter_model.safetensors")
+    settings = {**SETTINGS, "data-dir": "/a|b"}
+    stranger = {"round": 1, "partition": -1, "phase": "train", "refused": "not asked for a reply"}
+    write_report(tmp_path, settings, [REFUSED, stranger, REFUSED, *ROWS], seconds=90)
+    report = (tmp_path / "report.md").read_text(encoding="utf-8")
+    for expected in (
+        "# first\n",
+        "Method `feddat` under `fedavg` on the benchmark `scenes`: 2 clients, 2 rounds, seed 7.",
+        "| client | student (A_s, deployed) | local (A_c) | teacher (DAT) | text only | gain (student",
+        "| mean | 62.5 | 47.5 | 85.0 | 27.5 | 35.0 |",
+        "(curves.png)",
+        "- **rounds**: 2 of 2\n",
+        "- **clients**: clean, sketch\n",
+        "- **adapter**: bottleneck, 1,234 parameters\n",
+        # Down (1000 + 1000 + 2000 + 2000) / 4, up 1000; 6000 + 4000.
+        "1,500 bytes down and 1,000 bytes up a client and round, evaluation included; 10,000 in all\n",
+        "- **time**: 1.5 minutes\n",
+        r"| 2 | sketch | train | array 'a\|b' holds &lt;nan&gt; |",
+        "| 1 | not asked | train | not asked for a reply |",
+        "<details>",
+        r"| data-dir | /a\|b |",
+    ):
+        assert expected in report
+    assert {path.name for path in tmp_path.iterdir()} == {"adapter", "report.md", "curves.png"}
+
+
+def test_the_picture_shows_more_than_paper(tmp_path):
+    write_report(tmp_path, SETTINGS, ROWS, seconds=90)
+    with Image.open(tmp_path / "curves.png") as picture:
+        assert picture.format == "PNG"
+        assert picture.width > picture.height > 400
+        assert len(picture.convert("RGB").getcolors(maxcolors=2**24)) > 50
+
+
+def test_the_curves_are_those_of_the_rows():
+    scores, losses, changes = draw_curves(ROWS).axes
+    drawn = {line.get_label(): line.get_xydata().tolist() for line in scores.get_lines()}
+    assert drawn["clean"] == [[2, 75]]
+    assert drawn["sketch"] == [[2, 50]]
+    assert drawn["mean"] == [[2, 62.5]]
+    assert [y for _, y in drawn["text only, mean"]] == pytest.approx([27.5, 27.5])
+    assert losses.get_lines()[0].get_xydata().tolist() == [[1, 2.25], [2, 2]]
+    assert [line.get_ydata().tolist() for line in changes.get_lines()] == [[0.1, 0.1], [0.2, 0.2]]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [row(1, 0, student=0.5), {"round": 1, "partition": 1, "name": "$a_$"}],
+        [row(1, 0, student=math.nan, **{"ce-student": math.nan, "kl-student": 0.0})],
+        [row(1, 0) | {"partition": partition, "name": f"site {partition}"} for partition in range(30)],
+        [REFUSED],
+    ],
+    ids=["missing", "not a number", "many clients", "refused"],
+)
+def test_a_report_can_be_written_of_any_rows(tmp_path, rows):
+    write_report(tmp_path, SETTINGS, rows, seconds=1)
+    assert model_card(SETTINGS, rows)
+
+
+def front_matter(card):
+    yaml = pytest.importorskip("yaml")
+    return yaml.safe_load(card.split("---\n")[1])
+
+
+def test_the_card_describes_the_adapter():
+    card = model_card({**SETTINGS, "backbone": "dandelin/vilt-b32-mlm"}, ROWS)
+    assert front_matter(card) == {
+        "library_name": "peft",
+        "license": "apache-2.0",
+        "base_model": "dandelin/vilt-b32-mlm",
+        "tags": ["federated-learning", "feddat", "visual-question-answering"],
+    }
+    assert "| sketch | 50.0 | 45.0 | 90.0 | 30.0 | 20.0 |" in card
+    assert "no answer head and no local adapter" in card
+
+
+def test_the_card_imports_the_adapter_type_only_where_peft_lacks_it():
+    assert "import feddat.app.bottleneck" in model_card(SETTINGS, ROWS)
+    assert "import feddat.app.bottleneck" not in model_card({**SETTINGS, "adapter": "lora"}, ROWS)
+
+
+@pytest.mark.parametrize(
+    ("weights", "call"), [("pretrained", '("tiny-vilt")'), ("random", '("tiny-vilt", "random")')]
+)
+def test_the_card_loads_the_backbone_that_was_trained_on(weights, call):
+    assert f"load_backbone{call}" in model_card({**SETTINGS, "backbone-weights": weights}, ROWS)
+
+
+@pytest.fixture
+def small_vilt(tmp_path) -> Path:
+    """Save a ViLT of a few thousand weights with its tokenizer."""
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path / "vilt"
+    config = transformers.ViltConfig(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=32,
+        patch_size=16,
+        vocab_size=10,
+        max_position_embeddings=8,
+    )
+    transformers.ViltModel(config).save_pretrained(folder)
+    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcde"]))
+    transformers.BertTokenizer(str(tmp_path / "vocab.txt")).save_pretrained(folder)
+    return folder
+
+
+def test_the_code_in_the_card_runs(tmp_path, small_vilt):
+    pytest.importorskip("feddat.app")
+    import torch
+    from peft import get_peft_model
+
+    from app.backbones import load_backbone
+    from app.dual_adapter import adapter_config
+
+    backbone = load_backbone(str(small_vilt))
+    torch.manual_seed(0)
+    trained = get_peft_model(backbone.fork(), adapter_config("bottleneck", reduction_factor=4, width=16))
+    trained.save_pretrained(tmp_path / "adapter")
+    card = model_card({**SETTINGS, "backbone": str(small_vilt)}, ROWS)
+    code = "\n".join(re.findall(r"```python\n(.*?)```", card, re.DOTALL))
+    names = {"image": Image.new("RGB", (40, 30), "red"), "head": torch.nn.Linear(16, 3)}
+    exec(code.replace("path/to/adapter", str(tmp_path / "adapter")), names)
+    assert names["logits"].shape == (1, 3)
+    inputs = {**names["inputs"], "pixel_values": backbone.processor.normalise(names["pixels"])}
+    assert torch.equal(names["features"], trained.eval()(**inputs).pooler_output)
+    assert not torch.equal(names["features"], backbone.model(**inputs).pooler_output)

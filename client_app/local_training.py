@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from app.dual_adapter import Branch, DualAdapter
+from app.dual_adapter import Branch, DualAdapter, Role
 from app.heads import AnswerHead
 from app.metrics import vqa_score
 from app.mkd import Distillation, adapter_step, fast_step, make_optimizer, reference_step
@@ -77,7 +77,8 @@ def train_round(
         loss=settings.loss,
         update=settings.update,
     )
-    before = {role: adapter.state(role) for role in ("shared", "local")}
+    trained: tuple[Role, ...] = ("shared", "local") if settings.method == "feddat" else ("shared",)
+    before = {role: adapter.state(role) for role in trained}
     pulls = [
         parameter.register_hook(
             lambda gradient, now=parameter, then=then: gradient + proximal_mu * (now.detach() - then)
@@ -105,8 +106,7 @@ def train_round(
     return {
         "num-examples": len(examples),
         **{name: float(value) / seen for name, value in sums.items()},
-        "delta-shared": _distance(before["shared"], adapter.state("shared")),
-        "delta-local": _distance(before["local"], adapter.state("local")),
+        **{f"delta-{role}": _distance(before[role], adapter.state(role)) for role in trained},
         "train-seconds": time.perf_counter() - started,
     }
 

@@ -1,7 +1,7 @@
 """What a benchmark is asked for, and what it gives: one client's data."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -103,6 +103,36 @@ def answer_list(answers: Iterable[str], limit: int | None = None) -> list[str]:
     return [answer for answer, _ in counted[:limit]]
 
 
-def answer_scores(answer: str, answers: Iterable[str]) -> list[float]:
-    """1 at the answer's place in the list, 0 elsewhere; all 0 if it is not in the list."""
-    return [float(answer == candidate) for candidate in answers]
+def scored_split(
+    images: Iterable[dict],
+    questions: Iterable[str],
+    given: Iterable[str],
+    ids: Iterable[str],
+    answers: Sequence[str],
+) -> tuple[datasets.Dataset, int]:
+    """Make one split of a partition.
+
+    Parameters
+    ----------
+    images : iterable of dict
+        Encoded pictures, as `datasets.Image` stores them.
+    questions, given, ids : iterables of str
+        What is asked of each, the true answer, and the example's id.
+    answers : sequence of str
+        The client's answer list.
+
+    Returns
+    -------
+    tuple
+        The split, with scores of 1 for the true answer, and how many true answers are not in the list.
+    """
+    given = list(given)
+    columns = {
+        "image": list(images),
+        "question": list(questions),
+        "scores": [[float(answer == listed) for listed in answers] for answer in given],
+        "example_id": list(ids),
+    }
+    return datasets.Dataset.from_dict(columns, features=FEATURES), sum(
+        answer not in answers for answer in given
+    )

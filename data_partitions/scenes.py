@@ -7,14 +7,13 @@ from .captions import captions
 from .clients import CLIENTS, Client
 from .drawing import draw, encode
 from .partition import (
-    FEATURES,
     SPLITS,
     DataOptions,
     Partition,
     answer_list,
-    answer_scores,
     client_name,
     require_one_of,
+    scored_split,
 )
 from .questions import scene_for
 from .store import Facts, cached
@@ -79,34 +78,20 @@ def _clients(options: DataOptions) -> dict[str, Client]:
 def _draw_client(
     client: Client, seed: int, partition_id: int, sizes: dict[str, int]
 ) -> tuple[datasets.DatasetDict, Facts]:
-    images: dict[str, list[dict]] = {split: [] for split in SPLITS}
-    questions: dict[str, list[str]] = {split: [] for split in SPLITS}
-    answers: dict[str, list[str]] = {split: [] for split in SPLITS}
+    drawn: dict[str, list[tuple[dict, str, str, str]]] = {split: [] for split in sizes}
     for split, size in sizes.items():
         for index in range(size):
             rng = np.random.default_rng([seed, _STREAMS[split], partition_id, index])
             query = pick(rng, pick(rng, client.kinds))(rng, client.world)
-            scene = scene_for(rng, client.world, query)
-            images[split].append({"bytes": encode(draw(scene, client.style, rng)), "path": None})
-            questions[split].append(query.text)
-            answers[split].append(query.answer)
-    listed = answer_list(answers["train"])
-    splits = datasets.DatasetDict(
-        {
-            split: datasets.Dataset.from_dict(
-                {
-                    "image": images[split],
-                    "question": questions[split],
-                    "scores": [answer_scores(answer, listed) for answer in answers[split]],
-                    "example_id": [f"{partition_id}/{split}/{index}" for index in range(sizes[split])],
-                },
-                features=FEATURES,
-            )
-            for split in SPLITS
-        }
-    )
-    unanswerable = {split: sum(answer not in listed for answer in answers[split]) for split in SPLITS}
-    return splits, {"answers": listed, "unanswerable": unanswerable}
+            image = encode(draw(scene_for(rng, client.world, query), client.style, rng))
+            example_id = f"{partition_id}/{split}/{index}"
+            drawn[split].append(({"bytes": image, "path": None}, query.text, query.answer, example_id))
+    answers = answer_list(answer for _, _, answer, _ in drawn["train"])
+    splits, unanswerable = datasets.DatasetDict(), {}
+    for split, rows in drawn.items():
+        images, questions, given, ids = zip(*rows, strict=True)
+        splits[split], unanswerable[split] = scored_split(images, questions, given, ids, answers)
+    return splits, {"answers": answers, "unanswerable": unanswerable}
 
 
 def _draw_public(seed: int, num_images: int, split: str) -> datasets.DatasetDict:

@@ -41,7 +41,7 @@ def export_adapter(folder: Path, settings: Settings, shared: Mapping[str, Tensor
     for leftover in (fresh, old):
         shutil.rmtree(leftover, ignore_errors=True)
     model.save_pretrained(str(fresh))
-    (fresh / "README.md").write_text(card)
+    (fresh / "README.md").write_text(card, encoding="utf-8")
     if folder.exists():
         folder.rename(old)
     fresh.rename(folder)

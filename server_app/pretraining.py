@@ -42,6 +42,8 @@ TINY_VILT: dict[str, Any] = {
     "image_size": 64,
     "patch_size": 8,
     "max_position_embeddings": 48,
+    # 0.02 is for wide models.
+    "initializer_range": 0.05,
 }
 VOCABULARY = 2048
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -109,6 +111,15 @@ def build_tokenizer(captions: Sequence[str], vocabulary: int = VOCABULARY) -> Pr
     )
 
 
+def sine_positions(grid: int, width: int) -> Tensor:
+    """Return fixed positions (grid², width): sines and cosines of the row, then of the column."""
+    frequencies = 10_000 ** (-torch.arange(width // 4) / (width // 4))
+    angles = torch.arange(grid)[:, None] * frequencies
+    waves = torch.cat([angles.sin(), angles.cos()], dim=1)
+    rows, columns = waves.repeat_interleave(grid, dim=0), waves.repeat(grid, 1)
+    return torch.cat([rows, columns], dim=1)
+
+
 class Pretrainer(nn.Module):
     """ViLT with its masked-language head and a matching head on the pooled feature."""
 
@@ -116,7 +127,19 @@ class Pretrainer(nn.Module):
         super().__init__()
         self.language = ViltForMaskedLM(config)
         keep_patch_order(self.language.vilt)
+        self._see_from_the_start()
         self.matching = nn.Linear(config.hidden_size, 2)
+
+    @torch.no_grad()
+    def _see_from_the_start(self) -> None:
+        """Start positions and patches as in He et al. (2022, arXiv 2111.06377), appendix A.1.
+
+        transformers starts them near zero, for loading pretrained ones: words would learn to ignore them.
+        """
+        embeddings = self.language.vilt.embeddings
+        grid = embeddings.config.image_size // embeddings.config.patch_size
+        embeddings.position_embeddings[0, 1:] = sine_positions(grid, embeddings.config.hidden_size)
+        nn.init.xavier_uniform_(embeddings.patch_embeddings.projection.weight.flatten(1))
 
     def forward(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return logits over the vocabulary (batch, tokens, vocabulary) and over {false, true} (batch, 2)."""
@@ -322,7 +345,7 @@ def save(model: Pretrainer, processor: Processor, folder: Path, card: str) -> No
         "image_std": list(processor.std),
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(settings, indent=2) + "\n")
-    (folder / "README.md").write_text(card)
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -18,6 +18,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, ViltConfig, ViltModel
@@ -207,11 +208,16 @@ def load_backbone(name: str, weights: str = "pretrained", seed: int = 0) -> Back
                 torch.manual_seed(seed)
                 model = ViltModel(config)
         else:
-            model = ViltModel.from_pretrained(
-                folder, config=config, use_safetensors=True, dtype=torch.float32
+            loaded: Any = ViltModel.from_pretrained(
+                folder, config=config, use_safetensors=True, dtype=torch.float32, output_loading_info=True
             )
+            model, report = loaded
+            # transformers would leave them random.
+            if missing := sorted(report["missing_keys"]):
+                raise ValueError(f"no weights for {missing[0]}")
         processor = _load_processor(folder, config)
-    except (OSError, ValueError) as error:
+    # A RuntimeError says that shapes do not fit.
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(
             f"backbone = {name!r} cannot be loaded; allowed: {', '.join(BUILTIN)}, a folder with a ViLT in "
@@ -223,6 +229,9 @@ def load_backbone(name: str, weights: str = "pretrained", seed: int = 0) -> Back
 
 def _load_processor(folder: str | Path, config: ViltConfig) -> Processor:
     tokenizer = AutoTokenizer.from_pretrained(folder)
+    # Where there is none, transformers makes one that knows no word.
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise ValueError("it has no tokenizer")
     settings: dict = {}
     if (path := Path(folder, _IMAGE_SETTINGS)).is_file():
         settings = json.loads(path.read_text())
@@ -302,7 +311,7 @@ def choose_device(device: str = "auto") -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError):
+        torch.empty(0, device=chosen).cpu()  # "meta" can be made, but not read
+    except (RuntimeError, AssertionError, ImportError):
         raise ValueError(f"device = {device!r} is not available; allowed: auto, cpu, cuda, cuda:N") from None
     return chosen

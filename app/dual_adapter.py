@@ -150,6 +150,7 @@ class DualAdapter(nn.Module):
                     f"adapter {role!r}: {name} has shape {tuple(state[name].shape)}, "
                     f"not {tuple(parameter.shape)}"
                 )
+        for name, parameter in own.items():
             parameter.copy_(state[name])
 
     def receive(self, shared: Mapping[str, Tensor]) -> None:

@@ -13,6 +13,5 @@ def to_record(state: Mapping[str, Tensor]) -> ArrayRecord:
 
 
 def from_record(record: ArrayRecord) -> dict[str, Tensor]:
-    """Unpack to tensors on the CPU that own their memory."""
-    # numpy arrays made from bytes are read-only, and torch warns of them.
-    return {name: torch.from_numpy(array.numpy().copy()) for name, array in record.items()}
+    """Unpack to tensors on the CPU."""
+    return {name: torch.from_numpy(array.numpy()) for name, array in record.items()}

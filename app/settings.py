@@ -26,7 +26,11 @@ class Settings(BaseModel):
     """All settings of a run; a field's key is its name with hyphens. Build one with `read_settings`."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", alias_generator=lambda name: name.replace("_", "-")
+        frozen=True,
+        extra="forbid",
+        strict=True,  # else `true` is the number 1, and text is read as a number
+        allow_inf_nan=False,
+        alias_generator=lambda name: name.replace("_", "-"),
     )
 
     run_name: str = Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$", max_length=100)

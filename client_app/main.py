@@ -119,6 +119,8 @@ def query(message: Message, context: Context) -> Message:
             "torch": torch.__version__,
             "python": platform.python_version(),
             "device": str(choose_device(client.settings.device)),
+            "skipped": sum(partition.skipped.values()),
+            "unanswerable": partition.unanswerable["test"] / len(partition.test),
         }
     )
     return Message(RecordDict({"handshake": answer}), reply_to=message)
@@ -150,7 +152,9 @@ def evaluate_branches(message: Message, context: Context) -> Message:
     client, _ = _called(message, context)
     adapter, head = client.open(message.content.array_records["arrays"])
     metrics = evaluate(adapter, head, client.examples("test"), BRANCHES_OF[client.settings.method])
-    metrics["text-only"] = text_only_baseline(client.partition())
+    partition = client.partition()
+    metrics["text-only"] = text_only_baseline(partition)
+    metrics["unanswerable"] = partition.unanswerable["test"] / len(partition.test)
     return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
 
 

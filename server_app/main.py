@@ -56,6 +56,7 @@ def main(grid: Grid, context: Context) -> None:
     )
 
     strategy.gather(grid)
+    run.open()
 
     def end_round(server_round: int, arrays: ArrayRecord) -> None:
         if server_round:

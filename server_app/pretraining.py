@@ -1,8 +1,8 @@
 """Pretraining of the built-in backbone on captioned public images.
 
 Masked language modelling and image–text matching, the two objectives of ViLT (Kim et al., 2021, arXiv
-2102.03334, section 3.3), on the public split of the benchmark ``scenes``. Half of a batch's rows have masked
-captions; of the other half, half have a false caption: another image's, or the true one with a single word
+2102.03334, section 3.3), on the public split of the benchmark ``scenes``. Two thirds of a batch's rows have
+masked captions; of the rest, half have a false caption: another image's, or the true one with a single word
 exchanged.
 
 Run ``python -m server_app.pretraining --out FOLDER`` to repeat it; the model card in FOLDER says what was
@@ -10,16 +10,17 @@ reached.
 """
 
 import argparse
+import copy
 import json
 import math
 import pydoc_data.topics
 import re
 import string
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from datasets import Dataset
@@ -27,7 +28,7 @@ from rich.progress import Progress, TextColumn, TimeRemainingColumn
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedTokenizerFast, ViltConfig, ViltForMaskedLM
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, ViltConfig, ViltForMaskedLM
 
 from app.backbones import Processor, choose_device, keep_patch_order
 from app.settings import feddat_home
@@ -47,7 +48,8 @@ TINY_VILT: dict[str, Any] = {
 }
 VOCABULARY = 2048
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-MASKED_SHARE = 0.4
+MASKED_SHARE = 0.5
+MEASURE_EVERY = 250
 # Phrases of one group can stand in for each other: exchanging one makes a caption false, but for rare luck.
 EXCHANGES = (
     COLORS, SHAPES, SIZES, TEXTURES, PLACES, NUMBER_WORDS,
@@ -55,6 +57,8 @@ EXCHANGES = (
     ("as large as", "larger than", "smaller than"),
 )  # fmt: skip
 GROUP_OF = {phrase: group for group in EXCHANGES for phrase in group}
+# Words that a look at the picture tells; the others of the phrases ("of", "as", "the") are grammar.
+SEEN_WORDS = {word for phrase in GROUP_OF for word in phrase.split()} - {"of", "as", "than", "the"}
 PHRASE = re.compile(r"\b(" + "|".join(sorted(GROUP_OF, key=len, reverse=True)) + r")\b")
 
 
@@ -170,50 +174,61 @@ def exchange_phrase(caption: str, generator: torch.Generator) -> str | None:
 def make_batch(
     data: CaptionedImages, rows: Sequence[int], processor: Processor, generator: torch.Generator
 ) -> Batch:
-    """Draw a caption for each image, masked for the first half of the rows, true or false for the second.
+    """Draw a caption for each image, masked for the first two thirds of the rows, true or false for the rest.
 
     One batch in two has every image's first caption, the full description: batches of like lengths need less
-    padding.
+    padding. Only words that the picture tells are masked, and of a full description never the places, by
+    which the other words are found.
     """
+    tokenizer = processor.tokenizer
+    full = _draw(2, generator)
+    masked = len(rows) * 2 // 3
 
     def draw_caption(row: int) -> str:
         return data.captions[row][0 if full else 1 + _draw(len(data.captions[row]) - 1, generator)]
 
-    full = _draw(2, generator)
     texts, matches = [], []
     for position, row in enumerate(rows):
         caption = draw_caption(row)
         match = -100
-        if position >= len(rows) // 2:
+        if position >= masked:
             match = _draw(2, generator)
             if not match:
-                false = exchange_phrase(caption, generator) if _draw(4, generator) else None
+                false = exchange_phrase(caption, generator) if _draw(2, generator) else None
                 caption = false or draw_caption(rows[(position + 1) % len(rows)])
         texts.append(caption)
         matches.append(match)
     inputs = processor.texts(texts)
     longest = int(inputs["attention_mask"].sum(1).max())
     inputs = {key: value[:, :longest] for key, value in inputs.items()}
-    words = torch.full_like(inputs["input_ids"], -100)
-    special = torch.tensor([processor.tokenizer.convert_tokens_to_ids(token) for token in SPECIAL])
-    maskable = ~torch.isin(inputs["input_ids"], special)
-    maskable[len(rows) // 2 :] = False
+    groups = [group for group in EXCHANGES if not (full and group is PLACES)]
+    maskable = torch.isin(inputs["input_ids"], _token_ids(tokenizer, groups))
+    maskable[masked:] = False
     chosen = maskable & (torch.rand(maskable.shape, generator=generator) < MASKED_SHARE)
-    words[chosen] = inputs["input_ids"][chosen]
-    inputs["input_ids"] = inputs["input_ids"].masked_fill(chosen, processor.tokenizer.mask_token_id)
+    words = torch.where(chosen, inputs["input_ids"], -100)
+    inputs["input_ids"] = inputs["input_ids"].masked_fill(chosen, cast(int, tokenizer.mask_token_id))
     return Batch({**inputs, "pixel_values": data.pixels[list(rows)]}, words, torch.tensor(matches))
+
+
+def _token_ids(tokenizer: PreTrainedTokenizerBase, groups: Sequence[Sequence[str]]) -> Tensor:
+    words = {word for group in groups for phrase in group for word in phrase.split() if word in SEEN_WORDS}
+    return torch.tensor(tokenizer.convert_tokens_to_ids(sorted(words)))
 
 
 def batches(
     data: CaptionedImages, size: int, steps: int, processor: Processor, generator: torch.Generator
 ) -> Iterator[Batch]:
-    """Yield `steps` batches, every image once before any comes again."""
-    order: list[int] = []
-    for _ in range(steps):
-        if len(order) < size:
-            order += torch.randperm(len(data.pixels), generator=generator).tolist()
-        rows, order = order[:size], order[size:]
-        yield make_batch(data, rows, processor, generator)
+    """Yield `steps` batches, images with short descriptions first.
+
+    In the first half of the steps the share of images to draw from grows from a tenth, the simplest, to all:
+    a model that sees many objects from the start takes far longer to find which word means which.
+    """
+    simple_first = sorted(range(len(data.pixels)), key=lambda row: len(data.captions[row][0]))
+    for step in range(steps):
+        share = min(1.0, 0.1 + 1.8 * step / steps)
+        within = max(size, int(share * len(simple_first)))
+        picks = torch.randint(within, (size,), generator=generator).tolist()
+        yield make_batch(data, [simple_first[pick] for pick in picks], processor, generator)
 
 
 def vary(pixels: Tensor, generator: torch.Generator) -> Tensor:
@@ -241,7 +256,8 @@ def measure(
     generator = torch.Generator().manual_seed(seed)
     right = {"words": 0, "matches": 0}
     asked = {"words": 0, "matches": 0}
-    for batch in batches(data, 100, len(data.pixels) // 100, processor, generator):
+    for rows in torch.arange(len(data.pixels)).split(100):
+        batch = make_batch(data, rows.tolist(), processor, generator)
         inputs = {key: value.to(device) for key, value in batch.inputs.items()}
         inputs["pixel_values"] = processor.normalise(inputs["pixel_values"])
         for key, logits in zip(right, model(inputs), strict=True):
@@ -262,15 +278,15 @@ def pretrain(
     batch_size: int,
     peak: float,
     seed: int,
-) -> dict[str, float]:
-    """Train `model` in place and return what `measure` finds at the end."""
+    keep: Callable[[int, dict[str, float]], None],
+) -> None:
+    """Train `model` in place; tell `keep` the step and what `measure` finds, now and then and at the end."""
     generator = torch.Generator().manual_seed(seed)
     device = next(model.parameters()).device
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.98))
-    reached: dict[str, float] = {}
     columns = (
         *Progress.get_default_columns()[:-1],
         TimeRemainingColumn(),
@@ -293,14 +309,14 @@ def pretrain(
             (word_loss + match_loss).backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
-            if step % 250 == 0 or step == steps:
+            if step % MEASURE_EVERY == 0 or step == steps:
                 reached = measure(model, held_out, processor)
+                keep(step, reached)
                 progress.console.print(
                     f"step {step}: losses {word_loss:.3f} {match_loss:.3f}; held out: masked words "
                     f"{reached['words']:.3f}, matching {reached['matches']:.3f}"
                 )
             progress.update(task, advance=1, state=f"loss {word_loss:.2f} + {match_loss:.2f}")
-    return reached
 
 
 # The options that a model card's command repeats.
@@ -326,7 +342,7 @@ publishing use a large backbone.
 
 Repeat it with
 
-    {command}
+    python -m server_app.pretraining {command}
 
 which took {minutes:.0f} minutes on {machine}.
 """
@@ -335,8 +351,7 @@ which took {minutes:.0f} minutes on {machine}.
 def save(model: Pretrainer, processor: Processor, folder: Path, card: str) -> None:
     """Write fp16 weights, configuration, tokenizer, image settings and model card."""
     folder.mkdir(parents=True, exist_ok=True)
-    backbone = model.language.vilt.half()
-    backbone.save_pretrained(folder)
+    copy.deepcopy(model.language.vilt).half().save_pretrained(folder)
     processor.tokenizer.save_pretrained(folder)
     settings = {
         "image_processor_type": "ViltImageProcessor",
@@ -355,7 +370,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for the pretrained backbone")
     parser.add_argument("--images", type=int, default=40_000, help="public scenes to draw")
-    parser.add_argument("--steps", type=int, default=7_000, help="batches to train on")
+    parser.add_argument("--steps", type=int, default=6_000, help="batches to train on")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="peak of the schedule")
     parser.add_argument("--seed", type=int, default=0)
@@ -377,7 +392,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     device = choose_device(options.device)
     model = Pretrainer(config).to(device)
-    reached = pretrain(
+
+    def keep(step: int, reached: dict[str, float]) -> None:
+        """Save the model as it is, so that a run that is stopped leaves what it had."""
+        card = CARD.format(
+            name=options.out.name,
+            millions=sum(p.numel() for p in model.language.vilt.parameters()) / 1e6,
+            layers=config.num_hidden_layers,
+            width=config.hidden_size,
+            size=config.image_size,
+            patch=config.patch_size,
+            vocabulary=config.vocab_size,
+            images=len(public),
+            held_out=len(aside),
+            done=step,
+            minutes=(time.monotonic() - started) / 60,
+            machine=f"{torch.get_num_threads()} CPU threads" if device.type == "cpu" else "one GPU",
+            command=" ".join(f"--{key.replace('_', '-')} {getattr(options, key)}" for key in REPEATED),
+            **{key: getattr(options, key) for key in ("steps", "batch_size", "seed")},
+            **reached,
+        )
+        save(model, processor, options.out, card)
+
+    pretrain(
         model,
         data,
         held_out,
@@ -386,37 +423,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         batch_size=options.batch_size,
         peak=options.learning_rate,
         seed=options.seed,
+        keep=keep,
     )
-    card = CARD.format(
-        name=options.out.name,
-        millions=sum(p.numel() for p in model.language.vilt.parameters()) / 1e6,
-        layers=config.num_hidden_layers,
-        width=config.hidden_size,
-        size=config.image_size,
-        patch=config.patch_size,
-        vocabulary=config.vocab_size,
-        images=len(public),
-        held_out=len(aside),
-        steps=options.steps,
-        batch_size=options.batch_size,
-        seed=options.seed,
-        command=" ".join(
-            [
-                "python -m server_app.pretraining",
-                *(f"--{key.replace('_', '-')} {getattr(options, key)}" for key in REPEATED),
-            ]
-        ),
-        minutes=(time.monotonic() - started) / 60,
-        machine=f"{torch.get_num_threads()} CPU threads"
-        if device.type == "cpu"
-        else torch.cuda.get_device_name(device),
-        **reached,
-    )
-    save(model, processor, options.out, card)
-    print(
-        f"masked words {reached['words']:.1%}, matching {reached['matches']:.1%}; "
-        f"saved to {options.out.resolve()}"
-    )
+    print(f"saved to {options.out.resolve()}")
 
 
 def _draw(choices: int, generator: torch.Generator) -> int:

@@ -40,19 +40,21 @@ class RunLog:
             settings.run_name or f"{settings.benchmark}-{settings.method}-{datetime.now():%Y%m%d-%H%M%S}"
         )
         self.folder: Path = feddat_home() / "runs" / self.name
-        try:
-            self.folder.mkdir(parents=True)
-        except FileExistsError:
+        if self.folder.exists():
             raise SettingsError(
                 f"run-name = {self.name!r} is taken: {self.folder}; "
                 f"allowed: another name, or '' for one made of the time"
-            ) from None
+            )
         self.facts = {**settings.model_dump(by_alias=True), **facts, "run-name": self.name}
-        write_atomically(self.folder / "settings.json", json.dumps(self.facts, indent=2) + "\n")
         self.rows: list[dict[str, Any]] = []
         self._names: dict[int, str] = {}
         self._round: dict[int, dict[str, Any]] = {}
         self._started = time.monotonic()
+
+    def open(self) -> None:
+        """Make the folder, with ``settings.json``; before that a run leaves nothing behind."""
+        self.folder.mkdir(parents=True)
+        write_atomically(self.folder / "settings.json", json.dumps(self.facts, indent=2) + "\n")
 
     @property
     def seconds(self) -> float:
@@ -61,10 +63,10 @@ class RunLog:
 
     def joined(self, answers: Mapping[int, Mapping[str, Any]]) -> None:
         """Note who takes part, and say so if the benchmark has more clients than there are nodes."""
+        answers = dict(sorted(answers.items()))
         self._names |= {partition: str(answer["name"]) for partition, answer in answers.items()}
         natural = max(int(answer["natural-partitions"]) for answer in answers.values())
         nodes = len(self._names)
-        log.info("%s: %d clients: %s", self.settings.benchmark, nodes, ", ".join(self._names.values()))
         if nodes < natural:
             log.info(
                 "the benchmark has %d clients and is cut to the first %d, as many as there are nodes; "
@@ -73,6 +75,16 @@ class RunLog:
                 nodes,
                 natural,
             )
+        log.info("%s: %d clients: %s", self.settings.benchmark, nodes, ", ".join(self._names.values()))
+        for answer in answers.values():
+            if unanswerable := answer.get("unanswerable"):
+                log.info(
+                    "%s: %.1f %% of the test questions have an answer that is not in the client's list",
+                    answer["name"],
+                    100 * unanswerable,
+                )
+            if skipped := answer.get("skipped"):
+                log.warning("%s: %d rows that cannot be read were skipped", answer["name"], skipped)
 
     def replied(
         self, server_round: int, phase: str, partition_id: int, metrics: Mapping[str, float | int]

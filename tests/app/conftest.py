@@ -1,0 +1,122 @@
+"""A small ViLT in which every weight matters, what to feed it, and its branches computed in another way."""
+
+import copy
+from collections.abc import Callable, Mapping
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import linear, relu
+from transformers import ViltConfig, ViltModel
+
+from app.backbones import Backbone, Processor, fingerprint, keep_patch_order
+from app.dual_adapter import ROLES, DualAdapter, adapter_config
+
+SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+    "image_size": 32,
+    "patch_size": 16,
+    "max_position_embeddings": 8,
+    "vocab_size": 64,
+}
+
+
+@pytest.fixture(scope="session")
+def small_vilt() -> Callable[..., ViltModel]:
+    """Return a builder of untouched ViLTs; keywords are entries of the configuration."""
+
+    def build(seed: int = 0, **entries) -> ViltModel:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = ViltModel(ViltConfig(**{**SIZES, **entries})).eval().requires_grad_(False)
+            # As it comes, positions are zero and biases too: nothing would show that they are left out.
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.15)
+        return model
+
+    return build
+
+
+@pytest.fixture
+def backbone(small_vilt) -> Backbone:
+    """Return a backbone of random weights, without a tokenizer."""
+    model = keep_patch_order(small_vilt())
+    processor = Processor(None, image_size=32, text_length=8, mean=(0.5, 0.4, 0.3), std=(0.5, 0.6, 0.7))
+    return Backbone("small", model, processor, fingerprint(model))
+
+
+@pytest.fixture
+def batch() -> dict[str, Tensor]:
+    """Return four processed examples, two of them with padded text."""
+    generator = torch.Generator().manual_seed(7)
+    mask = torch.ones(4, 6, dtype=torch.long)
+    mask[1, 4:] = mask[3, 2:] = 0
+    return {
+        "input_ids": torch.randint(0, 64, (4, 6), generator=generator),
+        "attention_mask": mask,
+        "pixel_values": torch.randn(4, 3, 32, 32, generator=generator),
+    }
+
+
+@pytest.fixture
+def dual(backbone) -> Callable[..., DualAdapter]:
+    """Return a builder of dual adapters whose three adapters differ visibly."""
+
+    def build(kind: str = "bottleneck", on: Backbone = backbone, seed: int = 3) -> DualAdapter:
+        config = adapter_config(kind, reduction_factor=4, lora_rank=3, width=on.width)
+        adapter = DualAdapter(on, config)
+        generator = torch.Generator().manual_seed(seed)
+        for role in ROLES:
+            state = adapter.state(role)
+            adapter.load(role, {n: torch.randn(v.shape, generator=generator) * 0.3 for n, v in state.items()})
+        return adapter
+
+    return build
+
+
+@pytest.fixture
+def plain_features(small_vilt) -> Callable[..., Tensor]:
+    """Return a plain forward of an untouched ViLT, to which hooks add what the adapters do.
+
+    It takes the model inputs and, for every adapter in place, its weights by wire name with its share.
+    """
+    untouched = keep_patch_order(small_vilt())
+
+    def features(inputs: Mapping[str, Tensor], adapters: list[tuple[Mapping[str, Tensor], float]]) -> Tensor:
+        model = copy.deepcopy(untouched)
+        for name, module in model.named_modules():
+            prefix = f"base_model.model.{name}."
+            if any(key.startswith(prefix + "bottleneck_down") for key in adapters[0][0]):
+                module.register_forward_hook(_bottlenecks(prefix, adapters))
+            if any(key.startswith(prefix + "lora_A") for key in adapters[0][0]):
+                module.register_forward_hook(_loras(prefix, adapters))
+        return model(**inputs).pooler_output
+
+    return features
+
+
+def _bottlenecks(prefix: str, adapters):
+    def hook(module, args, hidden):
+        total = hidden
+        for weights, share in adapters:
+            down, up = (
+                [weights[f"{prefix}bottleneck_{which}.{part}"] for part in ("weight", "bias")]
+                for which in ("down", "up")
+            )
+            total = total + share * linear(relu(linear(hidden, *down)), *up)
+        return total
+
+    return hook
+
+
+def _loras(prefix: str, adapters):
+    def hook(module, args, output):
+        for weights, share in adapters:
+            update = weights[f"{prefix}lora_B.weight"] @ weights[f"{prefix}lora_A.weight"]
+            output = output + share * 2.0 * linear(args[0], update)  # lora_alpha / r is 2
+        return output
+
+    return hook

@@ -1,0 +1,426 @@
+"""Frozen backbones: the features of transformers' own ViLT, loaded once, known by a fingerprint."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft import get_peft_model
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import BertConfig, BertModel, ViltModel
+
+import app.backbones
+from app.backbones import (
+    Processor,
+    builtin_folder,
+    choose_device,
+    embed,
+    fingerprint,
+    keep_patch_order,
+    load_backbone,
+    pool,
+)
+from app.bottleneck import BottleneckConfig
+
+TINY = Path(app.backbones.__file__).parent / "assets" / "tiny-vilt" / "model.safetensors"
+
+
+def fresh(name, *arguments):
+    """Load without the cache."""
+    return load_backbone.__wrapped__(str(name), *arguments)
+
+
+@pytest.fixture
+def folder(small_backbone, tmp_path):
+    """Return a backbone's folder that the test may damage."""
+    return shutil.copytree(small_backbone, tmp_path / "backbone")
+
+
+def images(height, width, *valid):
+    """Return a batch of one image per (height, width) in `valid` on a canvas, with its pixel mask."""
+    generator = torch.Generator().manual_seed(height)
+    mask = torch.zeros(len(valid), height, width, dtype=torch.long)
+    for row, (rows, columns) in enumerate(valid):
+        mask[row, :rows, :columns] = 1
+    pixels = torch.randn(len(valid), 3, height, width, generator=generator)
+    return {"pixel_values": pixels * mask[:, None], "pixel_mask": mask}
+
+
+def texts(rows):
+    ids = torch.randint(0, 64, (rows, 6), generator=torch.Generator().manual_seed(rows))
+    mask = torch.ones_like(ids)
+    mask[0, 4:] = 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+class TestPatchOrder:
+    """Against transformers' ViltModel, which shuffles the patches, on the same weights."""
+
+    @pytest.mark.parametrize(
+        "pixels",
+        [
+            pytest.param(images(32, 32, (32, 32), (32, 32)), id="configured size"),
+            pytest.param(images(48, 80, (48, 80), (48, 80)), id="larger, not square"),
+            pytest.param(images(64, 80, (64, 80), (48, 32), (16, 64)), id="padded images"),
+            pytest.param(images(64, 80, (48, 64), (48, 32)), id="no image fills the canvas"),
+            pytest.param(images(64, 80, (40, 72), (64, 80)), id="cut patches"),
+        ],
+    )
+    def test_features_are_those_of_the_shuffled_model(self, small_vilt, pixels):
+        inputs = {**texts(len(pixels["pixel_mask"])), **pixels}
+        torch.manual_seed(0)
+        with torch.no_grad():
+            expected = small_vilt()(**inputs).pooler_output
+            features = keep_patch_order(small_vilt())(**inputs).pooler_output
+        assert expected.std(dim=0).mean() > 0.01  # the examples differ
+        torch.testing.assert_close(features, expected, atol=1e-5, rtol=0)
+
+    def test_a_full_mask_is_no_mask(self, small_vilt, batch):
+        model = keep_patch_order(small_vilt())
+        full = {**batch, "pixel_mask": torch.ones(4, 32, 32, dtype=torch.long)}
+        assert torch.equal(embed(model, batch)[0], embed(model, full)[0])
+
+    def test_states_do_not_depend_on_chance(self, small_vilt, batch):
+        stock, ordered = small_vilt(), keep_patch_order(small_vilt())
+
+        def states(model, seed):
+            torch.manual_seed(seed)
+            return model(**batch).last_hidden_state
+
+        assert not torch.equal(states(stock, 0), states(stock, 1))
+        assert torch.equal(states(ordered, 0), states(ordered, 1))
+
+    def test_one_patch_is_placed_by_hand(self, small_vilt):
+        model = keep_patch_order(small_vilt())
+        part = model.embeddings
+        inputs = {**texts(1), **images(32, 32, (32, 32))}
+        hidden, _ = embed(model, inputs)
+        # 6 tokens, the class token, then the patches by rows: the third is the lower left.
+        patch = inputs["pixel_values"][0, :, 16:, :16].flatten()
+        kernel = part.patch_embeddings.projection
+        third = kernel.weight.flatten(1) @ patch + kernel.bias + part.position_embeddings[0, 3]
+        torch.testing.assert_close(hidden[0, 9], third + part.token_type_embeddings.weight[1])
+        assert hidden.shape == (1, 6 + 1 + 4, 32)
+
+    def test_embedding_blocks_and_pooling_are_the_model(self, small_vilt, batch):
+        model = keep_patch_order(small_vilt())
+        hidden, mask = embed(model, batch)
+        for layer in model.encoder.layer:
+            hidden = layer(hidden, mask)[0]
+        torch.testing.assert_close(pool(model, hidden), model(**batch).pooler_output, atol=1e-6, rtol=0)
+
+
+class TestFork:
+    def test_weights_are_shared_and_modules_are_not(self, backbone):
+        fork = backbone.fork()
+        own = [*backbone.model.parameters(), *backbone.model.buffers()]
+        assert all(a is b for a, b in zip(own, [*fork.parameters(), *fork.buffers()], strict=True))
+        assert not set(map(id, backbone.model.modules())) & set(map(id, fork.modules()))
+        assert fork.embeddings.visual_embed.__self__ is fork.embeddings
+
+    def test_adapters_in_a_fork_leave_the_backbone_alone(self, backbone, batch):
+        before, names = backbone.model(**batch).pooler_output, list(backbone.model.state_dict())
+        adapted = get_peft_model(backbone.fork(), BottleneckConfig(reduction_factor=4, init_std=1.0)).eval()
+        assert not torch.allclose(adapted(**batch).pooler_output, before, atol=1e-2)
+        assert torch.equal(backbone.model(**batch).pooler_output, before)
+        assert list(backbone.model.state_dict()) == names
+        assert fingerprint(backbone.model) == backbone.fingerprint
+
+
+class TestLoading:
+    def test_once_a_process(self, small_backbone):
+        backbone = load_backbone(str(small_backbone))
+        assert load_backbone(str(small_backbone)) is backbone
+        assert (backbone.name, backbone.width) == (str(small_backbone), 32)
+
+    def test_weights_are_the_files_and_frozen(self, small_backbone):
+        model = fresh(small_backbone).model
+        assert not model.training
+        assert not any(parameter.requires_grad for parameter in model.parameters())
+        for name, tensor in load_file(small_backbone / "model.safetensors").items():
+            assert torch.equal(model.state_dict()[name], tensor)
+
+    def test_patches_keep_their_order(self, small_backbone):
+        model = fresh(small_backbone).model
+        states = [model(**texts(2), **images(32, 32, *[(32, 32)] * 2)).last_hidden_state for _ in range(2)]
+        assert torch.equal(*states)
+
+    def test_random_weights_are_a_function_of_the_seed(self, small_backbone):
+        torch.manual_seed(1)
+        first, drawn = fresh(small_backbone, "random", 1), torch.rand(1)
+        torch.manual_seed(1)
+        assert torch.equal(torch.rand(1), drawn)  # the caller's generator is left alone
+        assert fresh(small_backbone, "random", 1).fingerprint == first.fingerprint
+        others = {fresh(small_backbone, "random", 2).fingerprint, fresh(small_backbone).fingerprint}
+        assert first.fingerprint not in others
+        assert len(others) == 2
+        shapes = {name: tensor.shape for name, tensor in fresh(small_backbone).model.state_dict().items()}
+        assert {name: tensor.shape for name, tensor in first.model.state_dict().items()} == shapes
+
+    def test_half_precision_is_widened(self, folder):
+        weights = load_file(folder / "model.safetensors")
+        save_file({k: v.half() for k, v in weights.items()}, folder / "model.safetensors", {"format": "pt"})
+        assert {tensor.dtype for tensor in fresh(folder).model.parameters()} == {torch.float32}
+
+    @pytest.mark.skipif(not TINY.is_file(), reason="the built-in weights are not there")
+    def test_the_built_in_one(self):
+        backbone = load_backbone("tiny-vilt")
+        tokens = backbone.processor.texts(["what color is the small circle ?"])
+        assert backbone.processor.tokenizer.unk_token_id not in tokens["input_ids"]
+        size = backbone.processor.image_size
+        pixels = torch.randint(0, 256, (1, 3, size, size), dtype=torch.uint8)
+        features = backbone.model(**tokens, pixel_values=backbone.processor.normalise(pixels)).pooler_output
+        assert features.shape == (1, backbone.width)
+        assert features.isfinite().all()
+
+
+def remove_weights(folder):
+    (folder / "model.safetensors").unlink()
+
+
+def pickle_weights(folder):
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    remove_weights(folder)
+
+
+def corrupt_weights(folder):
+    (folder / "model.safetensors").write_bytes(b"\xff" * 64)
+
+
+def leave_a_block_out(folder):
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if "layer.1." not in name}
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+
+
+def cut_a_weight(folder):
+    weights = load_file(folder / "model.safetensors")
+    weights["pooler.dense.bias"] = weights["pooler.dense.bias"][:3].contiguous()
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+def put_another_architecture(folder):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    BertModel(BertConfig(**sizes, vocab_size=64)).save_pretrained(folder)
+
+
+def break_the_configuration(folder):
+    (folder / "config.json").write_text("{")
+
+
+def remove_tokenizer(folder):
+    for path in folder.glob("*token*"):
+        path.unlink()
+
+
+def remove_all(folder):
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        remove_weights,
+        pickle_weights,
+        corrupt_weights,
+        leave_a_block_out,
+        cut_a_weight,
+        put_another_architecture,
+        break_the_configuration,
+        remove_tokenizer,
+        remove_all,
+    ],
+)
+def test_what_is_no_vilt_in_safetensors_is_refused(folder, damage):
+    damage(folder)
+    with pytest.raises(ValueError) as error:
+        load_backbone(str(folder))
+    message = str(error.value)
+    assert message.startswith(f"backbone = {str(folder)!r} cannot be loaded; allowed: tiny-vilt, a folder")
+    assert "safetensors" in message
+    assert "\n" not in message
+
+
+class TestFingerprint:
+    def test_of_equal_models_is_equal(self, small_vilt):
+        assert fingerprint(small_vilt()) == fingerprint(keep_patch_order(small_vilt()))
+        assert len(bytes.fromhex(fingerprint(small_vilt()))) == 32
+
+    def test_one_weight_changes_it(self, small_vilt):
+        model, before = small_vilt(), fingerprint(small_vilt())
+        with torch.no_grad():
+            weight = model.encoder.layer[2].output.dense.bias
+            weight[5] = torch.nextafter(weight[5], torch.tensor(9.0))
+        assert fingerprint(model) != before
+
+    @pytest.mark.parametrize(
+        "entry", [{"num_attention_heads": 4}, {"layer_norm_eps": 1e-6}, {"hidden_act": "relu"}]
+    )
+    def test_one_entry_of_the_configuration_changes_it(self, small_vilt, entry):
+        other = small_vilt(**entry)
+        other.load_state_dict(small_vilt().state_dict())
+        assert fingerprint(other) != fingerprint(small_vilt())
+
+    def test_files_do_not_change_it(self, small_backbone, tmp_path):
+        original = fresh(small_backbone)
+        original.model.save_pretrained(tmp_path, max_shard_size="20KB")
+        original.processor.tokenizer.save_pretrained(tmp_path)
+        assert len(list(tmp_path.glob("*.safetensors"))) > 1
+        again = fresh(tmp_path)
+        assert again.fingerprint == original.fingerprint
+        assert again.fingerprint == fingerprint(ViltModel.from_pretrained(small_backbone))
+
+    def test_words_about_the_origin_do_not_change_it(self, folder):
+        before = fresh(folder).fingerprint
+        entries = json.loads((folder / "config.json").read_text())
+        entries |= {
+            "transformers_version": "4.0.0",
+            "architectures": ["X"],
+            "_name_or_path": "hub/x",
+            "owner": 1,
+        }
+        (folder / "config.json").write_text(json.dumps(entries))
+        assert fresh(folder).fingerprint == before
+
+
+class TestImages:
+    processor = Processor(None, image_size=4, text_length=8, mean=(0.5, 0.4, 0.0), std=(0.5, 0.2, 1.0))
+
+    def test_a_uniform_colour_normalised_by_hand(self):
+        pixels = self.processor.image(Image.new("RGB", (9, 5), (255, 0, 51)))
+        assert (pixels.dtype, pixels.shape) == (torch.uint8, (3, 4, 4))
+        assert pixels.is_contiguous()
+        values = self.processor.normalise(torch.stack([pixels, torch.zeros_like(pixels)]))
+        assert values.dtype == torch.float32
+        # (1 - 0.5) / 0.5, (0 - 0.4) / 0.2, (0.2 - 0) / 1; black: -1, -2, 0.
+        expected = torch.tensor([[1.0, -2.0, 0.2], [-1.0, -2.0, 0.0]])[:, :, None, None].expand(2, 3, 4, 4)
+        torch.testing.assert_close(values, expected)
+
+    def test_an_image_of_the_right_size_is_kept_as_it_is(self):
+        array = np.random.default_rng(0).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        assert np.array_equal(self.processor.image(Image.fromarray(array)).permute(1, 2, 0).numpy(), array)
+
+    def test_sides_keep_their_places(self):
+        image = Image.new("RGB", (40, 10), "red")
+        image.paste("blue", (20, 0, 40, 10))
+        pixels = self.processor.image(image)
+        assert pixels[:, 3, 0].tolist() == [255, 0, 0]
+        assert pixels[:, 0, 3].tolist() == [0, 0, 255]
+
+    @pytest.mark.parametrize(
+        ("mode", "colour", "expected"),
+        [
+            ("L", 128, [128, 128, 128]),
+            ("1", 1, [255, 255, 255]),
+            ("RGBA", (10, 20, 30, 128), [10, 20, 30]),
+            ("LA", (77, 0), [77, 77, 77]),
+        ],
+    )
+    def test_other_modes_become_rgb(self, mode, colour, expected):
+        pixels = self.processor.image(Image.new(mode, (8, 8), colour))
+        assert pixels[:, 1, 2].tolist() == expected
+
+    def test_a_palette_becomes_its_colours(self):
+        image = Image.new("P", (8, 8), 1)
+        image.putpalette([0, 0, 0, 200, 100, 50])
+        assert self.processor.image(image)[:, 0, 0].tolist() == [200, 100, 50]
+
+    def test_mean_and_deviation_are_the_checkpoints_else_vilts(self, folder):
+        assert (fresh(folder).processor.mean, fresh(folder).processor.std) == ((0.5,) * 3, (0.5,) * 3)
+        settings = {
+            "image_mean": [0.1, 0.2, 0.3],
+            "image_std": [0.4, 0.5, 0.6],
+            "size": {"shortest_edge": 384},
+        }
+        (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+        processor = fresh(folder).processor
+        assert (processor.mean, processor.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+        assert processor.image_size == 32
+
+
+class TestTexts:
+    def test_short_texts_are_padded_and_long_ones_cut(self, small_backbone):
+        processor = fresh(small_backbone).processor
+        tokenizer = processor.tokenizer
+        encoded = processor.texts(["", "a", "red circle " * 50])
+        assert set(encoded) == {"input_ids", "attention_mask"}
+        for tensor in encoded.values():
+            assert (tensor.dtype, tensor.shape) == (torch.int64, (3, 16))
+        assert encoded["attention_mask"].sum(1).tolist() == [2, 3, 16]
+        empty, letter, cut = encoded["input_ids"].tolist()
+        cls, sep, padding = tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id
+        assert empty == [cls, sep, *[padding] * 14]
+        assert letter == [cls, tokenizer.get_vocab()["a"], sep, *[padding] * 13]
+        assert (cut[0], cut[-1]) == (cls, sep)
+        assert tokenizer.decode(cut[1:-1]).startswith("red circle red")
+
+    def test_any_sequence_of_texts_will_do(self, small_backbone):
+        processor = fresh(small_backbone).processor
+        from_tuple = processor.texts(("is there a red square ?",))["input_ids"]
+        assert torch.equal(from_tuple, processor.texts(["is there a red square ?"])["input_ids"])
+
+
+class TestDevices:
+    def test_the_cpu_is_there(self):
+        assert choose_device("cpu") == torch.device("cpu")
+
+    @pytest.mark.parametrize(("there", "kind"), [(True, "cuda"), (False, "cpu")])
+    def test_auto_takes_cuda_where_there_is_one(self, monkeypatch, there, kind):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+        assert choose_device().type == kind
+
+    @pytest.mark.parametrize("device", ["gpu", "", "cuda:9999", "hpu", "meta"])
+    def test_what_is_not_there_is_refused(self, device):
+        message = f"^device = '{device}' is not available; allowed: auto, cpu, cuda, cuda:N$"
+        with pytest.raises(ValueError, match=message):
+            choose_device(device)
+
+
+class TestBuiltInFolder:
+    @pytest.fixture(autouse=True)
+    def places(self, tmp_path, monkeypatch):
+        """Simulate a FAB's code and an installed package, both without weights."""
+        monkeypatch.setattr(app.backbones, "__file__", str(tmp_path / "fab" / "app" / "backbones.py"))
+        installed = tmp_path / "site" / "feddat" / "app"
+        installed.mkdir(parents=True)
+        for package in (installed, installed.parent):
+            (package / "__init__.py").touch()
+        real = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "feddat"}
+        monkeypatch.syspath_prepend(tmp_path / "site")
+        yield
+        for name in [name for name in sys.modules if name.split(".")[0] == "feddat"]:
+            del sys.modules[name]
+        sys.modules.update(real)
+
+    def put(self, place):
+        folder = place / "app" / "assets" / "tiny-vilt"
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").touch()
+        return folder
+
+    def test_beside_the_code_comes_first(self, tmp_path):
+        self.put(tmp_path / "site" / "feddat")
+        beside = self.put(tmp_path / "fab")
+        assert builtin_folder("tiny-vilt") == beside
+
+    def test_else_where_the_package_is_installed(self, tmp_path):
+        (tmp_path / "fab" / "app" / "assets" / "tiny-vilt").mkdir(parents=True)  # without weights
+        installed = self.put(tmp_path / "site" / "feddat")
+        assert builtin_folder("tiny-vilt") == installed
+
+    @pytest.mark.parametrize("installed", [True, False])
+    def test_nowhere_is_said_in_one_line(self, tmp_path, monkeypatch, installed):
+        if not installed:
+            monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+        with pytest.raises(ValueError) as error:
+            load_backbone("tiny-vilt", "pretrained", 123)
+        message = str(error.value)
+        assert message.startswith("backbone = 'tiny-vilt': its weights are not in ")
+        assert message.endswith("; install the package: pip install .")
+        assert str(tmp_path / "fab" / "app") in message
+        assert (str(tmp_path / "site" / "feddat" / "app") in message) is installed
+        assert "\n" not in message

@@ -1,0 +1,187 @@
+"""Settings: documented once, typed, and refused in one line that says what is allowed."""
+
+import math
+import tomllib
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from app.settings import Settings, SettingsError, feddat_home, read_settings
+
+PYPROJECT = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+DEFAULTS = tomllib.loads(PYPROJECT)["tool"]["flwr"]["app"]["config"]
+
+
+def refusal(**changes):
+    """Return the refusal of the defaults with changes; `_` stands for `-`."""
+    with pytest.raises(SettingsError) as error:
+        read_settings({**DEFAULTS, **{key.replace("_", "-"): value for key, value in changes.items()}})
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+class TestDocumentation:
+    def test_keys_are_the_settings(self):
+        assert set(DEFAULTS) == {field.alias for field in Settings.model_fields.values()}
+
+    def test_every_key_has_a_comment_above_it(self):
+        lines = PYPROJECT.split("[tool.flwr.app.config]\n")[1].splitlines()
+        keys = {line.split(" = ")[0]: above for above, line in pairwise(lines) if "=" in line}
+        documented = {key for key, above in keys.items() if above.startswith("# ") and "---" not in above}
+        assert documented >= set(DEFAULTS)
+
+    def test_defaults_are_valid_and_kept(self):
+        settings = read_settings(DEFAULTS)
+        assert settings.model_dump(by_alias=True) == DEFAULTS
+
+
+WORDS = ("method", "loss", "update", "step", "backbone-weights", "adapter", "split-by", "on-bad-row")
+WORDS = (*WORDS, "strategy", "weighting")
+COUNTS = ("num-rounds", "reduction-factor", "lora-rank", "batch-size", "local-epochs", "evaluate-every")
+SIZES = ("seed", "num-clients", "train-examples", "test-examples")  # 0 is allowed
+POSITIVE = ("wait-seconds", "round-timeout", "temperature", "learning-rate", "dirichlet-alpha")
+POSITIVE = (*POSITIVE, "server-learning-rate", "fraction-train")
+WEIGHTS = ("alpha", "beta", "weight-decay", "warmup", "proximal-mu")  # 0 is allowed
+TEXTS = ("run-name", "backbone", "device", "benchmark", "heterogeneity", "data-dir")
+
+NO_INTEGER = [(True, "integer"), (False, "integer"), (1.5, "integer"), ("3", "integer"), ("many", "integer")]
+NO_NUMBER = [(True, "number"), ("0.1", "number"), (math.nan, "finite"), (math.inf, "finite")]
+WRONG = [
+    *[(key, value, DEFAULTS[key]) for key in WORDS for value in ("nonsense", "", 1, DEFAULTS[key].upper())],
+    *[(key, value, "greater than 0") for key in COUNTS for value in (0, -1)],
+    *[(key, -1, "greater than or equal to 0") for key in SIZES],
+    *[(key, value, said) for key in (*COUNTS, *SIZES, "num-answers") for value, said in NO_INTEGER],
+    *[(key, value, "greater than 0") for key in POSITIVE for value in (0, 0.0, -0.5)],
+    *[(key, -0.5, "greater than or equal to 0") for key in WEIGHTS],
+    *[(key, value, said) for key in (*POSITIVE, *WEIGHTS) for value, said in [*NO_NUMBER, (-math.inf, "")]],
+    *[(key, value, "string") for key in TEXTS for value in (1, True)],
+    *[
+        ("run-name", name, "A-Za-z0-9")
+        for name in ("a/b", "..", "../a", ".hidden", "a b", "a\n", "é", "a\\b")
+    ],
+    ("run-name", "a" * 101, "100"),
+    ("backbone", "", "at least 1"),
+    ("seed", 2**31, str(2**31)),
+    ("num-answers", 1, "greater than 1"),
+    ("warmup", 1.0, "less than 1"),
+    ("fraction-train", 1.01, "less than or equal to 1"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "said"), WRONG)
+def test_a_wrong_value_is_refused_in_one_line(key, value, said):
+    message = refusal(**{key: value})
+    assert message.startswith(f"{key} = {value!r}; allowed: ")
+    assert said in message.partition("; allowed: ")[2]
+
+
+def test_the_words_of_a_setting_are_all_named():
+    message = refusal(strategy="fedsgd")
+    for word in ("fedavg", "fedprox", "fedadam", "krum"):
+        assert repr(word) in message
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *[(key, 1) for key in (*POSITIVE, *WEIGHTS) if key not in ("warmup",)],
+        *[(key, 0) for key in (*WEIGHTS, *SIZES)],
+        ("fraction-train", 1.0),
+        ("warmup", 0.99),
+        ("seed", 2**31 - 1),
+        ("num-answers", 2),
+        ("run-name", ""),
+        ("run-name", "lora-8_seed.1"),
+        ("run-name", "a" * 100),
+        ("strategy", "krum"),
+        ("method", "adapter"),
+        ("data-dir", "/data"),
+        ("data-dir", "~/data"),
+    ],
+)
+def test_an_allowed_value_is_kept(key, value):
+    assert read_settings({**DEFAULTS, key: value}).model_dump(by_alias=True)[key] == value
+
+
+def test_an_integer_for_a_number_becomes_one():
+    # Flower's command line reads `learning-rate=1` as an integer.
+    assert isinstance(read_settings({**DEFAULTS, "learning-rate": 1}).learning_rate, float)
+
+
+def test_an_unknown_key_is_refused_with_the_known_ones():
+    message = refusal(learning_rat=0.1)
+    assert message.startswith("learning-rat = 0.1 is not a setting; allowed: adapter, alpha, ")
+    assert "learning-rate" in message
+    # The name of the field is not its key.
+    with pytest.raises(SettingsError, match=r"^learning_rate = 0\.1 is not a setting"):
+        read_settings({**DEFAULTS, "learning_rate": 0.1})
+
+
+@pytest.mark.parametrize("key", DEFAULTS)
+def test_a_missing_key_is_named(key):
+    with pytest.raises(SettingsError, match=f"^{key} is missing from the run-config$"):
+        read_settings({other: value for other, value in DEFAULTS.items() if other != key})
+
+
+@pytest.mark.parametrize(
+    ("changes", "names", "allowed"),
+    [
+        ({"method": "adapter", "step": "reference"}, "step = 'reference'", "method = 'feddat'"),
+        ({"update": "joint", "step": "reference"}, "update = 'joint'", "step = 'fast'"),
+        ({"strategy": "fedprox"}, "proximal-mu = 0", "more than 0"),
+        ({"benchmark": "vqa-domains"}, "data-dir = ''", "absolute path"),
+        ({"data_dir": "data/vqa"}, "data-dir = 'data/vqa'", "absolute path"),
+        ({"data_dir": "a\nb"}, r"data-dir = 'a\nb'", "absolute path"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(changes, names, allowed):
+    message = refusal(**changes)
+    assert message.startswith(names)
+    assert allowed in message.partition("; allowed")[2]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"step": "reference"},
+        {"update": "joint"},
+        {"method": "adapter", "update": "joint"},
+        {"strategy": "fedprox", "proximal-mu": 0.01},
+        {"benchmark": "vqa-domains", "data-dir": "/data"},
+    ],
+)
+def test_settings_that_fit_are_accepted(changes):
+    assert changes.items() <= read_settings({**DEFAULTS, **changes}).model_dump(by_alias=True).items()
+
+
+def test_settings_cannot_be_changed():
+    with pytest.raises(ValueError, match="frozen"):
+        read_settings(DEFAULTS).seed = 1
+
+
+def test_home_is_the_variable_else_the_users(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("FEDDAT_HOME", "~/elsewhere")
+    assert feddat_home() == tmp_path / "elsewhere"
+    for unset in (lambda: monkeypatch.setenv("FEDDAT_HOME", ""), lambda: monkeypatch.delenv("FEDDAT_HOME")):
+        unset()
+        assert feddat_home() == tmp_path / ".feddat"
+
+
+def test_data_options_name_the_home(monkeypatch, tmp_path):
+    monkeypatch.setenv("FEDDAT_HOME", str(tmp_path))
+    options = read_settings({**DEFAULTS, "train-examples": 7, "heterogeneity": "task"}).data_options()
+    assert options == {
+        "seed": 0,
+        "heterogeneity": "task",
+        "data_dir": "",
+        "num_answers": 100,
+        "train_examples": 7,
+        "test_examples": 0,
+        "split_by": "iid",
+        "dirichlet_alpha": 0.5,
+        "on_bad_row": "error",
+        "cache_dir": tmp_path / "data",
+    }

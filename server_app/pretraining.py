@@ -17,23 +17,22 @@ import pydoc_data.topics
 import re
 import string
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from datasets import Dataset
 from rich.progress import Progress, TextColumn, TimeRemainingColumn
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, ViltConfig, ViltForMaskedLM
+from transformers import PreTrainedTokenizerFast, ViltConfig, ViltForMaskedLM
 
 from app.backbones import Processor, choose_device, keep_patch_order
 from app.settings import feddat_home
 from data_partitions.benchmarks import DataOptions, load_public
-from data_partitions.scenes import COLORS, NUMBER_WORDS, PLACES, SHAPES, SIZES, TEXTURES
+
+from .caption_batches import CaptionedImages, batches, make_batch
 
 TINY_VILT: dict[str, Any] = {
     "hidden_size": 192,
@@ -48,41 +47,7 @@ TINY_VILT: dict[str, Any] = {
 }
 VOCABULARY = 2048
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-MASKED_SHARE = 0.5
 MEASURE_EVERY = 250
-# Phrases of one group can stand in for each other: exchanging one makes a caption false, but for rare luck.
-EXCHANGES = (
-    COLORS, SHAPES, SIZES, TEXTURES, PLACES, NUMBER_WORDS,
-    ("left of", "right of"), ("above", "below"), ("more", "fewer"), ("the same", "different"),
-    ("as large as", "larger than", "smaller than"),
-)  # fmt: skip
-GROUP_OF = {phrase: group for group in EXCHANGES for phrase in group}
-# Words that a look at the picture tells; the others of the phrases ("of", "as", "the") are grammar.
-SEEN_WORDS = {word for phrase in GROUP_OF for word in phrase.split()} - {"of", "as", "than", "the"}
-PHRASE = re.compile(r"\b(" + "|".join(sorted(GROUP_OF, key=len, reverse=True)) + r")\b")
-
-
-@dataclass
-class CaptionedImages:
-    """Images and tokenised captions in memory.
-
-    Attributes
-    ----------
-    pixels : Tensor
-        uint8, shape (images, 3, size, size).
-    captions : list of list of str
-        The captions of each image.
-    """
-
-    pixels: Tensor
-    captions: list[list[str]]
-
-    @classmethod
-    def load(cls, dataset: Dataset, processor: Processor) -> "CaptionedImages":
-        """Process a data set with columns ``image`` and ``captions``."""
-        return cls(
-            torch.stack([processor.image(image) for image in dataset["image"]]), list(dataset["captions"])
-        )
 
 
 def build_tokenizer(captions: Sequence[str], vocabulary: int = VOCABULARY) -> PreTrainedTokenizerFast:
@@ -150,85 +115,6 @@ class Pretrainer(nn.Module):
         output = self.language.vilt(**inputs)
         words = output.last_hidden_state[:, : inputs["input_ids"].shape[1]]
         return self.language.mlm_score(words), self.matching(output.pooler_output)
-
-
-@dataclass
-class Batch:
-    """One batch: model inputs, word labels (-100 where not asked), match labels (-100 where not asked)."""
-
-    inputs: dict[str, Tensor]
-    words: Tensor
-    matches: Tensor
-
-
-def exchange_phrase(caption: str, generator: torch.Generator) -> str | None:
-    """Make a caption false by exchanging one of its phrases; None where it has none."""
-    found = list(PHRASE.finditer(caption))
-    if not found:
-        return None
-    spot = found[_draw(len(found), generator)]
-    others = [phrase for phrase in GROUP_OF[spot[0]] if phrase != spot[0]]
-    return caption[: spot.start()] + others[_draw(len(others), generator)] + caption[spot.end() :]
-
-
-def make_batch(
-    data: CaptionedImages, rows: Sequence[int], processor: Processor, generator: torch.Generator
-) -> Batch:
-    """Draw a caption for each image, masked for the first two thirds of the rows, true or false for the rest.
-
-    One batch in two has every image's first caption, the full description: batches of like lengths need less
-    padding. Only words that the picture tells are masked, and of a full description never the places, by
-    which the other words are found.
-    """
-    tokenizer = processor.tokenizer
-    full = _draw(2, generator)
-    masked = len(rows) * 2 // 3
-
-    def draw_caption(row: int) -> str:
-        return data.captions[row][0 if full else 1 + _draw(len(data.captions[row]) - 1, generator)]
-
-    texts, matches = [], []
-    for position, row in enumerate(rows):
-        caption = draw_caption(row)
-        match = -100
-        if position >= masked:
-            match = _draw(2, generator)
-            if not match:
-                false = exchange_phrase(caption, generator) if _draw(2, generator) else None
-                caption = false or draw_caption(rows[(position + 1) % len(rows)])
-        texts.append(caption)
-        matches.append(match)
-    inputs = processor.texts(texts)
-    longest = int(inputs["attention_mask"].sum(1).max())
-    inputs = {key: value[:, :longest] for key, value in inputs.items()}
-    groups = [group for group in EXCHANGES if not (full and group is PLACES)]
-    maskable = torch.isin(inputs["input_ids"], _token_ids(tokenizer, groups))
-    maskable[masked:] = False
-    chosen = maskable & (torch.rand(maskable.shape, generator=generator) < MASKED_SHARE)
-    words = torch.where(chosen, inputs["input_ids"], -100)
-    inputs["input_ids"] = inputs["input_ids"].masked_fill(chosen, cast(int, tokenizer.mask_token_id))
-    return Batch({**inputs, "pixel_values": data.pixels[list(rows)]}, words, torch.tensor(matches))
-
-
-def _token_ids(tokenizer: PreTrainedTokenizerBase, groups: Sequence[Sequence[str]]) -> Tensor:
-    words = {word for group in groups for phrase in group for word in phrase.split() if word in SEEN_WORDS}
-    return torch.tensor(tokenizer.convert_tokens_to_ids(sorted(words)))
-
-
-def batches(
-    data: CaptionedImages, size: int, steps: int, processor: Processor, generator: torch.Generator
-) -> Iterator[Batch]:
-    """Yield `steps` batches, images with short descriptions first.
-
-    In the first half of the steps the share of images to draw from grows from a tenth, the simplest, to all:
-    a model that sees many objects from the start takes far longer to find which word means which.
-    """
-    simple_first = sorted(range(len(data.pixels)), key=lambda row: len(data.captions[row][0]))
-    for step in range(steps):
-        share = min(1.0, 0.1 + 1.8 * step / steps)
-        within = max(size, int(share * len(simple_first)))
-        picks = torch.randint(within, (size,), generator=generator).tolist()
-        yield make_batch(data, [simple_first[pick] for pick in picks], processor, generator)
 
 
 def vary(pixels: Tensor, generator: torch.Generator) -> Tensor:
@@ -426,10 +312,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         keep=keep,
     )
     print(f"saved to {options.out.resolve()}")
-
-
-def _draw(choices: int, generator: torch.Generator) -> int:
-    return int(torch.randint(choices, (), generator=generator))
 
 
 if __name__ == "__main__":

@@ -120,7 +120,7 @@ def query(message: Message, context: Context) -> Message:
             "python": platform.python_version(),
             "device": str(choose_device(client.settings.device)),
             "skipped": sum(partition.skipped.values()),
-            "unanswerable": partition.unanswerable["test"] / len(partition.test),
+            "unanswerable": _unanswerable(partition),
         }
     )
     return Message(RecordDict({"handshake": answer}), reply_to=message)
@@ -150,12 +150,19 @@ def train(message: Message, context: Context) -> Message:
 def evaluate_branches(message: Message, context: Context) -> Message:
     """Score the branches on the client's test split; reply with scalars."""
     client, _ = _called(message, context)
+    if not len(client.partition().test):
+        raise ValueError(f"partition {client.partition_id} has no test rows to evaluate on")
     adapter, head = client.open(message.content.array_records["arrays"])
     metrics = evaluate(adapter, head, client.examples("test"), BRANCHES_OF[client.settings.method])
     partition = client.partition()
     metrics["text-only"] = text_only_baseline(partition)
-    metrics["unanswerable"] = partition.unanswerable["test"] / len(partition.test)
+    metrics["unanswerable"] = _unanswerable(partition)
     return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
+
+
+def _unanswerable(partition: Partition) -> float:
+    """Return the share of test questions whose answer is not in the client's list."""
+    return partition.unanswerable["test"] / max(1, len(partition.test))
 
 
 # A single adapter has no teacher and no local branch.

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from app.backbones import Processor
 from data_partitions.scenes import COLORS, NUMBER_WORDS, PLACES, SHAPES, SIZES, TEXTURES
 
-MASKED_SHARE = 0.5
+MASKED_SHARE = 0.6
 # Phrases of one group can stand in for each other: exchanging one makes a caption false, but for rare luck.
 EXCHANGES = (
     COLORS, SHAPES, SIZES, TEXTURES, PLACES, NUMBER_WORDS,
@@ -69,17 +69,38 @@ def exchange_phrase(caption: str, generator: torch.Generator) -> str | None:
 
 
 def make_batch(
-    data: CaptionedImages, rows: Sequence[int], processor: Processor, generator: torch.Generator
+    data: CaptionedImages,
+    rows: Sequence[int],
+    processor: Processor,
+    generator: torch.Generator,
+    *,
+    full: bool = False,
+    matched: bool = True,
 ) -> Batch:
-    """Draw a caption for each image, masked for the first two thirds of the rows, true or false for the rest.
+    """Draw a caption for each image and decide what is asked of it.
 
-    One batch in two has every image's first caption, the full description: batches of like lengths need less
-    padding. Only words that the picture tells are masked, and of a full description never the places, by
-    which the other words are found.
+    Parameters
+    ----------
+    data : CaptionedImages
+        Where images and captions come from.
+    rows : sequence of int
+        The images.
+    processor : Processor
+        Tokenises the captions.
+    generator : torch.Generator
+        Decides all that is drawn.
+    full : bool
+        Take every image's first caption, the full description, instead of one of the others.
+    matched : bool
+        Ask of the last third of the rows whether the caption is true, instead of masking words.
+
+    Notes
+    -----
+    Only words that the picture tells are masked, and of a full description never the places, by which the
+    other words are found.
     """
     tokenizer = processor.tokenizer
-    full = _draw(2, generator)
-    masked = len(rows) * 2 // 3
+    masked = len(rows) * 2 // 3 if matched else len(rows)
 
     def draw_caption(row: int) -> str:
         return data.captions[row][0 if full else 1 + _draw(len(data.captions[row]) - 1, generator)]
@@ -115,17 +136,22 @@ def _token_ids(tokenizer: PreTrainedTokenizerBase, groups: Sequence[Sequence[str
 def batches(
     data: CaptionedImages, size: int, steps: int, processor: Processor, generator: torch.Generator
 ) -> Iterator[Batch]:
-    """Yield `steps` batches, images with short descriptions first.
+    """Yield `steps` batches, from simple to all.
 
-    In the first half of the steps the share of images to draw from grows from a tenth, the simplest, to all:
-    a model that sees many objects from the start takes far longer to find which word means which.
+    At first only masked full descriptions, of the fifth of the images that has the shortest. From 20 % to 70 %
+    of the steps the longer ones join; after 40 % every other batch has other captions, and all ask for matches.
+    A model that sees many objects from the start takes far longer to find which word means what.
     """
     simple_first = sorted(range(len(data.pixels)), key=lambda row: len(data.captions[row][0]))
     for step in range(steps):
-        share = min(1.0, 0.1 + 1.8 * step / steps)
+        progress = step / steps
+        share = min(1.0, 0.2 + 1.6 * max(0.0, progress - 0.2))
         within = max(size, int(share * len(simple_first)))
         picks = torch.randint(within, (size,), generator=generator).tolist()
-        yield make_batch(data, [simple_first[pick] for pick in picks], processor, generator)
+        rows = [simple_first[pick] for pick in picks]
+        alone = progress < 0.4
+        full = alone or step % 2 == 0
+        yield make_batch(data, rows, processor, generator, full=full, matched=not alone)
 
 
 def _draw(choices: int, generator: torch.Generator) -> int:

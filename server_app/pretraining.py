@@ -47,7 +47,7 @@ TINY_VILT: dict[str, Any] = {
 }
 VOCABULARY = 2048
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-MEASURE_EVERY = 250
+MEASURE_EVERY = 500
 
 
 def build_tokenizer(captions: Sequence[str], vocabulary: int = VOCABULARY) -> PreTrainedTokenizerFast:
@@ -127,8 +127,8 @@ def vary(pixels: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Warm up linearly over the first 5 %, then fall along a cosine to zero."""
-    warm = max(1, steps // 20)
+    """Warm up linearly over the first 2 %, then fall along a cosine to zero."""
+    warm = max(1, steps // 50)
     return peak * min(step / warm, 0.5 * (1 + math.cos(math.pi * max(0, step - warm) / max(1, steps - warm))))
 
 
@@ -142,8 +142,8 @@ def measure(
     generator = torch.Generator().manual_seed(seed)
     right = {"words": 0, "matches": 0}
     asked = {"words": 0, "matches": 0}
-    for rows in torch.arange(len(data.pixels)).split(100):
-        batch = make_batch(data, rows.tolist(), processor, generator)
+    for index, rows in enumerate(torch.arange(len(data.pixels)).split(100)):
+        batch = make_batch(data, rows.tolist(), processor, generator, full=index % 2 == 0)
         inputs = {key: value.to(device) for key, value in batch.inputs.items()}
         inputs["pixel_values"] = processor.normalise(inputs["pixel_values"])
         for key, logits in zip(right, model(inputs), strict=True):
@@ -189,8 +189,9 @@ def pretrain(
             )
             with torch.autocast(device.type, torch.bfloat16):
                 words, matches = model(inputs)
+            asked = max(1, int((batch.matches >= 0).sum()))
             word_loss = cross_entropy(words.float().flatten(0, 1), batch.words.to(device).flatten())
-            match_loss = cross_entropy(matches.float(), batch.matches.to(device))
+            match_loss = cross_entropy(matches.float(), batch.matches.to(device), reduction="sum") / asked
             optimizer.zero_grad()
             (word_loss + match_loss).backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -256,7 +257,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for the pretrained backbone")
     parser.add_argument("--images", type=int, default=40_000, help="public scenes to draw")
-    parser.add_argument("--steps", type=int, default=6_000, help="batches to train on")
+    parser.add_argument("--steps", type=int, default=7_000, help="batches to train on")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="peak of the schedule")
     parser.add_argument("--seed", type=int, default=0)

@@ -138,9 +138,10 @@ def batches(
 ) -> Iterator[Batch]:
     """Yield `steps` batches, from simple to all.
 
-    At first only masked full descriptions, of the fifth of the images that has the shortest. From 20 % to 70 %
-    of the steps the longer ones join; after 40 % every other batch has other captions, and all ask for matches.
-    A model that sees many objects from the start takes far longer to find which word means what.
+    At first there are only masked full descriptions, of the fifth of the images that has the shortest. From
+    20 % to 70 % of the steps the longer ones join; after 40 % every other batch has other captions, and all
+    ask for matches. A model that sees many objects from the start takes far longer to find which word means
+    what.
     """
     simple_first = sorted(range(len(data.pixels)), key=lambda row: len(data.captions[row][0]))
     for step in range(steps):

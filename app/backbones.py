@@ -17,13 +17,15 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, ViltConfig, ViltModel
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.utils import logging as transformers_logging
+
+from .settings import Settings
 
 BUILTIN = ("tiny-vilt",)
 _IMAGE_SETTINGS = "preprocessor_config.json"
@@ -51,6 +53,9 @@ class Processor:
         Tensor
             uint8, shape (3, image_size, image_size).
         """
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I"):  # 16 bits of grey, which `convert` would cut off at 255
+            image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
         size = (self.image_size, self.image_size)
         resized = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
         return torch.from_numpy(np.asarray(resized).copy()).permute(2, 0, 1).contiguous()
@@ -78,7 +83,7 @@ class Processor:
         return (pixels.float() / 255 - mean) / std
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Backbone:
     """A frozen encoder with its processor.
 
@@ -180,6 +185,12 @@ def _visual_embed(embeddings, pixel_values: Tensor, pixel_mask: Tensor | None, m
     return hidden, torch.cat([mask.new_ones((batch, 1)), mask], dim=1), None
 
 
+def open_backbone(settings: Settings) -> Backbone:
+    """Return the process's backbone for a run's settings; random weights follow the run's seed."""
+    seed = settings.seed if settings.backbone_weights == "random" else 0
+    return load_backbone(settings.backbone, settings.backbone_weights, seed)
+
+
 @functools.lru_cache(maxsize=2)
 def load_backbone(name: str, weights: str = "pretrained", seed: int = 0) -> Backbone:
     """Load a frozen backbone, once a process.
@@ -198,7 +209,7 @@ def load_backbone(name: str, weights: str = "pretrained", seed: int = 0) -> Back
     ValueError
         If nothing of that name can be loaded as a ViLT in safetensors.
     """
-    folder = builtin_folder(name) if name in BUILTIN else name
+    folder = builtin_folder(name) if name in BUILTIN else Path(name).expanduser() if "~" in name else name
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
@@ -220,11 +231,11 @@ def load_backbone(name: str, weights: str = "pretrained", seed: int = 0) -> Back
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(
-            f"backbone = {name!r} cannot be loaded; allowed: {', '.join(BUILTIN)}, a folder with a ViLT in "
-            f"safetensors, or the id of one on the hub when it can be reached ({reason})"
+            f"backbone = {name!r} cannot be loaded; allowed: {', '.join(BUILTIN)}, the path of a folder "
+            f"with a ViLT in safetensors, or the id of one on the hub when it can be reached ({reason})"
         ) from None
     model = keep_patch_order(model).eval().requires_grad_(False)
-    return Backbone(name, model, processor, fingerprint(model))
+    return Backbone(name, model, processor, fingerprint(model, processor))
 
 
 def _load_processor(folder: str | Path, config: ViltConfig) -> Processor:
@@ -272,8 +283,12 @@ def builtin_folder(name: str) -> Path:
     )
 
 
-def fingerprint(model: PreTrainedModel) -> str:
-    """Hash a model's configuration and weights (SHA-256, hexadecimal).
+# Configuration entries that say where a model came from, not what it computes.
+_NOT_COMPUTED = {"transformers_version", "architectures", "_name_or_path", "dtype", "torch_dtype"}
+
+
+def fingerprint(model: PreTrainedModel, processor: Processor | None = None) -> str:
+    """Hash what a backbone computes: configuration, weights and how inputs are made (SHA-256, hexadecimal).
 
     The hash depends on names, shapes and values, not on how the files are cut or which hub they came from.
     """
@@ -284,14 +299,14 @@ def fingerprint(model: PreTrainedModel) -> str:
         if key in ViltConfig().to_dict() and key not in _NOT_COMPUTED
     }
     digest = hashlib.sha256(json.dumps(shape, sort_keys=True, default=str).encode())
+    if processor is not None:
+        words = sorted(processor.tokenizer.get_vocab().items())
+        settings = (processor.image_size, processor.text_length, processor.mean, processor.std, words)
+        digest.update(json.dumps(settings).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-# Configuration entries that say where a model came from, not what it computes.
-_NOT_COMPUTED = {"transformers_version", "architectures", "_name_or_path", "dtype", "torch_dtype"}
 
 
 def choose_device(device: str = "auto") -> torch.device:

@@ -14,7 +14,7 @@ from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from .backbones import Backbone, choose_device, embed, load_backbone, pool
+from .backbones import Backbone, choose_device, embed, open_backbone, pool
 from .bottleneck import BottleneckConfig, BottleneckLayer
 from .settings import Settings
 
@@ -218,8 +218,7 @@ def open_adapter(settings: Settings) -> DualAdapter:
         If the settings' backbone, adapter or device cannot be had.
     """
     return _open_adapter(
-        settings.backbone,
-        settings.backbone_weights,
+        open_backbone(settings),
         settings.adapter,
         settings.reduction_factor,
         settings.lora_rank,
@@ -230,9 +229,8 @@ def open_adapter(settings: Settings) -> DualAdapter:
 
 @functools.lru_cache(maxsize=1)
 def _open_adapter(
-    name: str, weights: str, kind: str, reduction_factor: int, lora_rank: int, seed: int, device: str
+    backbone: Backbone, kind: str, reduction_factor: int, lora_rank: int, seed: int, device: str
 ) -> DualAdapter:
-    backbone = load_backbone(name, weights)
     config = adapter_config(
         kind, reduction_factor=reduction_factor, lora_rank=lora_rank, width=backbone.width
     )
@@ -240,6 +238,7 @@ def _open_adapter(
 
 
 def _named(model: PeftModel, role: str) -> Iterator[tuple[str, nn.Parameter]]:
+    # Names of the backbone's own parameters may hold a role's name too; adapters are in the encoder alone.
     marker = f".{role}"
     for name, parameter in model.named_parameters():
         if f"{marker}." in f"{name}." and "encoder" in name:

@@ -1,6 +1,4 @@
-"""Scores of answers, and views of them over clients."""
-
-from collections.abc import Mapping
+"""Scores of answers."""
 
 from torch import Tensor
 
@@ -20,8 +18,3 @@ def vqa_score(logits: Tensor, scores: Tensor) -> Tensor:
         Shape (examples,).
     """
     return scores.gather(1, logits.argmax(dim=1, keepdim=True)).squeeze(1)
-
-
-def over_clients(scores: Mapping[int, float]) -> dict[str, float]:
-    """Return ``mean`` and ``worst`` of the clients' scores, each client counting the same."""
-    return {"mean": sum(scores.values()) / len(scores), "worst": min(scores.values())}

@@ -7,7 +7,7 @@ Keys, defaults and what each trades are documented in one place: ``[tool.flwr.ap
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
@@ -73,25 +73,11 @@ class Settings(BaseModel):
 
     strategy: Strategy
     weighting: Literal["uniform", "num-examples"]
+    max_change: float = Field(gt=0)
     server_learning_rate: float = Field(gt=0)
     proximal_mu: float = Field(ge=0)
     fraction_train: float = Field(gt=0, le=1)
     evaluate_every: int = Field(gt=0)
-
-    def data_options(self) -> dict[str, Any]:
-        """Return what a benchmark is asked for: the keyword arguments of ``data_partitions.DataOptions``."""
-        names = (
-            "seed",
-            "heterogeneity",
-            "data_dir",
-            "num_answers",
-            "train_examples",
-            "test_examples",
-            "split_by",
-            "dirichlet_alpha",
-            "on_bad_row",
-        )
-        return {**self.model_dump(include=set(names)), "cache_dir": feddat_home() / "data"}
 
     @model_validator(mode="after")
     def _combinations(self) -> Self:
@@ -103,6 +89,18 @@ class Settings(BaseModel):
             (
                 self.update == "joint" and self.step == "reference",
                 "update = 'joint' is not in the published step; allowed with step = 'fast' only",
+            ),
+            (
+                self.strategy != "fedprox" and self.proximal_mu > 0,
+                f"proximal-mu = {self.proximal_mu} has no effect; allowed: 0, or strategy = 'fedprox'",
+            ),
+            (
+                self.method != "feddat" and self.update == "joint",
+                "update = 'joint' is a step of two adapters; allowed with method = 'feddat' only",
+            ),
+            (
+                self.weighting == "num-examples" and self.strategy in ("fedmedian", "fedtrimmedavg", "krum"),
+                f"weighting = 'num-examples' has no effect under {self.strategy!r}; allowed: 'uniform'",
             ),
             (
                 self.strategy == "fedprox" and self.proximal_mu == 0,

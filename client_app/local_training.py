@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -46,6 +47,29 @@ def shuffled(num_examples: int, batch_size: int, *key: int) -> Iterator[Tensor]:
     yield from order.split(batch_size)
 
 
+def mixed_precision(device: torch.device) -> torch.autocast:
+    """Compute in bfloat16 on CUDA, in float32 elsewhere."""
+    # A step updates the head between two forwards: weights cast before must not be used again.
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda", cache_enabled=False)
+
+
+@contextmanager
+def pulled(adapter: DualAdapter, proximal_mu: float) -> Iterator[None]:
+    """Add μ (A_s − Â_s) to the gradient of A_s: FedProx (Li et al., 2020, arXiv 1812.06127, equation 2)."""
+    hooks = []
+    if proximal_mu:
+        pairs = zip(*(adapter.parameters_of[role].values() for role in ("shared", "frozen")), strict=True)
+        hooks = [
+            a_s.register_hook(lambda grad, a_s=a_s, came=came: grad + proximal_mu * (a_s.detach() - came))
+            for a_s, came in pairs
+        ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def train_round(
     adapter: DualAdapter,
     head: AnswerHead,
@@ -57,8 +81,7 @@ def train_round(
 ) -> dict[str, Any]:
     """Train A_s, A_c and the head in place for one round; Â_s is A_s as it came.
 
-    `proximal_mu` pulls A_s towards what came, as FedProx asks for (Li et al., 2020, arXiv 1812.06127,
-    equation 2).
+    For `proximal_mu` see `pulled`.
 
     Returns
     -------
@@ -79,15 +102,6 @@ def train_round(
     )
     trained: tuple[Role, ...] = ("shared", "local") if settings.method == "feddat" else ("shared",)
     before = {role: adapter.state(role) for role in trained}
-    pulls = [
-        parameter.register_hook(
-            lambda gradient, now=parameter, then=then: gradient + proximal_mu * (now.detach() - then)
-        )
-        for parameter, then in zip(
-            adapter.parameters_of["shared"].values(), before["shared"].values(), strict=True
-        )
-        if proximal_mu
-    ]
     sums: dict[str, Tensor] = {}
     for epoch in range(settings.local_epochs):
         key = (settings.seed, partition_id, server_round, epoch)
@@ -95,13 +109,11 @@ def train_round(
             for group in optimizer.param_groups:
                 group["lr"] = settings.learning_rate * schedule(done, total, settings.warmup)
             inputs, scores = examples.batch(rows, device)
-            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            with mixed_precision(device), pulled(adapter, proximal_mu):
                 measured = _step(adapter, head, optimizer, inputs, scores, method, settings)
             for name, value in measured.items():
                 sums[name] = sums.get(name, 0) + value * len(rows)
             done += 1
-    for pull in pulls:
-        pull.remove()
     seen = len(examples) * settings.local_epochs
     return {
         "num-examples": len(examples),
@@ -145,7 +157,7 @@ def evaluate(
     sums = dict.fromkeys(branches, 0.0)
     for rows in torch.arange(len(examples)).split(EVALUATION_BATCH):
         inputs, scores = examples.batch(rows, device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with mixed_precision(device):
             trunk = adapter.trunk(inputs)
             for branch in branches:
                 logits = head(adapter.features(trunk, branch))

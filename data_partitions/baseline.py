@@ -32,5 +32,5 @@ def text_only_baseline(partition: Partition) -> float:
             by_text[row["question"]][answer] += 1
     # Of equally frequent answers the first of the answer list is given: the one more frequent overall.
     best = {text: min(seen, key=lambda answer: (-seen[answer], answer)) for text, seen in by_text.items()}
-    majority = min(overall, key=lambda answer: (-overall[answer], answer))
-    return sum(row["scores"][best.get(row["question"], majority)] for row in test) / len(test)
+    majority = min(overall, key=lambda answer: (-overall[answer], answer), default=0)
+    return sum(row["scores"][best.get(row["question"], majority)] for row in test) / max(1, len(test))

@@ -1,5 +1,6 @@
 """Parquet files of questions about pictures: which there are, and which of their rows can be used."""
 
+import hashlib
 import io
 from collections import Counter
 from pathlib import Path
@@ -99,13 +100,14 @@ def _fault(row: dict[str, Any], image_faults: dict[bytes, str]) -> str:
         if not (row[column] or "").strip():
             return f"no {column}"
     if row["split"] not in SPLIT_OF:
-        return f"split is {row['split']!r}; allowed: {', '.join(SPLIT_OF)}"
+        return f"split is none of {', '.join(SPLIT_OF)}"
     encoded = (row["image"] or {}).get("bytes")
     if not encoded:
         return "no image bytes"
-    if encoded not in image_faults:
-        image_faults[encoded] = _image_fault(encoded)
-    return image_faults[encoded]
+    key = hashlib.sha256(encoded).digest()
+    if key not in image_faults:
+        image_faults[key] = _image_fault(encoded)
+    return image_faults[key]
 
 
 def _image_fault(encoded: bytes) -> str:

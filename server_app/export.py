@@ -1,24 +1,23 @@
 """The federation's result as a PEFT checkpoint."""
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 from peft import get_peft_model, set_peft_model_state_dict
 from torch import Tensor
 
-from app.backbones import load_backbone
+from app.backbones import open_backbone
 from app.dual_adapter import adapter_config
 from app.settings import Settings
 
 
 def export_adapter(folder: Path, settings: Settings, shared: Mapping[str, Tensor], card: str) -> None:
-    """Save the shared adapter so that ``PeftModel.from_pretrained`` loads it; an older export gives way.
+    """Save the shared adapter so that ``PeftModel.from_pretrained`` loads it.
 
     Parameters
     ----------
     folder : Path
-        Gets ``adapter_model.safetensors``, ``adapter_config.json`` and the model card.
+        A new folder; gets ``adapter_model.safetensors``, ``adapter_config.json`` and the model card.
     settings : Settings
         Name the backbone and the adapter.
     shared : Mapping
@@ -26,7 +25,7 @@ def export_adapter(folder: Path, settings: Settings, shared: Mapping[str, Tensor
     card : str
         The model card.
     """
-    backbone = load_backbone(settings.backbone, settings.backbone_weights)
+    backbone = open_backbone(settings)
     config = adapter_config(
         settings.adapter,
         reduction_factor=settings.reduction_factor,
@@ -37,12 +36,7 @@ def export_adapter(folder: Path, settings: Settings, shared: Mapping[str, Tensor
     set_peft_model_state_dict(model, dict(shared))
     # Otherwise PEFT writes the folder that this machine loaded the backbone from.
     model.peft_config["default"].base_model_name_or_path = settings.backbone
-    fresh, old = (folder.with_name(f".{folder.name}.{state}") for state in ("new", "old"))
-    for leftover in (fresh, old):
-        shutil.rmtree(leftover, ignore_errors=True)
+    fresh = folder.with_name(f".{folder.name}.new")
     model.save_pretrained(str(fresh))
     (fresh / "README.md").write_text(card, encoding="utf-8")
-    if folder.exists():
-        folder.rename(old)
     fresh.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)

@@ -35,7 +35,8 @@ def main(grid: Grid, context: Context) -> None:
         raise SettingsError(
             f"benchmark = {settings.benchmark!r}; allowed: {', '.join(map(repr, BENCHMARKS))}"
         )
-    adapter = open_adapter(settings)
+    # Only clients compute; their device need not be here.
+    adapter = open_adapter(settings.model_copy(update={"device": "cpu"}))
     identity: dict[str, Any] = {
         "backbone": adapter.backbone.fingerprint,
         "source": source_hash(),
@@ -53,6 +54,7 @@ def main(grid: Grid, context: Context) -> None:
         expected=identity,
         evaluate_on=lambda r: r % settings.evaluate_every == 0 or r == settings.num_rounds,
         observer=run,
+        max_change=settings.max_change,
     )
 
     strategy.gather(grid)

@@ -2,7 +2,7 @@
 
 Masked language modelling and image–text matching, the two objectives of ViLT (Kim et al., 2021, arXiv
 2102.03334, section 3.3), on the public split of the benchmark ``scenes``. Two thirds of a batch's rows have
-masked captions; of the rest, half have a false caption: another image's, or the true one with a single word
+masked captions; of the rest, half have a false caption: another image's, or the true one with a single phrase
 exchanged.
 
 Run ``python -m server_app.pretraining --out FOLDER`` to repeat it; the model card in FOLDER says what was
@@ -13,6 +13,7 @@ import argparse
 import copy
 import json
 import math
+import platform
 import pydoc_data.topics
 import re
 import string
@@ -222,16 +223,17 @@ layers of width {width}, images {size}×{size} in patches of {patch}×{patch}, W
 
 Pretrained from scratch by this project on {images:,} drawn public scenes with captions (benchmark `scenes`,
 public split, seed {seed}), which no client holds: masked language modelling and image–text matching,
-{steps:,} batches of {batch_size}. On {held_out:,} held-out public scenes it completes **{words:.1%}** of the
-masked caption words and tells a true caption from a false one (mostly a single word exchanged) in
-**{matches:.1%}** of cases. It knows little beyond drawn shapes: for real images and for results worth
-publishing use a large backbone.
+{done:,} of {steps:,} batches of {batch_size}. On {held_out:,} held-out public scenes it completes
+**{words:.1%}** of the masked caption words that only the picture tells, and tells a true caption from a false one (half of
+these differ in a single phrase) in **{matches:.1%}** of cases. It knows little beyond drawn shapes: for real
+images and for results worth publishing use a large backbone.
 
 Repeat it with
 
     python -m server_app.pretraining {command}
 
-which took {minutes:.0f} minutes on {machine}.
+which took {minutes:.0f} minutes on {machine}, with Python {python} (whose documentation is part of the
+tokenizer's corpus).
 """
 
 
@@ -293,6 +295,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             images=len(public),
             held_out=len(aside),
             done=step,
+            python=platform.python_version(),
             minutes=(time.monotonic() - started) / 60,
             machine=f"{torch.get_num_threads()} CPU threads" if device.type == "cpu" else "one GPU",
             command=" ".join(f"--{key.replace('_', '-')} {getattr(options, key)}" for key in REPEATED),

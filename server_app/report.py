@@ -1,8 +1,4 @@
-"""What people read of a run: a line a round, the table of scores, the report, the adapter's model card.
-
-A *row* is one round and client as it stands in ``metrics.jsonl``; any of its measurements may be missing. A
-row with ``refused`` records a reply that did not count.
-"""
+"""What people read of a run: a line a round, the table of scores, the report, the adapter's model card."""
 
 import html
 import io
@@ -13,17 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import color_sequences
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from rich.markup import escape
 from rich.table import Table
 from safetensors import safe_open
 
 from app.files import write_atomically
 
-Rows = Sequence[Mapping[str, Any]]
+from .curves import draw_curves
+from .rows import Rows, last_round, names_of
 
 SCORES = {
     "student": "student\n(A_s, deployed)",
@@ -32,21 +25,6 @@ SCORES = {
     "text-only": "text\nonly",
 }
 GAIN = "gain\n(student − text only)"
-# A branch keeps its colour; colours that colour-blind readers tell apart (Petroff, 2021, arXiv 2107.02270).
-PALETTE = color_sequences["petroff10"]
-Style = dict[str, Any]
-STUDENT: Style = {"color": PALETTE[0]}
-TEACHER: Style = {"color": PALETTE[1]}
-LOSSES = {
-    "ce-student": ("cross-entropy, student", STUDENT),
-    "kl-student": ("KL, student", STUDENT | {"linestyle": "--"}),
-    "ce-teacher": ("cross-entropy, teacher", TEACHER),
-    "kl-teacher": ("KL, teacher", TEACHER | {"linestyle": "--"}),
-}
-CHANGES = {
-    "delta-shared": (r"$|\Delta A_s|$, shared", STUDENT),
-    "delta-local": (r"$|\Delta A_c|$, local", TEACHER),
-}
 
 
 def results_table(rows: Rows) -> Table:
@@ -73,7 +51,7 @@ def progress_line(rows: Rows, server_round: int, num_rounds: int, seconds: float
     seconds : float
         How long the rounds up to this one took.
     """
-    names = _names(rows)
+    names = names_of(rows)
     now = [row for row in rows if row["round"] == server_round]
     scored = [row for row in now if "student" in row]
     if scored:
@@ -110,39 +88,6 @@ def write_report(folder: Path, settings: Mapping[str, Any], rows: Rows, seconds:
     draw_curves(rows).savefig(picture, format="png")
     write_atomically(folder / "curves.png", picture.getvalue())
     write_atomically(folder / "report.md", _report(folder / "adapter", settings, rows, seconds))
-
-
-def draw_curves(rows: Rows) -> Figure:
-    """Draw scores, losses and the adapters' changes over the rounds."""
-    figure = Figure(figsize=(14, 5), dpi=120, layout="constrained")
-    scores, losses, changes = figure.subplots(1, 3, sharex=True)
-    _draw_scores(scores, rows)
-
-    for key, (label, style) in LOSSES.items():
-        _draw_mean(losses, rows, key, label=label, **style)
-    losses.set(title="training loss, mean of the clients", ylabel="loss (nats)", yscale="log")
-    losses.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
-    losses.yaxis.set_major_formatter("{x:g}")
-    losses.yaxis.set_minor_locator(NullLocator())
-
-    for key, (label, style) in CHANGES.items():
-        _draw_mean(changes, rows, key, label=label, **style)
-        values = _by_round(rows, key)
-        low, high = ([f(of_round) for of_round in values.values()] for f in (np.min, np.max))
-        changes.fill_between(list(values), low, high, alpha=0.15, linewidth=0, **style)
-    changes.set(title="change of the adapters in a round", ylabel="L2 norm, mean and range of the clients")
-    changes.set_ylim(bottom=0)
-
-    scores.set_xlim(0.5, _last_round(rows) + 0.5)
-    for axes in (scores, losses, changes):
-        axes.set_xlabel("round")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-        # Below the axes a legend hides nothing.
-        handles, labels = axes.get_legend_handles_labels()
-        axes.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False)
-    return figure
 
 
 def model_card(settings: Mapping[str, Any], rows: Rows) -> str:
@@ -202,8 +147,8 @@ def _report(adapter: Path, settings: Mapping[str, Any], rows: Rows, seconds: flo
     weights = adapter / "adapter_model.safetensors"
     size = f", {_num_parameters(weights):,} parameters" if weights.is_file() else ""
     facts = {
-        "rounds": f"{_last_round(rows)} of {settings['num-rounds']}",
-        "clients": ", ".join(_names(rows).values()),
+        "rounds": f"{last_round(rows)} of {settings['num-rounds']}",
+        "clients": ", ".join(names_of(rows).values()),
         "method": f"{settings['method']} under {settings['strategy']}, weighting {settings['weighting']}",
         "backbone": f"{settings['backbone']} ({settings['backbone-weights']} weights)",
         "adapter": settings["adapter"] + size,
@@ -229,7 +174,7 @@ def _report(adapter: Path, settings: Mapping[str, Any], rows: Rows, seconds: flo
 
 def _what_ran(settings: Mapping[str, Any], rows: Rows) -> str:
     method, strategy, benchmark = (f"`{settings[key]}`" for key in ("method", "strategy", "benchmark"))
-    size = f"{len(_names(rows))} clients, {settings['num-rounds']} rounds, seed {settings['seed']}"
+    size = f"{len(names_of(rows))} clients, {settings['num-rounds']} rounds, seed {settings['seed']}"
     return f"Method {method} under {strategy} on the benchmark {benchmark}: {size}."
 
 
@@ -251,7 +196,7 @@ def _scores(rows: Rows) -> tuple[list[str], list[list[str]]]:
     }
     columns = {heading: values for heading, values in columns.items() if values}
     lines = []
-    for partition, name in _names(rows).items():
+    for partition, name in names_of(rows).items():
         if partition in last and (scored := last[partition]["round"]) != final:
             name += f" (round {scored})"
         points = (values.get(partition) for values in columns.values())
@@ -261,19 +206,8 @@ def _scores(rows: Rows) -> tuple[list[str], list[list[str]]]:
     return ["client", *columns], lines
 
 
-def _names(rows: Rows) -> dict[int, str]:
-    """Return the names of all partitions, in their order."""
-    named = {row["partition"]: row["name"] for row in rows if row.get("name")}
-    partitions = sorted({row["partition"] for row in rows if row["partition"] >= 0})
-    return {partition: named.get(partition, f"partition {partition}") for partition in partitions}
-
-
-def _last_round(rows: Rows) -> int:
-    return max((row["round"] for row in rows), default=0)
-
-
 def _refusals(rows: Rows) -> Iterable[tuple[str, Mapping[str, Any]]]:
-    names = _names(rows)
+    names = names_of(rows)
     return ((names.get(row["partition"], "not asked"), row) for row in rows if "refused" in row)
 
 
@@ -286,40 +220,6 @@ def _traffic(rows: Rows) -> str:
 def _num_parameters(weights: Path) -> int:
     with safe_open(weights, "np") as file:
         return sum(int(np.prod(file.get_slice(name).get_shape())) for name in file.keys())  # noqa: SIM118
-
-
-def _draw_scores(axes: Axes, rows: Rows) -> None:
-    """Draw a thin line a client, named as long as there are colours to tell them apart, and the bold mean."""
-    names = _names(rows)
-    for i, (partition, name) in enumerate(names.items()):
-        own = [row for row in rows if row["partition"] == partition and "student" in row]
-        style: Style
-        if len(names) <= len(PALETTE):
-            # A pair of $ would be typeset as mathematics.
-            style = {"color": PALETTE[i], "label": name.replace("$", r"\$")}
-        else:
-            style = {"color": "0.7", "label": "" if i else "one client"}
-        points = [100 * row["student"] for row in own]
-        axes.plot([row["round"] for row in own], points, marker="o", markersize=3, linewidth=1, **style)
-    _draw_mean(axes, rows, "student", scale=100, color="black", linewidth=3, label="mean")
-    if baselines := {row["partition"]: 100 * row["text-only"] for row in rows if "text-only" in row}:
-        mean = np.mean(list(baselines.values()))
-        axes.axhline(mean, color="black", linestyle="--", label="text only, mean")
-    axes.set(title="score of the student branch", ylabel="score (points)")
-
-
-def _draw_mean(axes: Axes, rows: Rows, key: str, scale: float = 1, **style: Any) -> None:
-    if values := _by_round(rows, key):
-        means = [scale * np.mean(of_round) for of_round in values.values()]
-        axes.plot(list(values), means, **{"linewidth": 2, "marker": "o", "markersize": 3, **style})
-
-
-def _by_round(rows: Rows, key: str) -> dict[int, list[float]]:
-    values: dict[int, list[float]] = {}
-    for row in rows:
-        if key in row:
-            values.setdefault(row["round"], []).append(row[key])
-    return values
 
 
 def _markdown(header: Sequence[str], lines: Sequence[Sequence[str]], align: str = "---") -> str:

@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Mapping
 from datetime import datetime
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from app.settings import Settings, SettingsError, feddat_home
 from .report import progress_line
 
 log = logging.getLogger("flwr")  # Flower's own logger: what it gets is in `flwr log`
+
+# What a client says of its data in the handshake and every row of it repeats.
+FACTS = ("name", "text-only", "unanswerable")
 
 
 class RunLog:
@@ -47,7 +51,7 @@ class RunLog:
             )
         self.facts = {**settings.model_dump(by_alias=True), **facts, "run-name": self.name}
         self.rows: list[dict[str, Any]] = []
-        self._names: dict[int, str] = {}
+        self._facts: dict[int, dict[str, Any]] = {}
         self._round: dict[int, dict[str, Any]] = {}
         self._started = time.monotonic()
 
@@ -64,9 +68,12 @@ class RunLog:
     def joined(self, answers: Mapping[int, Mapping[str, Any]]) -> None:
         """Note who takes part, and say so if the benchmark has more clients than there are nodes."""
         answers = dict(sorted(answers.items()))
-        self._names |= {partition: str(answer["name"]) for partition, answer in answers.items()}
+        self._facts |= {
+            partition: {"partition": partition, **{key: answer[key] for key in FACTS}}
+            for partition, answer in answers.items()
+        }
         natural = max(int(answer["natural-partitions"]) for answer in answers.values())
-        nodes = len(self._names)
+        nodes = len(self._facts)
         if nodes < natural:
             log.info(
                 "the benchmark has %d clients and is cut to the first %d, as many as there are nodes; "
@@ -75,30 +82,34 @@ class RunLog:
                 nodes,
                 natural,
             )
-        log.info("%s: %d clients: %s", self.settings.benchmark, nodes, ", ".join(self._names.values()))
+        log.info(
+            "%s: %d clients: %s",
+            self.settings.benchmark,
+            nodes,
+            ", ".join(fact["name"] for fact in self._facts.values()),
+        )
         for answer in answers.values():
-            if unanswerable := answer.get("unanswerable"):
+            if unanswerable := answer["unanswerable"]:
                 log.info(
                     "%s: %.1f %% of the test questions have an answer that is not in the client's list",
                     answer["name"],
                     100 * unanswerable,
                 )
-            if skipped := answer.get("skipped"):
+            if skipped := answer["skipped"]:
                 log.warning("%s: %d rows that cannot be read were skipped", answer["name"], skipped)
 
     def replied(
         self, server_round: int, phase: str, partition_id: int, metrics: Mapping[str, float | int]
     ) -> None:
         """Add what a client measured to its row of the round."""
-        row = self._round.setdefault(
-            partition_id,
-            {"round": server_round, "partition": partition_id, "name": self._names.get(partition_id, "")},
-        )
+        row = self._round.setdefault(partition_id, {})
         for key, value in metrics.items():
             both_ways = key in ("bytes-down", "bytes-up")
             # An evaluation counts its examples too; a row's are those trained on.
             if key != "num-examples" or phase == "train":
                 row[key] = row.get(key, 0) + value if both_ways else value
+        # Last, so that no client can write another's row.
+        row.update({"round": server_round, **self._facts[partition_id]})
 
     def refused(self, server_round: int, phase: str, partition_id: int, reason: str) -> None:
         """Add a row for a reply that did not count."""
@@ -115,4 +126,11 @@ class RunLog:
     def _write(self, rows: list[dict[str, Any]]) -> None:
         self.rows += rows
         with (self.folder / "metrics.jsonl").open("a") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
+            file.writelines(json.dumps(_finite(row), allow_nan=False) + "\n" for row in rows)
+
+
+def _finite(row: dict[str, Any]) -> dict[str, Any]:
+    """Replace NaN and infinity, which JSON does not know."""
+    return {
+        key: None if isinstance(value, float) and not isfinite(value) else value for key, value in row.items()
+    }

@@ -1,7 +1,8 @@
 """What an array may be called and a reply may hold. Nothing a client sent is parsed here, only compared."""
 
+from collections.abc import Iterable
 from io import BytesIO
-from math import isfinite
+from math import inf, isfinite, sqrt
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Error, RecordDict
@@ -11,7 +12,7 @@ MAX_WEIGHT = 2**53  # beyond it a float no longer counts one by one, and a sum o
 
 def is_private(name: str) -> bool:
     """Whether an array's name is of what belongs to a client alone: a local or frozen adapter, or a head."""
-    return any(part in ("local", "frozen") or part.startswith("head") for part in name.split("."))
+    return any(part in ("local", "frozen") or part.startswith(("head", "clf_")) for part in name.split("."))
 
 
 def one_line(text: object, limit: int = 200) -> str:
@@ -27,7 +28,7 @@ def cause(error: Error) -> str:
 
 
 def reason_to_refuse(
-    sent: ArrayRecord | None, content: RecordDict, weight_key: str = "num-examples"
+    sent: ArrayRecord | None, content: RecordDict, weight_key: str = "num-examples", max_change: float = inf
 ) -> str | None:
     """Say why a reply must not reach the aggregate.
 
@@ -43,6 +44,9 @@ def reason_to_refuse(
         The reply: one ArrayRecord (none after an evaluation), one MetricRecord, any ConfigRecords.
     weight_key : str
         The metric that weighs the reply; a positive number.
+    max_change : float
+        Largest norm of the change that is let in, in multiples of the norm of what was sent (of 1, if that is
+        larger).
 
     Returns
     -------
@@ -57,7 +61,9 @@ def reason_to_refuse(
     weight = metrics[0].get(weight_key)
     if not isinstance(weight, int | float) or not isfinite(weight) or not 0 < weight <= MAX_WEIGHT:
         return f"metric '{weight_key}' is {one_line(weight, 40)}; a positive number is needed"
-    return None if sent is None else _reason_in_arrays(sent, records[0])
+    if sent is None:
+        return None
+    return _reason_in_arrays(sent, records[0]) or _reason_in_change(sent, records[0], max_change)
 
 
 def _reason_in_arrays(sent: ArrayRecord, received: ArrayRecord) -> str | None:
@@ -72,10 +78,26 @@ def _reason_in_arrays(sent: ArrayRecord, received: ArrayRecord) -> str | None:
         if reason := _reason_in_layout(sent[name], received[name]):
             return f"array '{name}' {reason}"
     for name, array in received.items():
-        values = np.frombuffer(array.data, array.dtype, offset=len(array.data) - _num_bytes(array))
+        values = _values(array)
         if values.dtype.kind in "fc" and not np.isfinite(values).all():
             return f"array '{name}' has values that are not finite"
     return None
+
+
+def _reason_in_change(sent: ArrayRecord, received: ArrayRecord, max_change: float) -> str | None:
+    if max_change == inf:
+        return None
+    change = _norm(received[name].numpy().astype(float) - sent[name].numpy() for name in sent)
+    limit = max_change * max(1.0, _norm(array.numpy().astype(float) for array in sent.values()))
+    return f"changes the arrays by {change:.3g} in norm, more than {limit:.3g}" if change > limit else None
+
+
+def _norm(arrays: Iterable[np.ndarray]) -> float:
+    return sqrt(sum(float(np.vdot(array, array)) for array in arrays))
+
+
+def _values(array: Array) -> np.ndarray:
+    return np.frombuffer(array.data, array.dtype, offset=len(array.data) - _num_bytes(array))
 
 
 def _reason_in_layout(sent: Array, received: Array) -> str | None:

@@ -7,6 +7,7 @@ active clients' shared adapters A_s; the local adapters never leave a client.
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from math import inf
 from typing import Literal
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -48,6 +49,9 @@ class FedDAT(StrategyWrapper):
         Rounds after which clients evaluate. None: all of them.
     observer : RoundObserver, optional
         Told of every reply.
+    max_change : float
+        A reply that changes the arrays by more than so many times their norm (or than so much, where the norm
+        is below 1) is refused.
 
     Notes
     -----
@@ -67,6 +71,7 @@ class FedDAT(StrategyWrapper):
         handshake: bool = True,
         evaluate_on: Callable[[int], bool] | None = None,
         observer: RoundObserver | None = None,
+        max_change: float = inf,
     ) -> None:
         super().__init__(strategy)
         if weighting not in ("uniform", "num-examples"):
@@ -75,6 +80,7 @@ class FedDAT(StrategyWrapper):
         self.seed = seed
         self.evaluate_on = evaluate_on
         self.observer = observer
+        self.max_change = max_change
         joined = observer.joined if observer is not None else lambda answers: None
         self._members = Members(expected_nodes, wait_seconds, dict(expected or {}), handshake, joined)
         self._requests: dict[int, Request] = {}
@@ -173,7 +179,7 @@ class FedDAT(StrategyWrapper):
     ) -> tuple[list[Message], list[str]]:
         """Tell the valid replies, ready for the strategy, from the reasons to refuse others; report both."""
         trained, requests = phase == "train", self._requests
-        valid, refused = accept(requests, replies, trained, self._weight_key)
+        valid, refused = accept(requests, replies, trained, self._weight_key, self.max_change)
         for partition_id, reason in refused:
             log.warning("round %d, %s: partition %d refused: %s", server_round, phase, partition_id, reason)
             if self.observer is not None:

@@ -19,7 +19,11 @@ class Request:
 
 
 def accept(
-    requests: Mapping[int, Request], replies: Iterable[Message], trained: bool, weight_key: str
+    requests: Mapping[int, Request],
+    replies: Iterable[Message],
+    trained: bool,
+    weight_key: str,
+    max_change: float,
 ) -> tuple[list[Message], list[tuple[int, str]]]:
     """Tell the replies that count from those that do not.
 
@@ -33,6 +37,8 @@ def accept(
         Whether the replies must hold arrays.
     weight_key : str
         The metric that weighs a reply.
+    max_change : float
+        See `checks.reason_to_refuse`.
 
     Returns
     -------
@@ -57,7 +63,9 @@ def accept(
         elif reply.has_error():
             reason = cause(reply.error)
         else:
-            reason = reason_to_refuse(request.arrays if trained else None, reply.content, weight_key)
+            reason = reason_to_refuse(
+                request.arrays if trained else None, reply.content, weight_key, max_change
+            )
         if reason is None:
             valid.append(reply)
         else:

@@ -14,6 +14,7 @@ log = logging.getLogger("flwr")  # Flower's own logger: what it gets is in `flwr
 
 POLL_SECONDS = 0.5
 PROGRESS_SECONDS = 5.0
+LATE_SECONDS = 30.0
 
 
 class Members:
@@ -96,12 +97,15 @@ class Members:
     def _admit(self, grid: Grid, server_round: int, unwanted: set[int] | None) -> dict[int, ConfigRecord]:
         """Return what the newly admitted say, by partition; without `unwanted`, a refusal is an error."""
         there = set(grid.get_node_ids())
-        self.partitions = {node: partition for node, partition in self.partitions.items() if node in there}
+        for node in self.partitions.keys() - there:
+            log.warning("partition %d has left", self.partitions.pop(node))
         strangers = sorted(there - self.partitions.keys() - (unwanted or set()))
         if not strangers:
             return {}
         if self.handshake:
-            replies = ask(grid, strangers, server_round, self.wait_seconds)
+            # A run that goes on must not wait long for a newcomer.
+            patience = self.wait_seconds if unwanted is None else min(self.wait_seconds, LATE_SECONDS)
+            replies = ask(grid, strangers, server_round, patience)
             admitted, refusals = judge(strangers, replies, self.expected, self.partitions)
         else:
             free = max(self.partitions.values(), default=-1) + 1

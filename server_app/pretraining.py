@@ -224,9 +224,9 @@ layers of width {width}, images {size}×{size} in patches of {patch}×{patch}, W
 Pretrained from scratch by this project on {images:,} drawn public scenes with captions (benchmark `scenes`,
 public split, seed {seed}), which no client holds: masked language modelling and image–text matching,
 {done:,} of {steps:,} batches of {batch_size}. On {held_out:,} held-out public scenes it completes
-**{words:.1%}** of the masked caption words that only the picture tells, and tells a true caption from a false one (half of
-these differ in a single phrase) in **{matches:.1%}** of cases. It knows little beyond drawn shapes: for real
-images and for results worth publishing use a large backbone.
+**{words:.1%}** of the masked caption words that only the picture tells, and tells a true caption from a
+false one (half of these differ in a single phrase) in **{matches:.1%}** of cases. It knows little beyond
+drawn shapes: for real images and for results worth publishing use a large backbone.
 
 Repeat it with
 

@@ -35,6 +35,9 @@ _IMAGE_SETTINGS = "preprocessor_config.json"
 class Processor:
     """Turns images and texts into model inputs of one size.
 
+    A backbone that was trained to read its answer from a word to fill in gets its texts by `template`, from
+    ``text_template`` in its folder's preprocessor_config.json: ``"{} [MASK]"``.
+
     Every image becomes ``image_size`` × ``image_size``, so that a batch needs no padding and no choice of
     patches. Pixels stay 8-bit until they enter the model: a processed example takes a quarter of the memory.
     """
@@ -44,6 +47,7 @@ class Processor:
     text_length: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    template: str = "{}"
 
     def image(self, image: Image.Image) -> Tensor:
         """Resize one image.
@@ -69,7 +73,7 @@ class Processor:
             ``input_ids`` and ``attention_mask``, int64, shape (len(texts), text_length), padded on the right.
         """
         encoded = self.tokenizer(
-            list(texts),
+            [self.template.format(text) for text in texts],
             padding="max_length",
             truncation=True,
             max_length=self.text_length,
@@ -253,6 +257,7 @@ def _load_processor(folder: str | Path, config: ViltConfig) -> Processor:
         # ViLT's own values, where a checkpoint names none.
         mean=tuple(settings.get("image_mean", (0.5, 0.5, 0.5))),
         std=tuple(settings.get("image_std", (0.5, 0.5, 0.5))),
+        template=settings.get("text_template", "{}"),
     )
 
 
@@ -301,7 +306,14 @@ def fingerprint(model: PreTrainedModel, processor: Processor | None = None) -> s
     digest = hashlib.sha256(json.dumps(shape, sort_keys=True, default=str).encode())
     if processor is not None:
         words = sorted(processor.tokenizer.get_vocab().items())
-        settings = (processor.image_size, processor.text_length, processor.mean, processor.std, words)
+        settings = (
+            processor.image_size,
+            processor.text_length,
+            processor.mean,
+            processor.std,
+            processor.template,
+            words,
+        )
         digest.update(json.dumps(settings).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())

@@ -73,8 +73,7 @@ class Client:
         settings = read_settings(
             {**context.run_config, **{key: node[key] for key in SITE_KEYS if key in node}}
         )
-        asked = {field.name for field in fields(DataOptions)} - {"cache_dir"}
-        options = DataOptions(**settings.model_dump(include=asked), cache_dir=feddat_home() / "data")
+        options = data_options(settings)
         share = Share(settings.benchmark, index, count, options)
         if "data-dir" in node:
             share = Share(settings.benchmark, 0, 1, options)
@@ -108,6 +107,12 @@ class Client:
         if private:
             head.load_state_dict(private.head)
         return adapter, head.to(adapter.device)
+
+
+def data_options(settings: Settings) -> DataOptions:
+    """Say what a benchmark is asked for: the settings that carry its options' names."""
+    asked = {field.name for field in fields(DataOptions)} - {"cache_dir"}
+    return DataOptions(**settings.model_dump(include=asked), cache_dir=feddat_home() / "data")
 
 
 @functools.lru_cache(maxsize=256)

@@ -79,3 +79,14 @@ def load_public(
     """
     require_one_of("benchmark", benchmark, ["scenes"])
     return scenes.load_public(options, num_images, split)
+
+
+def load_public_questions(
+    benchmark: str, options: DataOptions, num_images: int, split: str = "train"
+) -> datasets.Dataset:
+    """Load images with a question each for the server, none a client's: columns image, question, answer.
+
+    They share no image with `load_public` either.
+    """
+    require_one_of("benchmark", benchmark, ["scenes"])
+    return scenes.load_public_questions(options, num_images, split)

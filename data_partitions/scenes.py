@@ -19,7 +19,18 @@ from .questions import scene_for
 from .store import Facts, cached
 from .world import COLORS, NUMBER_WORDS, PLACES, SHAPES, SIZES, TEXTURES, World, pick, random_scene
 
-__all__ = ["COLORS", "NUMBER_WORDS", "PLACES", "SHAPES", "SIZES", "TEXTURES", "load", "load_public", "names"]
+__all__ = [
+    "COLORS",
+    "NUMBER_WORDS",
+    "PLACES",
+    "SHAPES",
+    "SIZES",
+    "TEXTURES",
+    "load",
+    "load_public",
+    "load_public_questions",
+    "names",
+]
 
 # Changes with whatever changes a picture or a text, so that data kept by older code are not used.
 VERSION = 1
@@ -27,6 +38,7 @@ VERSION = 1
 # Second part of every seed: public data are drawn from chance that no client's split uses.
 _STREAMS = {split: number for number, split in enumerate(SPLITS)}
 _PUBLIC_STREAMS = {split: 10 + number for number, split in enumerate(SPLITS)}
+_QUESTION_STREAMS = {split: 20 + number for number, split in enumerate(SPLITS)}
 
 
 def names(options: DataOptions) -> list[str]:
@@ -70,6 +82,16 @@ def load_public(options: DataOptions, num_images: int, split: str) -> datasets.D
     return splits[split]
 
 
+def load_public_questions(options: DataOptions, num_images: int, split: str) -> datasets.Dataset:
+    """Draw scenes with a question each, or load what was drawn before: columns image, question, answer."""
+    require_one_of("split", split, SPLITS)
+    key = {"version": VERSION, "questions": split, "seed": options.seed, "images": num_images}
+    splits, _ = cached(
+        options.cache_dir / "scenes", key, lambda: (_draw_questions(options.seed, num_images, split), {})
+    )
+    return splits[split]
+
+
 def _clients(options: DataOptions) -> dict[str, Client]:
     require_one_of("heterogeneity", options.heterogeneity, CLIENTS)
     return CLIENTS[options.heterogeneity]
@@ -106,5 +128,21 @@ def _draw_public(seed: int, num_images: int, split: str) -> datasets.DatasetDict
         image=datasets.Image(),
         captions=datasets.List(datasets.Value("string")),
         example_id=datasets.Value("string"),
+    )
+    return datasets.DatasetDict({split: datasets.Dataset.from_dict(rows, features=features)})
+
+
+def _draw_questions(seed: int, num_images: int, split: str) -> datasets.DatasetDict:
+    rows: dict[str, list] = {"image": [], "question": [], "answer": []}
+    client = Client(style="varied")
+    for index in range(num_images):
+        rng = np.random.default_rng([seed, _QUESTION_STREAMS[split], index])
+        query = pick(rng, pick(rng, client.kinds))(rng, client.world)
+        image = encode(draw(scene_for(rng, client.world, query), client.style, rng))
+        rows["image"].append({"bytes": image, "path": None})
+        rows["question"].append(query.text)
+        rows["answer"].append(query.answer)
+    features = datasets.Features(
+        image=datasets.Image(), question=datasets.Value("string"), answer=datasets.Value("string")
     )
     return datasets.DatasetDict({split: datasets.Dataset.from_dict(rows, features=features)})

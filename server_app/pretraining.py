@@ -27,7 +27,7 @@ from rich.progress import Progress, TextColumn, TimeRemainingColumn
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedTokenizerFast, ViltConfig, ViltForMaskedLM
+from transformers import PreTrainedTokenizerFast, ViltConfig, ViltForMaskedLM, ViltModel
 
 from app.backbones import Processor, choose_device, keep_patch_order
 from app.settings import feddat_home
@@ -48,7 +48,7 @@ TINY_VILT: dict[str, Any] = {
 }
 VOCABULARY = 2048
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-MEASURE_EVERY = 500
+MEASURE_EVERY = 250
 
 
 def build_tokenizer(captions: Sequence[str], vocabulary: int = VOCABULARY) -> PreTrainedTokenizerFast:
@@ -237,16 +237,17 @@ tokenizer's corpus).
 """
 
 
-def save(model: Pretrainer, processor: Processor, folder: Path, card: str) -> None:
+def save(model: ViltModel, processor: Processor, folder: Path, card: str) -> None:
     """Write fp16 weights, configuration, tokenizer, image settings and model card."""
     folder.mkdir(parents=True, exist_ok=True)
-    copy.deepcopy(model.language.vilt).half().save_pretrained(folder)
+    copy.deepcopy(model).half().save_pretrained(folder)
     processor.tokenizer.save_pretrained(folder)
     settings = {
         "image_processor_type": "ViltImageProcessor",
         "size": {"height": processor.image_size, "width": processor.image_size},
         "image_mean": list(processor.mean),
         "image_std": list(processor.std),
+        "text_template": processor.template,
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(settings, indent=2) + "\n")
     (folder / "README.md").write_text(card, encoding="utf-8")
@@ -302,7 +303,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             **{key: getattr(options, key) for key in ("steps", "batch_size", "seed")},
             **reached,
         )
-        save(model, processor, options.out, card)
+        save(model.language.vilt, processor, options.out, card)
 
     pretrain(
         model,

@@ -1,15 +1,19 @@
 """A whole federation in one process: the real apps on a grid that calls clients at once."""
 
+import json
 import os
 import tomllib
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
+from flwr.clientapp.client_app import ClientAppException
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -35,17 +39,18 @@ class Federation(Grid):
     run_config: dict[str, Any]
     num_clients: int
     node_config: dict[str, Any] = field(default_factory=dict)
+    # Node ids that are not in the order of the partitions, as on a real grid.
+    node_id: Callable[[int], int] = lambda partition: 1000 - 7 * partition
     alter: Callable[[int, Message], Message] = lambda node, reply: reply
     wire: list[tuple[str, Message]] = field(default_factory=list)
 
     run = None
 
     def __post_init__(self) -> None:
-        # Node ids that are not in the order of the partitions, as on a real grid.
         self.contexts = {
-            1000 - 7 * partition: Context(
+            self.node_id(partition): Context(
                 run_id=1,
-                node_id=1000 - 7 * partition,
+                node_id=self.node_id(partition),
                 node_config={
                     "partition-id": partition,
                     "num-partitions": self.num_clients,
@@ -70,7 +75,9 @@ class Federation(Grid):
             try:
                 reply = app(deepcopy(message), self.contexts[node])
             except Exception as error:  # as Flower does
-                reply = Message(Error(code=2, reason=f"{type(error)}:<'{error}'>"), reply_to=message)
+                wrapped = ClientAppException(str(error))
+                reason = f"{type(wrapped)}:<'{wrapped}'>"
+                reply = Message(Error(code=2, reason=reason), reply_to=message)
             # A ClientApp does not know its node in one process.
             reply.metadata.__dict__["_src_node_id"] = node
             reply = self.alter(node, reply)
@@ -80,9 +87,11 @@ class Federation(Grid):
 
     def serve(self) -> Path:
         """Run the real ServerApp to its end and return the run's folder."""
+        from app.dual_adapter import _open_adapter
         from app.settings import feddat_home
         from server_app.main import app
 
+        _open_adapter.cache_clear()  # as in a process of its own, where no client has trained yet
         context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=self.run_config)
         app(self, context)
         return feddat_home() / "runs" / self.run_config["run-name"]
@@ -122,6 +131,7 @@ def small_backbone(tmp_path_factory) -> Path:
         patch_size=16,
         max_position_embeddings=16,
         vocab_size=len(tokenizer),
+        initializer_range=0.2,  # with less the features hardly depend on the inputs
     )
     ViltModel(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -134,16 +144,28 @@ def drawn(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("drawn")
 
 
-@pytest.fixture
-def home(tmp_path, drawn, monkeypatch) -> Path:
-    """Give the test a FEDDAT_HOME of its own, with the drawn data of all tests."""
-    (tmp_path / "home").mkdir()
-    (tmp_path / "home" / "data").symlink_to(drawn, target_is_directory=True)
-    monkeypatch.setenv("FEDDAT_HOME", str(tmp_path / "home"))
-    return tmp_path / "home"
+@contextmanager
+def own_home(folder: Path, drawn: Path) -> Iterator[Path]:
+    """Make a FEDDAT_HOME with the drawn data of all tests, inside a Flower task."""
+    home = folder / "home"
+    home.mkdir()
+    (home / "data").symlink_to(drawn, target_is_directory=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEDDAT_HOME", str(home))
+        # Messages can only be made inside a Flower task.
+        for name in ("_run_id", "_node_id", "_task_id"):
+            patch.setattr(TaskIdentity, name, 1)
+        yield home
 
 
 @pytest.fixture
+def home(tmp_path, drawn) -> Iterator[Path]:
+    """Give the test a FEDDAT_HOME of its own."""
+    with own_home(tmp_path, drawn) as home:
+        yield home
+
+
+@pytest.fixture(scope="session")
 def run_config(small_backbone) -> Callable[..., dict[str, Any]]:
     """Return the default settings with a small model and little data; keywords override, `_` for `-`."""
 
@@ -157,12 +179,48 @@ def run_config(small_backbone) -> Callable[..., dict[str, Any]]:
 
 @pytest.fixture
 def federation(home, run_config, monkeypatch) -> Callable[..., Federation]:
-    """Build an in-process federation; keywords that are no field of `Federation` are settings."""
-    for name in ("_run_id", "_node_id", "_task_id"):
-        monkeypatch.setattr(TaskIdentity, name, 1)
+    """Build an in-process federation; keywords that are no field of `Federation` are settings.
+
+    Its report is left out, for drawing takes longer than such a run; `finished` has one.
+    """
+    from server_app import main
+
+    monkeypatch.setattr(main, "write_report", lambda *_: None)
 
     def build(num_clients: int = 2, **keywords: Any) -> Federation:
-        fields = {key: keywords.pop(key) for key in ("node_config", "alter") if key in keywords}
+        names = ("node_config", "node_id", "alter")
+        fields = {key: keywords.pop(key) for key in names if key in keywords}
         return Federation(run_config(**keywords), num_clients, **fields)
 
     return build
+
+
+@dataclass
+class Finished:
+    """A run that is over, for tests that only read it.
+
+    `private` has each client's private state after each of its messages, by node.
+    """
+
+    federation: Federation
+    folder: Path
+    private: dict[int, list[dict[str, ArrayRecord]]]
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, drawn, run_config) -> Finished:
+    """Run FedDAT with three clients for two rounds, once for all tests."""
+    private: dict[int, list] = defaultdict(list)
+
+    def watch(node: int, reply: Message) -> Message:
+        private[node].append(deepcopy(dict(federation.contexts[node].state.array_records)))
+        return reply
+
+    federation = Federation(run_config(), 3, alter=watch)
+    with own_home(tmp_path_factory.mktemp("finished"), drawn):
+        folder = federation.serve()
+    return Finished(federation, folder, private)

@@ -1,9 +1,8 @@
 """Scores by hand."""
 
-import pytest
 import torch
 
-from app.metrics import over_clients, vqa_score
+from app.metrics import vqa_score
 
 
 def test_the_first_choice_earns_its_score():
@@ -20,8 +19,3 @@ def test_one_hot_scores_give_accuracy():
 
 def test_one_row_keeps_its_dimension():
     assert vqa_score(torch.tensor([[1.0]]), torch.tensor([[0.9]])).shape == (1,)
-
-
-def test_clients_count_the_same():
-    assert over_clients({3: 0.5, 0: 1.0, 7: 0.0}) == {"mean": 0.5, "worst": 0.0}
-    assert over_clients({1: 0.2}) == pytest.approx({"mean": 0.2, "worst": 0.2})

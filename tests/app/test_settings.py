@@ -168,20 +168,3 @@ def test_home_is_the_variable_else_the_users(monkeypatch, tmp_path):
     for unset in (lambda: monkeypatch.setenv("FEDDAT_HOME", ""), lambda: monkeypatch.delenv("FEDDAT_HOME")):
         unset()
         assert feddat_home() == tmp_path / ".feddat"
-
-
-def test_data_options_name_the_home(monkeypatch, tmp_path):
-    monkeypatch.setenv("FEDDAT_HOME", str(tmp_path))
-    options = read_settings({**DEFAULTS, "train-examples": 7, "heterogeneity": "task"}).data_options()
-    assert options == {
-        "seed": 0,
-        "heterogeneity": "task",
-        "data_dir": "",
-        "num_answers": 100,
-        "train_examples": 7,
-        "test_examples": 0,
-        "split_by": "iid",
-        "dirichlet_alpha": 0.5,
-        "on_bad_row": "error",
-        "cache_dir": tmp_path / "data",
-    }

@@ -8,6 +8,7 @@ from data_partitions.benchmarks import (
     DataOptions,
     load_partition,
     load_public,
+    load_public_questions,
     partition_names,
     text_only_baseline,
 )
@@ -92,7 +93,8 @@ def test_no_picture_is_met_twice_in_any_split_client_or_public_data(options):
             pictures += _images(split)
     for split in ("train", "validation", "test"):
         pictures += _images(load_public("scenes", options, 30, split))
-    assert len(set(pictures)) == len(pictures) == 7 * 37 + 90
+        pictures += _images(load_public_questions("scenes", options, 30, split))
+    assert len(set(pictures)) == len(pictures) == 7 * 37 + 180
 
 
 def test_further_clients_take_turns_with_the_domains(options):
@@ -109,9 +111,12 @@ def test_how_many_clients_there_are_changes_nothing_for_each(options):
 def test_drawn_data_are_kept(options, monkeypatch):
     first = load_partition("scenes", 0, 5, options)
     public = load_public("scenes", options, 5)
+    questions = load_public_questions("scenes", options, 5)
+    assert questions.column_names == ["image", "question", "answer"]
     monkeypatch.delattr(scenes, "draw")
     assert _images(load_partition("scenes", 0, 5, options).train) == _images(first.train)
     assert _images(load_public("scenes", options, 5)) == _images(public)
+    assert load_public_questions("scenes", options, 5)["answer"][:] == questions["answer"][:]
     with pytest.raises(NameError):
         load_partition("scenes", 0, 5, _with(options, seed=1))
 

@@ -1,0 +1,272 @@
+"""The ClientApp: what it says of itself, what it refuses, what it keeps, what it sends."""
+
+import platform
+
+import flwr
+import numpy as np
+import pytest
+import torch
+from flwr.app import ConfigRecord, Message, RecordDict
+
+from app.backbones import load_backbone
+from app.dual_adapter import DualAdapter, adapter_config
+from app.heads import new_head
+from app.records import from_record, to_record
+from app.settings import read_settings
+from app.source import source_hash
+from client_app import local_training, main
+from client_app.client import data_options
+from client_app.examples import process
+from client_app.private_state import load_private_state
+from data_partitions.benchmarks import load_partition, text_only_baseline
+
+
+@pytest.fixture
+def fresh(small_backbone):
+    """Return the adapters of a client that has done nothing yet."""
+    return lambda: DualAdapter(
+        load_backbone(str(small_backbone)), adapter_config("bottleneck", reduction_factor=4, width=32)
+    )
+
+
+@pytest.fixture
+def call(federation, small_backbone, fresh):
+    """Send one client a message and return its reply; the arrays are the run's first."""
+    first = to_record(fresh().state("shared"))
+    identity = {"backbone": load_backbone(str(small_backbone)).fingerprint, "source": source_hash()}
+
+    def call(clients, kind, partition=0, server_round=1, arrays=first, **config):
+        content = {"config": ConfigRecord({**identity, "server-round": server_round, **config})}
+        if kind != "query":
+            content["arrays"] = arrays
+        node = clients.node_id(partition)
+        (reply,) = clients.send_and_receive(
+            [Message(RecordDict(content), dst_node_id=node, message_type=kind)]
+        )
+        return reply
+
+    return call
+
+
+def bytes_of(record):
+    return {name: array.data for name, array in record.items()}
+
+
+def refusal(reply):
+    """Return a client's own words, out of what Flower's simulation wraps around them."""
+    return reply.error.reason.split("occurred. Message: ")[1].removesuffix("'>")
+
+
+def private(clients, partition=0):
+    return load_private_state(clients.contexts[clients.node_id(partition)])
+
+
+def test_the_handshake_says_who_it_is_and_what_it_runs(federation, call, small_backbone):
+    clients = federation(3)
+    answer = dict(call(clients, "query", partition=1).content["handshake"])
+    assert (answer["partition-id"], answer["num-partitions"], answer["natural-partitions"]) == (1, 3, 5)
+    assert answer["name"] == "sketch"
+    assert answer["backbone"] == load_backbone(str(small_backbone)).fingerprint
+    assert answer["source"] == source_hash()
+    partition = load_partition("scenes", 1, 3, options(clients))
+    assert answer["text-only"] == text_only_baseline(partition)
+    assert (answer["unanswerable"], answer["skipped"]) == (partition.unanswerable["test"] / 8, 0)
+    assert (answer["flwr"], answer["torch"]) == (flwr.__version__, torch.__version__)
+    assert (answer["python"], answer["device"]) == (platform.python_version(), "cpu")
+
+
+def test_a_training_reply_is_the_shared_adapter_and_scalars(federation, call, fresh):
+    clients = federation()
+    reply = call(clients, "train")
+    assert set(reply.content) == {"arrays", "metrics"}
+    sent = fresh().state("shared")
+    assert [(n, a.shape, a.dtype) for n, a in reply.content["arrays"].items()] == [
+        (name, tuple(sent[name].shape), "float32") for name in sorted(sent)
+    ]
+    assert all(isinstance(value, int | float) for value in reply.content["metrics"].values())
+    assert reply.content["metrics"]["num-examples"] == 12
+
+
+def test_the_first_local_adapter_and_head_are_functions_of_the_seed(federation, call, fresh, monkeypatch):
+    seen = []
+
+    def spy(adapter, head, *rest, **keywords):
+        seen.append((adapter.state("local"), {k: v.clone() for k, v in head.state_dict().items()}))
+        return {"num-examples": 1}
+
+    monkeypatch.setattr(main, "train_round", spy)
+    clients = federation()
+    for partition in (0, 1):
+        call(clients, "train", partition)
+    answers = len(load_partition("scenes", 0, 2, options(clients)).answers)
+    head = new_head(32, answers, seed=0).state_dict()
+    for local, _ in seen:
+        assert all(torch.equal(value, local[name]) for name, value in fresh().state("local").items())
+    assert all(torch.equal(value, seen[0][1][name]) for name, value in head.items())
+
+
+def test_the_private_state_of_a_round_is_where_the_next_begins(federation, call, monkeypatch):
+    clients = federation()
+    call(clients, "train")
+    kept, begun, train_round = private(clients), {}, main.train_round
+
+    def spy(adapter, head, *rest, **keywords):
+        begun.update(local=adapter.state("local"), head={k: v.clone() for k, v in head.state_dict().items()})
+        return train_round(adapter, head, *rest, **keywords)
+
+    monkeypatch.setattr(main, "train_round", spy)
+    call(clients, "train", server_round=2)
+    for part in ("local", "head"):
+        before, now = getattr(kept, part), getattr(private(clients), part)
+        assert all(torch.equal(value, begun[part][name]) for name, value in before.items())
+        assert any(not torch.equal(value, now[name]) for name, value in before.items())
+
+
+def test_clients_of_one_process_do_not_touch_each_other(federation, call):
+    alone = federation()
+    expected = [call(alone, "train", 1, server_round) for server_round in (1, 2)]
+    shared = federation()
+    for server_round, reply in zip((1, 2), expected, strict=True):
+        call(shared, "train", 0, server_round)
+        call(shared, "evaluate", 0, server_round)
+        other = call(shared, "train", 1, server_round)
+        assert bytes_of(other.content["arrays"]) == bytes_of(reply.content["arrays"])
+    for part in ("local", "head"):
+        one, other = getattr(private(alone, 1), part), getattr(private(shared, 1), part)
+        assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_a_round_that_fails_leaves_the_private_state_as_it_was(federation, call, monkeypatch):
+    clients = federation()
+    call(clients, "train")
+    before, step = private(clients), local_training._step
+    calls = []
+
+    def breaks_late(*arguments):
+        calls.append(step(*arguments))
+        if len(calls) == 2:
+            raise RuntimeError("the GPU fell off")
+        return calls[-1]
+
+    monkeypatch.setattr(local_training, "_step", breaks_late)
+    reply = call(clients, "train", server_round=2)
+    assert refusal(reply) == "the GPU fell off"
+    for part in ("local", "head"):
+        after = getattr(private(clients), part)
+        assert all(torch.equal(value, after[name]) for name, value in getattr(before, part).items())
+
+
+def test_evaluation_leaves_the_private_state_as_it_was(federation, call):
+    clients = federation()
+    call(clients, "train")
+    before = {key: bytes_of(r) for key, r in clients.contexts[1000].state.array_records.items()}
+    reply = call(clients, "evaluate")
+    assert set(reply.content) == {"metrics"}
+    assert {key: bytes_of(r) for key, r in clients.contexts[1000].state.array_records.items()} == before
+
+
+def options(clients):
+    return data_options(read_settings(clients.run_config))
+
+
+def test_every_branch_is_evaluated_with_what_has_just_arrived(federation, call, fresh, monkeypatch):
+    """The teacher's frozen copy too: the published code evaluates it with the round before's (fault 4)."""
+    clients = federation(learning_rate=0.02)
+    trained = call(clients, "train").content["arrays"]
+    arrived = {name: value * 1.5 for name, value in from_record(trained).items()}
+    logits, score = [], local_training.vqa_score
+
+    def spy(values, scores):
+        logits.append(values)
+        return score(values, scores)
+
+    monkeypatch.setattr(local_training, "vqa_score", spy)
+    metrics = call(clients, "evaluate", arrays=to_record(arrived)).content["metrics"]
+
+    partition, adapter = load_partition("scenes", 0, 2, options(clients)), fresh()
+    state = private(clients)
+    adapter.load("shared", arrived)
+    adapter.load("frozen", arrived)
+    adapter.load("local", state.local)
+    head = new_head(32, len(partition.answers), seed=0)
+    head.load_state_dict(state.head)
+    examples = process(partition.test, adapter.backbone.processor)
+    inputs, scores = examples.batch(torch.arange(8), torch.device("cpu"))
+    with torch.no_grad():
+        expected = [head(adapter(inputs, branch)) for branch in ("student", "local", "teacher")]
+        adapter.load("frozen", from_record(trained))
+        stale = head(adapter(inputs, "teacher"))
+    for seen, right in zip(logits, expected, strict=True):
+        torch.testing.assert_close(seen, right, rtol=1e-4, atol=1e-5)
+    assert (logits[2] - stale).abs().max() > 1e-3
+    for branch, right in zip(("student", "local", "teacher"), expected, strict=True):
+        assert metrics[branch] == pytest.approx(score(right, scores).mean().item())
+
+
+def test_the_baseline_has_one_branch(federation, call):
+    clients = federation(method="adapter")
+    call(clients, "train")
+    metrics = call(clients, "evaluate").content["metrics"]
+    assert "student" in metrics
+    assert not {"local", "teacher"} & set(metrics)
+
+
+def test_the_pull_comes_with_the_message(federation, call, monkeypatch):
+    seen, train_round = [], main.train_round
+    monkeypatch.setattr(
+        main, "train_round", lambda *a, **k: seen.append(k["proximal_mu"]) or train_round(*a, **k)
+    )
+    clients = federation()
+    call(clients, "train")
+    call(clients, "train", **{"proximal-mu": 0.25})
+    assert seen == [0, 0.25]
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+@pytest.mark.parametrize("key", ["source", "backbone"])
+def test_a_server_with_another_source_or_backbone_is_refused(
+    federation, call, kind, key, small_backbone, monkeypatch
+):
+    monkeypatch.setattr(main, "train_round", pytest.fail)
+    clients = federation()
+    own = {"source": source_hash(), "backbone": load_backbone(str(small_backbone)).fingerprint}[key]
+    reply = call(clients, kind, partition=1, **{key: "f" * 64})
+    assert refusal(reply) == (
+        f"{key} is {own[:12]} on partition 1 but ffffffffffff on the server: give both the same {key}"
+    )
+    assert private(clients, 1) is None
+
+
+@pytest.mark.parametrize("key", ["partition-id", "num-partitions"])
+@pytest.mark.parametrize("value", ["zero", 0.5])
+def test_a_node_must_know_its_partition(federation, call, key, value):
+    reply = call(federation(node_config={key: value}), "query")
+    assert refusal(reply) == f"node-config: {key} = {value!r}; allowed: a whole number, such as {key}=2"
+
+
+def test_a_sites_own_settings_win(federation, call):
+    reply = call(federation(device="cuda:99", node_config={"device": "cpu"}), "query")
+    assert reply.content["handshake"]["device"] == "cpu"
+
+
+def test_a_site_cannot_change_the_method(federation, call):
+    clients = federation(node_config={"method": "adapter"})
+    assert "ce-teacher" in call(clients, "train").content["metrics"]
+
+
+def test_weights_that_do_not_fit_are_refused(federation, call, fresh):
+    shared = fresh().state("shared")
+    name = sorted(shared)[0]
+    reply = call(federation(), "train", arrays=to_record({**shared, name: torch.zeros(3)}))
+    assert f"{name} has shape (3,)" in refusal(reply)
+    reply = call(federation(), "train", arrays=to_record({name: shared[name]}))
+    assert "missing or not known" in refusal(reply)
+
+
+def test_a_reply_owns_its_arrays(federation, call):
+    """Adapters are shared by the clients of a process: a reply must not change when the next one trains."""
+    clients = federation()
+    reply = call(clients, "train").content["arrays"]
+    before = {name: np.array(array.numpy()) for name, array in reply.items()}
+    call(clients, "train", 1)
+    assert all(np.array_equal(array.numpy(), before[name]) for name, array in reply.items())

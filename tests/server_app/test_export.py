@@ -1,0 +1,135 @@
+"""The exported adapter: a PEFT checkpoint with the student branch's features, to the bit."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+
+from app.backbones import load_backbone
+from app.dual_adapter import DualAdapter, adapter_config, open_adapter
+from app.heads import new_head
+from app.records import from_record
+from app.settings import read_settings
+from server_app.export import export_adapter
+
+# A process that knows the adapter's folder and nothing of the run.
+FRESH = """
+import sys
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+import app.bottleneck
+from app.backbones import load_backbone
+backbone, adapter, inputs, out = sys.argv[1:]
+model = PeftModel.from_pretrained(load_backbone(backbone).fork(), adapter)
+with torch.no_grad():
+    save_file({"features": model(**load_file(inputs)).pooler_output}, out)
+"""
+
+
+@pytest.fixture(scope="module")
+def inputs(small_backbone):
+    """Return a normalised batch."""
+    processor = load_backbone(str(small_backbone)).processor
+    pixels = torch.randint(0, 256, (5, 3, 32, 32), generator=torch.Generator().manual_seed(0))
+    questions = [
+        "is there a red square ?",
+        "what color is the small circle ?",
+        "what",
+        "red ?",
+        "is it red ?",
+    ]
+    return {**processor.texts(questions), "pixel_values": processor.normalise(pixels)}
+
+
+@pytest.fixture(scope="module")
+def student(finished, inputs, small_backbone):
+    """Return the features of the student branch with the arrays that the run ended with."""
+    last = [m for way, m in finished.federation.wire if way == "to client"][-1]
+    assert last.metadata.message_type == "evaluate"
+    config = adapter_config("bottleneck", reduction_factor=4, width=32)
+    adapter = DualAdapter(load_backbone(str(small_backbone)), config, seed=5)
+    adapter.receive(from_record(last.content["arrays"]))
+    with torch.no_grad():
+        return adapter(inputs, "student")
+
+
+def test_peft_loads_the_student_branch_bit_for_bit(finished, inputs, student, small_backbone):
+    backbone = load_backbone(str(small_backbone))
+    model = PeftModel.from_pretrained(backbone.fork(), str(finished.folder / "adapter"))
+    head = new_head(32, 7, seed=1)
+    with torch.no_grad():
+        features = model(**inputs).pooler_output
+        assert torch.equal(features, student)
+        assert torch.equal(head(features), head(student))
+        assert not torch.equal(backbone.model(**inputs).pooler_output, student)
+
+
+def test_a_fresh_process_loads_it_bit_for_bit(finished, inputs, student, small_backbone, tmp_path):
+    save_file(inputs, tmp_path / "inputs")
+    paths = [small_backbone, finished.folder / "adapter", tmp_path / "inputs", tmp_path / "out"]
+    subprocess.run(
+        [sys.executable, "-c", FRESH, *map(str, paths)],
+        cwd=Path(__file__).parents[2],
+        check=True,
+        timeout=120,
+    )
+    assert torch.equal(load_file(tmp_path / "out")["features"], student)
+
+
+def test_the_files_are_pefts(finished, small_backbone):
+    folder = finished.folder / "adapter"
+    assert {path.name for path in folder.iterdir()} == {
+        "adapter_model.safetensors",
+        "adapter_config.json",
+        "README.md",
+    }
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert config["peft_type"] == "BOTTLENECK"
+    assert config["base_model_name_or_path"] == str(small_backbone)
+    assert config["inference_mode"] is True
+    assert (folder / "README.md").read_text(encoding="utf-8").startswith("---\n")
+
+
+def test_no_name_of_a_local_adapter_or_head_is_in_the_file(finished):
+    names = set(load_file(finished.folder / "adapter" / "adapter_model.safetensors"))
+    assert names == set(finished.federation.wire[-2][1].content["arrays"])
+    assert not any(part in name for name in names for part in ("local", "frozen", "shared", "clf"))
+
+
+@pytest.fixture
+def settings(run_config):
+    return lambda **overrides: read_settings(run_config(**overrides))
+
+
+@pytest.mark.parametrize("kind", ["bottleneck", "lora"])
+def test_both_kinds_are_exported_as_they_are(settings, tmp_path, inputs, kind):
+    chosen = settings(adapter=kind, lora_rank=4)
+    shared = {name: torch.randn_like(value) for name, value in open_adapter(chosen).state("shared").items()}
+    export_adapter(tmp_path / "adapter", chosen, shared, "the card")
+    backbone = load_backbone(chosen.backbone)
+    model = PeftModel.from_pretrained(backbone.fork(), str(tmp_path / "adapter"))
+    adapter = open_adapter(chosen)
+    adapter.receive(shared)
+    with torch.no_grad():
+        assert torch.equal(model(**inputs).pooler_output, adapter(inputs, "student"))
+    stored = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert stored.keys() == shared.keys()
+    assert all(torch.equal(stored[name], shared[name]) for name in shared)
+
+
+def test_the_backbone_goes_by_its_setting_not_by_where_it_lay(
+    settings, tmp_path, monkeypatch, small_backbone
+):
+    """Whoever gets the adapter has no folder of the machine that made it."""
+    monkeypatch.chdir(small_backbone.parent)
+    chosen = settings(backbone=small_backbone.name)
+    export_adapter(tmp_path / "adapter", chosen, open_adapter(chosen).state("shared"), "the card")
+    text = (tmp_path / "adapter" / "adapter_config.json").read_text()
+    assert json.loads(text)["base_model_name_or_path"] == small_backbone.name
+    assert str(small_backbone.parent) not in text

@@ -1,0 +1,141 @@
+"""The record of a run: its rows, its folder, its first words."""
+
+import json
+import re
+
+import pytest
+
+from app.settings import SettingsError, read_settings
+from server_app.run_log import RunLog
+
+
+@pytest.fixture
+def make(home, run_config):
+    return lambda facts=(), **overrides: RunLog(read_settings(run_config(**overrides)), dict(facts))
+
+
+def rows_of(run):
+    return [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def answer(name, natural=2, **more):
+    facts = {"text-only": 0.25, "unanswerable": 0.0, "skipped": 0}
+    return {"name": name, "natural-partitions": natural, **facts, **more}
+
+
+def test_a_row_is_what_a_client_measured_in_both_phases(make):
+    run = make()
+    run.open()
+    run.joined({1: answer("sketch"), 0: answer("clean")})
+    run.replied(1, "train", 1, {"num-examples": 12, "ce-student": 2.0, "bytes-down": 100, "bytes-up": 90})
+    run.replied(1, "train", 0, {"num-examples": 5, "ce-student": 3.0, "bytes-down": 100, "bytes-up": 90})
+    run.replied(1, "evaluate", 1, {"num-examples": 8, "student": 0.5, "bytes-down": 70, "bytes-up": 0})
+    assert run.rows == []
+    run.end_round(1)
+    run.replied(2, "train", 0, {"num-examples": 5, "bytes-down": 1, "bytes-up": 2})
+    run.end_round(2)
+    facts = {"text-only": 0.25, "unanswerable": 0.0}
+    clean = {"round": 1, "partition": 0, "name": "clean", "num-examples": 5, "ce-student": 3.0, **facts}
+    sketch = {"round": 1, "partition": 1, "name": "sketch", "num-examples": 12, "ce-student": 2.0, **facts}
+    assert rows_of(run) == [
+        {**clean, "bytes-down": 100, "bytes-up": 90},
+        {**sketch, "bytes-down": 170, "bytes-up": 90, "student": 0.5},
+        {
+            "round": 2,
+            "partition": 0,
+            "name": "clean",
+            "num-examples": 5,
+            "bytes-down": 1,
+            "bytes-up": 2,
+            **facts,
+        },
+    ]
+    assert run.rows == rows_of(run)
+
+
+def test_a_client_cannot_write_into_the_row_of_another(make):
+    run = make()
+    run.open()
+    run.joined({0: answer("clean"), 1: answer("sketch")})
+    run.replied(1, "train", 0, {"partition": 1, "round": 7, "name": "sketch", "text-only": 0.9})
+    run.end_round(1)
+    (row,) = rows_of(run)
+    assert (row["round"], row["partition"], row["name"], row["text-only"]) == (1, 0, "clean", 0.25)
+
+
+def test_what_is_not_a_number_is_none_in_the_file(make):
+    run = make()
+    run.open()
+    run.joined({0: answer("clean")})
+    run.replied(1, "train", 0, {"ce-student": float("nan")})
+    run.end_round(1)
+    assert "NaN" not in (run.folder / "metrics.jsonl").read_text()
+    assert rows_of(run)[0]["ce-student"] is None
+
+
+def test_a_refusal_is_a_row_of_its_own_at_once(make):
+    run = make()
+    run.open()
+    run.refused(3, "train", 1, "array 'x' is missing")
+    expected = {"round": 3, "partition": 1, "phase": "train", "refused": "array 'x' is missing"}
+    assert rows_of(run) == run.rows == [expected]
+
+
+def test_nothing_is_left_behind_before_the_run_is_opened(make, home):
+    run = make()
+    assert not (home / "runs").exists()
+    run.open()
+    assert [path.name for path in run.folder.iterdir()] == ["settings.json"]
+
+
+def test_the_settings_are_kept_with_what_ran(make, run_config):
+    run = make({"source-hash": "abc"}, seed=3)
+    run.open()
+    kept = json.loads((run.folder / "settings.json").read_text())
+    assert kept == {**run_config(seed=3), "source-hash": "abc"}
+
+
+def test_a_run_without_a_name_gets_one(make, home):
+    run = make(run_name="", method="adapter")
+    assert re.fullmatch(r"scenes-adapter-\d{8}-\d{6}", run.name)
+    assert run.folder == home / "runs" / run.name
+    assert run.facts["run-name"] == run.name
+
+
+def test_a_name_that_is_taken_is_refused(make):
+    make().open()
+    with pytest.raises(
+        SettingsError, match=r"^run-name = 'test' is taken: .*/runs/test; allowed: another name"
+    ):
+        make()
+
+
+def test_a_cut_benchmark_is_the_first_thing_said(make, caplog):
+    run = make()
+    caplog.set_level("INFO", "flwr")
+    run.joined({1: answer("sketch", 5), 0: answer("clean", 5)})
+    assert caplog.messages == [
+        "the benchmark has 5 clients and is cut to the first 2, as many as there are nodes; for all of them:"
+        ' flwr run . --federation-config "num-supernodes=5"',
+        "scenes: 2 clients: clean, sketch",
+    ]
+
+
+@pytest.mark.parametrize("nodes", [2, 3])
+def test_a_whole_benchmark_is_not_called_cut(make, caplog, nodes):
+    run = make()
+    caplog.set_level("INFO", "flwr")
+    run.joined({partition: answer(f"client {partition}") for partition in range(nodes)})
+    assert not any("cut" in message for message in caplog.messages)
+
+
+def test_what_cannot_be_answered_or_read_is_said(make, caplog):
+    run = make()
+    caplog.set_level("INFO", "flwr")
+    run.joined(
+        {0: answer("x-ray", unanswerable=0.125, skipped=3), 1: answer("art", unanswerable=0.0, skipped=0)}
+    )
+    assert caplog.messages[1:] == [
+        "x-ray: 12.5 % of the test questions have an answer that is not in the client's list",
+        "x-ray: 3 rows that cannot be read were skipped",
+    ]

@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -119,7 +120,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     data, held_out = (Questions.load(split, processor, answers) for split in (public, aside))
 
     device = choose_device(options.device)
-    model = keep_patch_order(backbone.model).requires_grad_(True).to(device)
+    model: Any = keep_patch_order(backbone.model).requires_grad_(True)
+    model.to(device)
     head, at_mask = (nn.Linear(backbone.width, len(answers)).to(device) for _ in range(2))
     parameters = [*model.parameters(), *head.parameters(), *at_mask.parameters()]
     groups = [

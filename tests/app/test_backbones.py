@@ -1,5 +1,6 @@
 """Frozen backbones: the features of transformers' own ViLT, loaded once, known by a fingerprint."""
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -240,7 +241,9 @@ def test_what_is_no_vilt_in_safetensors_is_refused(folder, damage):
     with pytest.raises(ValueError) as error:
         load_backbone(str(folder))
     message = str(error.value)
-    assert message.startswith(f"backbone = {str(folder)!r} cannot be loaded; allowed: tiny-vilt, a folder")
+    assert message.startswith(
+        f"backbone = {str(folder)!r} cannot be loaded; allowed: tiny-vilt, the path of a folder"
+    )
     assert "safetensors" in message
     assert "\n" not in message
 
@@ -272,7 +275,15 @@ class TestFingerprint:
         assert len(list(tmp_path.glob("*.safetensors"))) > 1
         again = fresh(tmp_path)
         assert again.fingerprint == original.fingerprint
-        assert again.fingerprint == fingerprint(ViltModel.from_pretrained(small_backbone))
+        assert again.fingerprint == fingerprint(ViltModel.from_pretrained(small_backbone), original.processor)
+
+    @pytest.mark.parametrize(
+        "way", [{"mean": (0.4, 0.5, 0.5)}, {"text_length": 9}, {"template": "{} [MASK]"}]
+    )
+    def test_how_inputs_are_made_changes_it(self, small_vilt, small_backbone, way):
+        processor = fresh(small_backbone).processor
+        other = dataclasses.replace(processor, **way)
+        assert fingerprint(small_vilt(), other) != fingerprint(small_vilt(), processor)
 
     def test_words_about_the_origin_do_not_change_it(self, folder):
         before = fresh(folder).fingerprint
@@ -424,3 +435,24 @@ class TestBuiltInFolder:
         assert str(tmp_path / "fab" / "app") in message
         assert (str(tmp_path / "site" / "feddat" / "app") in message) is installed
         assert "\n" not in message
+
+
+def test_a_template_goes_around_every_text(small_backbone):
+    processor = dataclasses.replace(fresh(small_backbone).processor, template="{} [MASK]")
+    tokenizer = processor.tokenizer
+    (ids,) = processor.texts(["is there a red square ?"])["input_ids"].tolist()
+    assert ids[: ids.index(tokenizer.sep_token_id)][-1] == tokenizer.mask_token_id
+
+
+def test_a_picture_is_seen_as_its_taker_saw_it(small_backbone):
+    """Turned by its EXIF orientation (6: a quarter clockwise), and 16 bits of grey scaled to 8."""
+    processor = fresh(small_backbone).processor
+    wide = Image.new("RGB", (64, 32), "white")
+    wide.paste("black", (0, 0, 32, 32))
+    turned = wide.copy()
+    turned.getexif()[0x0112] = 6
+    upright = processor.image(turned)
+    assert upright[:, :12].float().mean() < 30
+    assert upright[:, -12:].float().mean() > 225
+    grey = Image.fromarray(np.full((32, 32), 0x8000, np.uint16))
+    assert (processor.image(grey) == 128).all()

@@ -42,7 +42,7 @@ WORDS = (*WORDS, "strategy", "weighting")
 COUNTS = ("num-rounds", "reduction-factor", "lora-rank", "batch-size", "local-epochs", "evaluate-every")
 SIZES = ("seed", "num-clients", "train-examples", "test-examples")  # 0 is allowed
 POSITIVE = ("wait-seconds", "round-timeout", "temperature", "learning-rate", "dirichlet-alpha")
-POSITIVE = (*POSITIVE, "server-learning-rate", "fraction-train")
+POSITIVE = (*POSITIVE, "server-learning-rate", "fraction-train", "max-change")
 WEIGHTS = ("alpha", "beta", "weight-decay", "warmup", "proximal-mu")  # 0 is allowed
 TEXTS = ("run-name", "backbone", "device", "benchmark", "heterogeneity", "data-dir")
 
@@ -86,7 +86,7 @@ def test_the_words_of_a_setting_are_all_named():
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        *[(key, 1) for key in (*POSITIVE, *WEIGHTS) if key not in ("warmup",)],
+        *[(key, 1) for key in (*POSITIVE, *WEIGHTS) if key not in ("warmup", "proximal-mu")],
         *[(key, 0) for key in (*WEIGHTS, *SIZES)],
         ("fraction-train", 1.0),
         ("warmup", 0.99),
@@ -129,6 +129,9 @@ def test_a_missing_key_is_named(key):
     ("changes", "names", "allowed"),
     [
         ({"method": "adapter", "step": "reference"}, "step = 'reference'", "method = 'feddat'"),
+        ({"update": "joint", "method": "adapter"}, "update = 'joint'", "method = 'feddat'"),
+        ({"proximal-mu": 0.5}, "proximal-mu = 0.5", "strategy = 'fedprox'"),
+        ({"weighting": "num-examples", "strategy": "krum"}, "weighting = 'num-examples'", "'uniform'"),
         ({"update": "joint", "step": "reference"}, "update = 'joint'", "step = 'fast'"),
         ({"strategy": "fedprox"}, "proximal-mu = 0", "more than 0"),
         ({"benchmark": "vqa-domains"}, "data-dir = ''", "absolute path"),
@@ -147,7 +150,6 @@ def test_settings_that_contradict_each_other_are_refused(changes, names, allowed
     [
         {"step": "reference"},
         {"update": "joint"},
-        {"method": "adapter", "update": "joint"},
         {"strategy": "fedprox", "proximal-mu": 0.01},
         {"benchmark": "vqa-domains", "data-dir": "/data"},
     ],

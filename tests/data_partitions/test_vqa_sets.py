@@ -155,8 +155,8 @@ def test_prepared_data_are_kept_until_the_file_changes(folder, options, monkeypa
         (3, {"question": None}, "no question"),
         (3, {"question": "  "}, "no question"),
         (20, {"answer": None}, "no answer"),
-        (20, {"split": "dev"}, "split is 'dev'; allowed: train, val, test"),
-        (20, {"split": None}, "split is None; allowed: train, val, test"),
+        (20, {"split": "dev"}, "split is none of train, val, test"),
+        (20, {"split": None}, "split is none of train, val, test"),
     ],
 )
 def test_bad_rows_are_named_or_skipped_and_counted(folder, options, row, changes, fault):

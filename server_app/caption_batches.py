@@ -96,8 +96,8 @@ def make_batch(
 
     Notes
     -----
-    Only words that the picture tells are masked, and of a full description never the places, by which the
-    other words are found.
+    Only words that the picture tells are masked, and of a full description few of the places, by which the
+    other words are found: "left" and "right", which are relations as well.
     """
     tokenizer = processor.tokenizer
     masked = len(rows) * 2 // 3 if matched else len(rows)

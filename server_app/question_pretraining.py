@@ -114,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     data_options = DataOptions(seed=options.seed, cache_dir=feddat_home() / "data")
     public = load_public_questions("scenes", data_options, options.images)
     aside = load_public_questions("scenes", data_options, max(100, options.images // 20), split="validation")
-    answers = sorted(set(public["answer"]))
+    answers = sorted({*public["answer"], *aside["answer"]})
     backbone = load_backbone(str(options.start))
     processor = replace(backbone.processor, template="{} " + str(backbone.processor.tokenizer.mask_token))
     data, held_out = (Questions.load(split, processor, answers) for split in (public, aside))

@@ -156,3 +156,11 @@ def test_what_a_client_finds_wrong_reaches_the_user(lab, run_config):
     details = rf".*: node \d+: error in the handshake: {line} \(and 1 more nodes\)"
     assert re.fullmatch(details, run["status-details"])
     assert not (lab.folder / "home" / "runs" / "wrong").exists()
+
+
+def test_the_built_in_backbone_is_found_though_the_app_that_is_sent_has_no_weights(lab, run_config):
+    settings = run_config(run_name="built-in", backbone="tiny-vilt", reduction_factor=16, num_rounds=1)
+    assert lab.run(settings)["status"] == "finished:completed"
+    (app,) = (lab.folder / "flwr" / "apps").glob("feddat.*")
+    assert (app / "app" / "mkd.py").is_file()
+    assert not list(app.rglob("*.safetensors"))

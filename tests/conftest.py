@@ -2,6 +2,7 @@
 
 import json
 import os
+import string
 import tomllib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -112,15 +113,18 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def small_backbone(tmp_path_factory) -> Path:
-    """Save a ViLT of a few thousand random weights, with a tokenizer of its own."""
+    """Save a ViLT of a few thousand random weights, with a tokenizer of a few words and all characters."""
     import torch
-    from transformers import ViltConfig, ViltModel
-
-    from server_app.pretraining import build_tokenizer
+    from transformers import BertTokenizer, ViltConfig, ViltModel
 
     folder = tmp_path_factory.mktemp("backbone")
-    questions = ["what color is the small circle ?", "is there a red square ?"]
-    tokenizer = build_tokenizer(questions, vocabulary=200)
+    words = ["what", "color", "is", "the", "small", "circle", "?", "there", "a", "red", "square"]
+    characters = [mark + character for mark in ("", "##") for character in string.printable.strip()]
+    # Written down, not trained: training gives another one in each process where pieces are equally frequent.
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    vocabulary = folder / "vocab.txt"
+    vocabulary.write_text("\n".join(dict.fromkeys([*special, *words, *characters])))
+    tokenizer = BertTokenizer(str(vocabulary))
     torch.manual_seed(0)
     config = ViltConfig(
         hidden_size=32,

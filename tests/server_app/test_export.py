@@ -1,5 +1,6 @@
 """The exported adapter: a PEFT checkpoint with the student branch's features, to the bit."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
+from app import backbones
 from app.backbones import load_backbone
 from app.dual_adapter import DualAdapter, adapter_config, open_adapter
 from app.heads import new_head
@@ -123,13 +125,14 @@ def test_both_kinds_are_exported_as_they_are(settings, tmp_path, inputs, kind):
     assert all(torch.equal(stored[name], shared[name]) for name in shared)
 
 
-def test_the_backbone_goes_by_its_setting_not_by_where_it_lay(
+def test_a_built_in_backbone_goes_by_its_name_not_by_where_it_lies(
     settings, tmp_path, monkeypatch, small_backbone
 ):
     """Whoever gets the adapter has no folder of the machine that made it."""
-    monkeypatch.chdir(small_backbone.parent)
-    chosen = settings(backbone=small_backbone.name)
+    monkeypatch.setattr(backbones, "builtin_folder", lambda name: small_backbone)
+    monkeypatch.setattr(backbones, "load_backbone", functools.cache(load_backbone.__wrapped__))
+    chosen = settings(backbone="tiny-vilt")
     export_adapter(tmp_path / "adapter", chosen, open_adapter(chosen).state("shared"), "the card")
     text = (tmp_path / "adapter" / "adapter_config.json").read_text()
-    assert json.loads(text)["base_model_name_or_path"] == small_backbone.name
-    assert str(small_backbone.parent) not in text
+    assert json.loads(text)["base_model_name_or_path"] == "tiny-vilt"
+    assert str(small_backbone) not in text

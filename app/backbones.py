@@ -29,6 +29,7 @@ from .settings import Settings
 
 BUILTIN = ("tiny-vilt",)
 _IMAGE_SETTINGS = "preprocessor_config.json"
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
 
 
 @dataclass(frozen=True)
@@ -243,10 +244,10 @@ def load_backbone(name: str, weights: str = "pretrained", seed: int = 0) -> Back
 
 
 def _load_processor(folder: str | Path, config: ViltConfig) -> Processor:
-    tokenizer = AutoTokenizer.from_pretrained(folder)
     # Where there is none, transformers makes one that knows no word.
-    if len(tokenizer) <= len(tokenizer.all_special_ids):
+    if Path(folder).is_dir() and not any(Path(folder, name).is_file() for name in _TOKENIZER_FILES):
         raise ValueError("it has no tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     settings: dict = {}
     if (path := Path(folder, _IMAGE_SETTINGS)).is_file():
         settings = json.loads(path.read_text())

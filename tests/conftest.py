@@ -21,8 +21,16 @@ from flwr.supercore.task_identity import TaskIdentity
 ROOT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("FEDDAT_SHARED", ROOT.parent / "shared"))
 
-# Small enough for milliseconds a step.
-SMALL = {"train-examples": 12, "test-examples": 8, "num-rounds": 2, "batch-size": 4}
+# Small enough for milliseconds a step; and what tests count on, whatever the defaults are.
+SMALL = {
+    "train-examples": 12,
+    "test-examples": 8,
+    "num-rounds": 2,
+    "batch-size": 4,
+    "local-epochs": 1,
+    "learning-rate": 0.002,
+    "evaluate-every": 1,
+}
 
 
 def default_run_config() -> dict[str, Any]:
@@ -122,7 +130,7 @@ def small_backbone(tmp_path_factory) -> Path:
     characters = [mark + character for mark in ("", "##") for character in string.printable.strip()]
     # Written down, not trained: training gives another one in each process where pieces are equally frequent.
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    vocabulary = folder / "vocab.txt"
+    vocabulary = tmp_path_factory.mktemp("vocabulary") / "vocab.txt"
     vocabulary.write_text("\n".join(dict.fromkeys([*special, *words, *characters])))
     tokenizer = BertTokenizer(str(vocabulary))
     torch.manual_seed(0)

@@ -93,8 +93,8 @@ class DualAdapter(nn.Module):
         The backbone with the three adapters, named by their roles.
     parameters_of : dict
         Role → parameters by the name they have on the wire: PEFT's, without the adapter's name.
-    initial_local : dict
-        The local adapter as it was made: every client's first.
+    initial_shared, initial_local : dict
+        The adapters as they were made: the federation's first, and every client's first.
     """
 
     def __init__(self, backbone: Backbone, config: PeftConfig, seed: int = 0) -> None:
@@ -112,7 +112,7 @@ class DualAdapter(nn.Module):
         self._scales = [dict(layer.scaling) for layer in self._layers]
         self._first, self._output = self._find_first_adapter()
         self.load("frozen", self.state("shared"))
-        self.initial_local = self.state("local")
+        self.initial_shared, self.initial_local = self.state("shared"), self.state("local")
         for role in ROLES:
             for parameter in self.parameters_of[role].values():
                 parameter.requires_grad_(role != "frozen")

@@ -66,7 +66,7 @@ def main(grid: Grid, context: Context) -> None:
 
     result = strategy.start(
         grid,
-        initial_arrays=to_record(adapter.state("shared")),
+        initial_arrays=to_record(adapter.initial_shared),
         num_rounds=settings.num_rounds,
         timeout=settings.round_timeout,
         train_config=ConfigRecord(identity),

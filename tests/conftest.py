@@ -96,11 +96,9 @@ class Federation(Grid):
 
     def serve(self) -> Path:
         """Run the real ServerApp to its end and return the run's folder."""
-        from app.dual_adapter import _open_adapter
         from app.settings import feddat_home
         from server_app.main import app
 
-        _open_adapter.cache_clear()  # as in a process of its own, where no client has trained yet
         context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=self.run_config)
         app(self, context)
         return feddat_home() / "runs" / self.run_config["run-name"]

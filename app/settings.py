@@ -79,6 +79,24 @@ class Settings(BaseModel):
     fraction_train: float = Field(gt=0, le=1)
     evaluate_every: int = Field(gt=0)
 
+    align: Literal["none", "each-round", "end"]
+    align_steps: int = Field(ge=0)
+    align_batch_size: int = Field(gt=0)
+    align_learning_rate: float = Field(gt=0)
+    align_labels: Literal["true", "none"]
+    align_beta: float = Field(ge=0)
+    align_temperature: float = Field(gt=0)
+    align_target: Literal["teacher", "pooled"]
+    align_radius: float = Field(gt=0)
+    teacher: str
+    teacher_prompt: str
+    teacher_normalise: Literal["sum", "mean", "pmi"]
+    teacher_temperature: float = Field(gt=0)
+    teacher_margin: float = Field(ge=0, lt=1)
+    public_data: str
+    public_examples: int = Field(gt=1)
+    server_device: str
+
     @model_validator(mode="after")
     def _combinations(self) -> Self:
         for wrong, message in (
@@ -109,6 +127,23 @@ class Settings(BaseModel):
             (
                 self.benchmark == "vqa-domains" and not self.data_dir,
                 "data-dir = '' with benchmark = 'vqa-domains'; allowed: the absolute path of a folder",
+            ),
+            (
+                self.align != "none" and self.align_beta > 0 and not self.teacher,
+                f"teacher = '' with align = {self.align!r}; allowed: a folder, a hub id, a parquet file of "
+                "annotations, or align-beta = 0.0 to align by labels alone",
+            ),
+            (
+                self.align != "none" and self.align_beta == 0 and self.align_labels == "none",
+                "align-labels = 'none' with align-beta = 0.0 leaves nothing to align by; allowed: either of both",
+            ),
+            (
+                self.align_target == "pooled" and self.align_labels == "none",
+                "align-target = 'pooled' measures reliability on labels; allowed with align-labels = 'true' only",
+            ),
+            (
+                bool(self.public_data) and not Path(self.public_data).expanduser().is_absolute(),
+                f"public-data = {self.public_data!r} is relative; allowed: an absolute path",
             ),
             (
                 bool(self.data_dir) and not Path(self.data_dir).expanduser().is_absolute(),

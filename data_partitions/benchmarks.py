@@ -82,11 +82,11 @@ def load_public(
 
 
 def load_public_questions(
-    benchmark: str, options: DataOptions, num_images: int, split: str = "train"
+    benchmark: str, options: DataOptions, num_images: int, split: str = "train", style: str = "varied"
 ) -> datasets.Dataset:
     """Load images with a question each for the server, none a client's: columns image, question, answer.
 
-    They share no image with `load_public` either.
+    They share no image with `load_public` either. `style` is one of `drawing.STYLES`.
     """
     require_one_of("benchmark", benchmark, ["scenes"])
-    return scenes.load_public_questions(options, num_images, split)
+    return scenes.load_public_questions(options, num_images, split, style)

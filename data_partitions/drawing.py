@@ -1,6 +1,7 @@
 """From a scene to its pixels, in one of several styles."""
 
 import io
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -9,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageOps
 from .world import Scene
 
 SIDE = 64
-STYLES = ("clean", "sketch", "noisy", "inverted", "low-resolution", "varied")
+STYLES = ("clean", "sketch", "noisy", "inverted", "low-resolution", "varied", "any-paper")
 
 _RGB = {
     "red": (220, 35, 40),
@@ -109,22 +110,26 @@ def draw(scene: Scene, style: str, rng: np.random.Generator) -> np.ndarray:
     scene : Scene
         What to draw.
     style : str
-        One of `STYLES`; `varied` is clean under light of changing brightness and tint.
+        One of `STYLES`; `varied` is clean under light of changing brightness and tint, `any-paper` is that on
+        paper from black to white.
     rng : numpy.random.Generator
-        Source of the noise of `noisy` and of the light of `varied`.
+        Source of the noise of `noisy`, and of light and paper of `varied` and `any-paper`.
 
     Returns
     -------
     numpy.ndarray
         (64, 64, 3) uint8, RGB.
     """
+    if style == "any-paper":
+        red, green, blue = (rng.integers(5, 250) + rng.integers(-20, 21, size=3)).clip(0, 255).tolist()
+        scene = replace(scene, paper=(red, green, blue))
     pixels = _paint(scene, sketch=style == "sketch")
     if style == "noisy":
         pixels += rng.normal(0, 25, pixels.shape)
         speckle = rng.random((SIDE, SIDE))
         pixels[speckle < 0.03] = 0
         pixels[speckle > 0.97] = 255
-    elif style == "varied":
+    elif style in ("varied", "any-paper"):
         pixels *= rng.uniform(0.75, 1.05) * rng.uniform(0.95, 1.05, size=3)
     image = np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
     if style == "inverted":

@@ -5,7 +5,7 @@ import numpy as np
 
 from .captions import captions
 from .clients import CLIENTS, Client
-from .drawing import draw, encode
+from .drawing import STYLES, draw, encode
 from .partition import (
     SPLITS,
     DataOptions,
@@ -82,12 +82,21 @@ def load_public(options: DataOptions, num_images: int, split: str) -> datasets.D
     return splits[split]
 
 
-def load_public_questions(options: DataOptions, num_images: int, split: str) -> datasets.Dataset:
+def load_public_questions(options: DataOptions, num_images: int, split: str, style: str) -> datasets.Dataset:
     """Draw scenes with a question each, or load what was drawn before: columns image, question, answer."""
     require_one_of("split", split, SPLITS)
-    key = {"version": VERSION, "questions": split, "seed": options.seed, "images": num_images}
+    require_one_of("style", style, STYLES)
+    key = {
+        "version": VERSION,
+        "questions": split,
+        "style": style,
+        "seed": options.seed,
+        "images": num_images,
+    }
     splits, _ = cached(
-        options.cache_dir / "scenes", key, lambda: (_draw_questions(options.seed, num_images, split), {})
+        options.cache_dir / "scenes",
+        key,
+        lambda: (_draw_questions(options.seed, num_images, split, style), {}),
     )
     return splits[split]
 
@@ -132,9 +141,9 @@ def _draw_public(seed: int, num_images: int, split: str) -> datasets.DatasetDict
     return datasets.DatasetDict({split: datasets.Dataset.from_dict(rows, features=features)})
 
 
-def _draw_questions(seed: int, num_images: int, split: str) -> datasets.DatasetDict:
+def _draw_questions(seed: int, num_images: int, split: str, style: str) -> datasets.DatasetDict:
     rows: dict[str, list] = {"image": [], "question": [], "answer": []}
-    client = Client(style="varied")
+    client = Client(style=style)
     for index in range(num_images):
         rng = np.random.default_rng([seed, _QUESTION_STREAMS[split], index])
         query = pick(rng, pick(rng, client.kinds))(rng, client.world)

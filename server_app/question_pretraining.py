@@ -39,7 +39,7 @@ public scenes from its pooled feature (a task of LXMERT). Of {held_out:,} held-o
 
 which took {minutes:.0f} minutes on {machine}, with Python {python}.
 """
-REPEATED = ("start", "images", "steps", "batch_size", "learning_rate", "seed", "out")
+REPEATED = ("start", "images", "style", "steps", "batch_size", "learning_rate", "seed", "out")
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--start", type=Path, required=True, help="folder of the backbone to go on with")
     parser.add_argument("--out", type=Path, required=True, help="folder for the result")
     parser.add_argument("--images", type=int, default=50_000, help="public scenes to draw, a question each")
+    parser.add_argument("--style", default="varied", help="how to draw them: varied, or any-paper")
     parser.add_argument("--steps", type=int, default=3_000, help="batches to train on")
     parser.add_argument("--batch-size", type=int, default=96)
     parser.add_argument("--learning-rate", type=float, default=7e-4, help="peak of the schedule")
@@ -112,8 +113,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     started = time.monotonic()
 
     data_options = DataOptions(seed=options.seed, cache_dir=feddat_home() / "data")
-    public = load_public_questions("scenes", data_options, options.images)
-    aside = load_public_questions("scenes", data_options, max(100, options.images // 20), split="validation")
+    public = load_public_questions("scenes", data_options, options.images, style=options.style)
+    aside = load_public_questions(
+        "scenes", data_options, max(100, options.images // 20), split="validation", style=options.style
+    )
     answers = sorted({*public["answer"], *aside["answer"]})
     backbone = load_backbone(str(options.start))
     processor = replace(backbone.processor, template="{} " + str(backbone.processor.tokenizer.mask_token))

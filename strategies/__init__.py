@@ -2,7 +2,16 @@
 
 from .checks import is_private, reason_to_refuse
 from .feddat import FedDAT
+from .mllm_alignment import Aligner, MLLMAlignment
 from .observer import RoundObserver
 from .wrapper import StrategyWrapper
 
-__all__ = ["FedDAT", "RoundObserver", "StrategyWrapper", "is_private", "reason_to_refuse"]
+__all__ = [
+    "Aligner",
+    "FedDAT",
+    "MLLMAlignment",
+    "RoundObserver",
+    "StrategyWrapper",
+    "is_private",
+    "reason_to_refuse",
+]

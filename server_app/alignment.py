@@ -1,0 +1,187 @@
+"""Global alignment: the third stage of MLLM-LLaVA-FL, on the server, after an aggregation.
+
+Zhang et al., WACV 2025, arXiv 2409.06067, section 3.3. On a small class-balanced public pool the aggregated
+model p takes a few steps of
+
+    L_align = CE(y, p) + β · T² · KL(q ‖ p)
+
+where q is what the multimodal LLM, the teacher model, says about each example. Around it stand two guards of
+this project's own: the model stays within a radius of the aggregate, and is not changed at all if that loss
+gets worse on held-out public examples.
+"""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from flwr.app import ArrayRecord
+from torch import Tensor
+from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
+
+from app.records import from_record, to_record
+
+from .global_model import GlobalModel
+from .pooled_target import pooled_target
+from .public_pool import Pool
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Settings of the alignment.
+
+    Attributes
+    ----------
+    steps : int
+        K, batches to train on after an aggregation. 0: every aggregate stays as it is.
+    batch_size : int
+        Public examples a batch.
+    learning_rate : float
+        Of AdamW, constant.
+    labels : {"true", "none"}
+        "none" leaves CE out: the teacher model alone supervises, and balances the classes by its first choice.
+    beta : float
+        β, weight of the teacher model. 0 leaves KL out.
+    temperature : float
+        T, softens both distributions.
+    target : {"teacher", "pooled"}
+        What q is: the teacher model's distribution, as published, or `pooled_target`'s, in which what the
+        clients know counts as well.
+    radius : float
+        Trust region: largest distance from the aggregate, in multiples of the aggregate's norm.
+    seed : int
+        With the round it decides the batches.
+    """
+
+    steps: int = 20
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    labels: Literal["true", "none"] = "true"
+    beta: float = 1.0
+    temperature: float = 1.0
+    target: Literal["teacher", "pooled"] = "teacher"
+    radius: float = 0.1
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The loss of some examples and its two terms: CE(y, p), and T² · KL(q ‖ p) before β."""
+
+    total: Tensor
+    ce: Tensor
+    kl: Tensor
+
+
+def alignment_loss(logits: Tensor, labels: Tensor, target: Tensor, settings: Alignment) -> Losses:
+    """Compute L_align.
+
+    Parameters
+    ----------
+    logits : Tensor
+        Of the model, shape (batch, answers).
+    labels : Tensor
+        True answers, int64, shape (batch,); -1 where unknown, which counts in no CE.
+    target : Tensor
+        q, shape (batch, answers); a row of zeros, from a teacher model that abstained, counts in no KL.
+    settings : Alignment
+        labels, β, T.
+    """
+    nothing = logits.sum() * 0
+    known = labels >= 0
+    ce = cross_entropy(logits[known], labels[known]) if settings.labels == "true" and known.any() else nothing
+    sure = target.sum(1) > 0
+    kl = nothing
+    if settings.beta and sure.any():
+        t = settings.temperature
+        q = softmax(target[sure].clamp_min(1e-12).log() / t, dim=-1)
+        kl = kl_div(log_softmax(logits[sure] / t, dim=-1), q, reduction="batchmean") * t**2
+    return Losses(ce + settings.beta * kl, ce, kl)
+
+
+def balanced_batches(classes: Tensor, size: int, steps: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Yield rows of `steps` batches: every class is as likely as any other, whatever its share.
+
+    Parameters
+    ----------
+    classes : Tensor
+        Class of each example, int64, shape (examples,); those below 0 are not drawn.
+    """
+    members = [torch.nonzero(classes == c).flatten() for c in classes[classes >= 0].unique()]
+    for _ in range(steps):
+        drawn = torch.randint(len(members), (size,), generator=generator).tolist()
+        yield torch.stack(
+            [members[c][torch.randint(len(members[c]), (), generator=generator)] for c in drawn]
+        )
+
+
+class PoolAligner:
+    """Align with a teacher model on a public pool: a `strategies.Aligner`.
+
+    Parameters
+    ----------
+    model : GlobalModel
+        The server's copy of what clients train. Where their heads are private, it has a head of the server's
+        own: what is learnt through it moves the shared adapter, and the head itself goes nowhere.
+    train, held_out : Pool
+        What to align on, and what decides whether the result counts; no example in both.
+    settings : Alignment
+        How.
+    """
+
+    def __init__(self, model: GlobalModel, train: Pool, held_out: Pool, settings: Alignment) -> None:
+        self.model, self.train, self.held_out, self.settings = model, train, held_out, settings
+
+    def align(self, server_round: int, arrays: ArrayRecord) -> tuple[ArrayRecord, dict[str, float]]:
+        """Return the aligned arrays, or those given if aligning made them worse.
+
+        Metrics: ``ce`` and ``kl`` before and after (held-out examples), ``delta-norm`` (distance from the
+        aggregate), ``accepted`` (1 or 0).
+        """
+        settings = self.settings
+        if settings.steps == 0:
+            return arrays, {}
+        aggregate = from_record(arrays)
+        self.model.load(aggregate)
+        self.model.fit_own_head(self.train, settings.seed)
+        head = copy.deepcopy(self.model.head.state_dict())
+        train_target, held_out_target = self._targets()
+        before = self._measure(held_out_target)
+
+        generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + server_round)
+        classes = self.train.labels if settings.labels == "true" else self.train.first_choices
+        optimizer = torch.optim.AdamW(self.model.trained(), lr=settings.learning_rate, weight_decay=0.0)
+        for rows in balanced_batches(classes, settings.batch_size, settings.steps, generator):
+            logits = self.model.logits(self.train.examples, rows)
+            labels, target = (x[rows].to(logits.device) for x in (self.train.labels, train_target))
+            optimizer.zero_grad(set_to_none=True)
+            alignment_loss(logits, labels, target, settings).total.backward()
+            optimizer.step()
+            self.model.keep_within(aggregate, settings.radius)
+
+        after = self._measure(held_out_target)
+        aligned = self.model.state()
+        accepted = bool(after.total <= before.total)
+        if not accepted:
+            aligned = aggregate
+            self.model.head.load_state_dict(head)
+        measured: dict[str, Any] = {
+            "ce-before": before.ce,
+            "kl-before": before.kl,
+            "ce": after.ce,
+            "kl": after.kl,
+            "delta-norm": torch.stack([(aligned[name] - aggregate[name]).norm() for name in aggregate]).norm(),
+            "accepted": accepted,
+        }
+        return to_record(aligned) if accepted else arrays, {k: float(v) for k, v in measured.items()}
+
+    def _targets(self) -> tuple[Tensor, Tensor]:
+        if self.settings.target == "teacher":
+            return self.train.target, self.held_out.target
+        known = [self.model.all_logits(pool.examples) for pool in (self.train, self.held_out)]
+        return pooled_target(self.train, self.held_out, *known)
+
+    def _measure(self, target: Tensor) -> Losses:
+        logits = self.model.all_logits(self.held_out.examples)
+        return alignment_loss(logits, self.held_out.labels, target, self.settings)

@@ -1,0 +1,110 @@
+"""The server's own copy of what the clients train, with a head to answer by."""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from app.dual_adapter import DualAdapter
+from app.examples import Examples
+from app.heads import AnswerHead
+
+_BATCH = 128
+_HEAD_EPOCHS = 20
+_HEAD_RATE = 2e-3
+
+
+class GlobalModel:
+    """The student branch with the aggregated arrays in place, and a head.
+
+    Where the head travels with the shared adapter (`classifier.*`), it is the clients' own, aggregated, and
+    is trained as what it is. Where heads are private, as in FedDAT, the server has one of its own, which it
+    fits to each new aggregate before it is used: its features have moved. Candidate scoring by text
+    embeddings is no way here: nothing ties an encoder's pooled feature to the space of its word embeddings.
+
+    Parameters
+    ----------
+    adapter : DualAdapter
+        What clients train, on the server's device.
+    head : AnswerHead
+        Features → logits over the pool's answers.
+    head_travels : bool
+        Whether the head is among the arrays.
+    """
+
+    PREFIX = "classifier."
+
+    def __init__(self, adapter: DualAdapter, head: AnswerHead, *, head_travels: bool) -> None:
+        self.adapter, self.head, self.head_travels = adapter, head.to(adapter.device), head_travels
+
+    def load(self, arrays: Mapping[str, Tensor]) -> None:
+        """Put aggregated arrays in place."""
+        head = {name.removeprefix(self.PREFIX): a for name, a in arrays.items() if name.startswith(self.PREFIX)}
+        self.adapter.receive({n: a for n, a in arrays.items() if not n.startswith(self.PREFIX)})
+        if head:
+            self.head.load_state_dict(head)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return a copy of the arrays as they are now, on the CPU."""
+        own = self.adapter.state("shared")
+        if self.head_travels:
+            own |= {self.PREFIX + name: value.detach().clone() for name, value in self.head.state_dict().items()}
+        return {name: value.cpu() for name, value in own.items()}
+
+    def trained(self) -> list[nn.Parameter]:
+        """Return the parameters that alignment moves: the shared adapter's and the head's."""
+        return [*self.adapter.parameters_of["shared"].values(), *self.head.parameters()]
+
+    def logits(self, examples: Examples, rows: Tensor) -> Tensor:
+        """Compute logits (rows, answers) with gradients."""
+        inputs, _ = examples.batch(rows, self.adapter.device)
+        return self.head(self.adapter.features(self.adapter.trunk(inputs), "student"))
+
+    @torch.no_grad()
+    def all_features(self, examples: Examples) -> Tensor:
+        """Compute features (examples, width)."""
+        inputs = (examples.batch(rows, self.adapter.device)[0] for rows in _batches(len(examples)))
+        return torch.cat([self.adapter.features(self.adapter.trunk(i), "student") for i in inputs])
+
+    @torch.no_grad()
+    def all_logits(self, examples: Examples) -> Tensor:
+        """Compute logits (examples, answers), on the CPU."""
+        return self.head(self.all_features(examples)).cpu()
+
+    def fit_own_head(self, examples: Examples, wanted: Tensor, seed: int) -> None:
+        """Fit a head of the server's own to the aggregate; one that travels is left as it is.
+
+        Parameters
+        ----------
+        examples : Examples
+            Public examples.
+        wanted : Tensor
+            Distribution to learn, shape (examples, answers); rows of zeros count in nothing.
+        seed : int
+            Decides the order.
+        """
+        if self.head_travels:
+            return
+        features, wanted = self.all_features(examples), wanted.to(self.adapter.device)
+        generator = torch.Generator().manual_seed(seed)
+        optimizer = torch.optim.AdamW(self.head.parameters(), lr=_HEAD_RATE)
+        for _ in range(_HEAD_EPOCHS):
+            for rows in torch.randperm(len(examples), generator=generator).split(_BATCH):
+                optimizer.zero_grad(set_to_none=True)
+                cross_entropy(self.head(features[rows]), wanted[rows]).backward()
+                optimizer.step()
+
+    @torch.no_grad()
+    def keep_within(self, center: Mapping[str, Tensor], radius: float) -> None:
+        """Pull the arrays back to a ball of `radius` times the center's norm around it."""
+        now = self.state()
+        moved = torch.stack([(now[name] - center[name]).norm() for name in center]).norm()
+        limit = radius * torch.stack([value.norm() for value in center.values()]).norm()
+        if moved > limit:
+            share = limit / moved
+            self.load({name: center[name] + share * (now[name] - center[name]) for name in center})
+
+
+def _batches(count: int) -> Iterator[Tensor]:
+    yield from torch.arange(count).split(_BATCH)

@@ -135,11 +135,11 @@ class Settings(BaseModel):
             ),
             (
                 self.align != "none" and self.align_beta == 0 and self.align_labels == "none",
-                "align-labels = 'none' with align-beta = 0.0 leaves nothing to align by; allowed: either of both",
+                "align-labels = 'none' with align-beta = 0.0 leaves nothing to align by; allowed: one alone",
             ),
             (
                 self.align_target == "pooled" and self.align_labels == "none",
-                "align-target = 'pooled' measures reliability on labels; allowed with align-labels = 'true' only",
+                "align-target = 'pooled' measures reliability on labels; allowed with align-labels = 'true'",
             ),
             (
                 bool(self.public_data) and not Path(self.public_data).expanduser().is_absolute(),

@@ -7,12 +7,12 @@ from flwr.app import ArrayRecord, Context
 
 from app.backbones import Backbone, open_backbone
 from app.dual_adapter import DualAdapter, open_adapter
+from app.examples import Examples, process
 from app.heads import AnswerHead, new_head
 from app.records import from_record
 from app.settings import Settings, feddat_home, read_settings
 from data_partitions.benchmarks import DataOptions, Partition, load_partition, partition_names
 
-from .examples import Examples, process
 from .private_state import load_private_state
 
 # A site's own settings: its node-config may set them, whatever the run says.

@@ -11,12 +11,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from app.dual_adapter import Branch, DualAdapter, Role
+from app.examples import Examples
 from app.heads import AnswerHead
 from app.metrics import vqa_score
 from app.mkd import Distillation, adapter_step, fast_step, make_optimizer, reference_step
 from app.settings import Settings
-
-from .examples import Examples
 
 LOSSES = ("ce-student", "kl-student", "ce-teacher", "kl-teacher")
 EVALUATION_BATCH = 64

@@ -10,7 +10,6 @@ this project's own: the model stays within a radius of the aggregate, and is not
 gets worse on held-out public examples.
 """
 
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -40,7 +39,7 @@ class Alignment:
     learning_rate : float
         Of AdamW, constant.
     labels : {"true", "none"}
-        "none" leaves CE out: the teacher model alone supervises, and balances the classes by its first choice.
+        "none" leaves CE out: the teacher model alone supervises; classes are balanced by its first choice.
     beta : float
         β, weight of the teacher model. 0 leaves KL out.
     temperature : float
@@ -119,6 +118,8 @@ def balanced_batches(classes: Tensor, size: int, steps: int, generator: torch.Ge
 class PoolAligner:
     """Align with a teacher model on a public pool: a `strategies.Aligner`.
 
+    A function of the round and the arrays: it keeps nothing from one round to the next.
+
     Parameters
     ----------
     model : GlobalModel
@@ -143,14 +144,14 @@ class PoolAligner:
         if settings.steps == 0:
             return arrays, {}
         aggregate = from_record(arrays)
+        answers = self.train.answers(settings.labels)
         self.model.load(aggregate)
-        self.model.fit_own_head(self.train, settings.seed)
-        head = copy.deepcopy(self.model.head.state_dict())
+        self.model.fit_own_head(self.train.examples, answers, settings.seed)
         train_target, held_out_target = self._targets()
         before = self._measure(held_out_target)
 
         generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + server_round)
-        classes = self.train.labels if settings.labels == "true" else self.train.first_choices
+        classes = torch.where(answers.sum(1) > 0, answers.argmax(1), -1)
         optimizer = torch.optim.AdamW(self.model.trained(), lr=settings.learning_rate, weight_decay=0.0)
         for rows in balanced_batches(classes, settings.batch_size, settings.steps, generator):
             logits = self.model.logits(self.train.examples, rows)
@@ -161,17 +162,15 @@ class PoolAligner:
             self.model.keep_within(aggregate, settings.radius)
 
         after = self._measure(held_out_target)
-        aligned = self.model.state()
         accepted = bool(after.total <= before.total)
-        if not accepted:
-            aligned = aggregate
-            self.model.head.load_state_dict(head)
+        aligned = self.model.state() if accepted else aggregate
+        moved = torch.stack([(aligned[name] - aggregate[name]).norm() for name in aggregate]).norm()
         measured: dict[str, Any] = {
             "ce-before": before.ce,
             "kl-before": before.kl,
             "ce": after.ce,
             "kl": after.kl,
-            "delta-norm": torch.stack([(aligned[name] - aggregate[name]).norm() for name in aggregate]).norm(),
+            "delta-norm": moved,
             "accepted": accepted,
         }
         return to_record(aligned) if accepted else arrays, {k: float(v) for k, v in measured.items()}

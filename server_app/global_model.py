@@ -1,5 +1,6 @@
 """The server's own copy of what the clients train, with a head to answer by."""
 
+import copy
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -37,10 +38,13 @@ class GlobalModel:
 
     def __init__(self, adapter: DualAdapter, head: AnswerHead, *, head_travels: bool) -> None:
         self.adapter, self.head, self.head_travels = adapter, head.to(adapter.device), head_travels
+        self._first_head = copy.deepcopy(head.state_dict())
 
     def load(self, arrays: Mapping[str, Tensor]) -> None:
         """Put aggregated arrays in place."""
-        head = {name.removeprefix(self.PREFIX): a for name, a in arrays.items() if name.startswith(self.PREFIX)}
+        head = {
+            name.removeprefix(self.PREFIX): a for name, a in arrays.items() if name.startswith(self.PREFIX)
+        }
         self.adapter.receive({n: a for n, a in arrays.items() if not n.startswith(self.PREFIX)})
         if head:
             self.head.load_state_dict(head)
@@ -49,7 +53,9 @@ class GlobalModel:
         """Return a copy of the arrays as they are now, on the CPU."""
         own = self.adapter.state("shared")
         if self.head_travels:
-            own |= {self.PREFIX + name: value.detach().clone() for name, value in self.head.state_dict().items()}
+            own |= {
+                self.PREFIX + name: value.detach().clone() for name, value in self.head.state_dict().items()
+            }
         return {name: value.cpu() for name, value in own.items()}
 
     def trained(self) -> list[nn.Parameter]:
@@ -73,7 +79,7 @@ class GlobalModel:
         return self.head(self.all_features(examples)).cpu()
 
     def fit_own_head(self, examples: Examples, wanted: Tensor, seed: int) -> None:
-        """Fit a head of the server's own to the aggregate; one that travels is left as it is.
+        """Fit a head of the server's own to the aggregate, from its first weights; leave one that travels.
 
         Parameters
         ----------
@@ -86,6 +92,7 @@ class GlobalModel:
         """
         if self.head_travels:
             return
+        self.head.load_state_dict(self._first_head)
         features, wanted = self.all_features(examples), wanted.to(self.adapter.device)
         generator = torch.Generator().manual_seed(seed)
         optimizer = torch.optim.AdamW(self.head.parameters(), lr=_HEAD_RATE)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal, Protocol
 
 from flwr.app import Array, ArrayRecord, Message, MetricRecord
+from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from .wrapper import StrategyWrapper
@@ -53,10 +54,12 @@ class MLLMAlignment(StrategyWrapper):
         self.every = every
         self._last_round: int | None = None
 
-    def start(self, *arguments: Any, num_rounds: int = 3, **keywords: Any) -> Result:
+    def start(
+        self, grid: Grid, initial_arrays: ArrayRecord, num_rounds: int = 3, *arguments: Any, **keywords: Any
+    ) -> Result:
         """Run the rounds; see Flower's `Strategy.start`."""
         self._last_round = num_rounds
-        return super().start(*arguments, num_rounds=num_rounds, **keywords)
+        return super().start(grid, initial_arrays, num_rounds, *arguments, **keywords)
 
     def summary(self) -> None:
         """Log when it aligns, then what the strategy inside is set to."""

@@ -12,10 +12,10 @@ from flwr.app import Array, ConfigRecord, Message
 
 from app.backbones import load_backbone
 from app.dual_adapter import DualAdapter, adapter_config
+from app.examples import process
 from app.heads import new_head
 from app.settings import read_settings
 from client_app.client import data_options
-from client_app.examples import process
 from data_partitions.benchmarks import load_partition
 
 

@@ -8,10 +8,10 @@ import torch
 
 from app.backbones import load_backbone
 from app.dual_adapter import DualAdapter, adapter_config
+from app.examples import Examples
 from app.heads import new_head
 from app.settings import read_settings
 from client_app import local_training
-from client_app.examples import Examples
 from client_app.local_training import evaluate, schedule, shuffled, train_round
 
 

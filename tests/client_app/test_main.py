@@ -10,13 +10,13 @@ from flwr.app import ConfigRecord, Message, RecordDict
 
 from app.backbones import load_backbone
 from app.dual_adapter import DualAdapter, adapter_config
+from app.examples import process
 from app.heads import new_head
 from app.records import from_record, to_record
 from app.settings import read_settings
 from app.source import source_hash
 from client_app import local_training, main
 from client_app.client import data_options
-from client_app.examples import process
 from client_app.private_state import load_private_state
 from data_partitions.benchmarks import load_partition, text_only_baseline
 

@@ -99,5 +99,5 @@ def test_an_aligner_that_changes_the_layout_is_refused(federation, arrays, chang
 
 @pytest.mark.parametrize("every", [0, -1, 1.5, True, "never"])
 def test_a_senseless_rhythm_is_refused(every):
-    with pytest.raises(ValueError, match="every is .*; allowed: 1 or more, or 'end'"):
+    with pytest.raises(ValueError, match=r"every is .*; allowed: 1 or more, or 'end'"):
         MLLMAlignment(FedAvg(), Adding(1), every)

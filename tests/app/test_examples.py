@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from app.backbones import load_backbone
-from client_app.examples import process
+from app.examples import process
 from data_partitions.partition import FEATURES
 
 

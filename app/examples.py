@@ -1,20 +1,23 @@
-"""A client's examples as tensors: processed once, then only sliced."""
+"""Examples as tensors: processed once, then only sliced."""
 
 import hashlib
 from dataclasses import dataclass
 from io import BytesIO
+from typing import TYPE_CHECKING
 
-import datasets
 import torch
 from PIL import Image
 from torch import Tensor
 
-from app.backbones import Processor
+from .backbones import Processor
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 @dataclass(frozen=True)
 class Examples:
-    """One split of a partition, ready for the model.
+    """Some examples, ready for the model.
 
     Attributes
     ----------
@@ -49,26 +52,27 @@ class Examples:
         return {key: value.to(device) for key, value in inputs.items()}, self.scores[rows].to(device)
 
 
-def process(dataset: datasets.Dataset, processor: Processor) -> Examples:
-    """Decode, resize and tokenise a data set with columns image, question, scores.
+def process(rows: "Dataset", processor: Processor) -> Examples:
+    """Decode, resize and tokenise rows with columns image, question, scores.
 
     Questions about one picture share its pixels.
     """
-    encoded = dataset.cast_column("image", datasets.Image(decode=False))
+    # As Arrow a picture is the bytes that it is stored as.
+    columns = rows.with_format("arrow")[:]
     pixels: list[Tensor] = []
     index_of: dict[bytes, int] = {}
     image_of = []
-    for image in encoded["image"]:
+    for image in columns["image"].to_pylist():
         key = hashlib.sha256(image["bytes"]).digest()
         if key not in index_of:
             index_of[key] = len(pixels)
             pixels.append(processor.image(Image.open(BytesIO(image["bytes"]))))
         image_of.append(index_of[key])
-    texts = processor.texts(dataset["question"])
+    texts = processor.texts(columns["question"].to_pylist())
     return Examples(
         pixels=torch.stack(pixels),
         image_of=torch.tensor(image_of),
         input_ids=texts["input_ids"],
         attention_mask=texts["attention_mask"],
-        scores=torch.tensor(dataset.with_format("numpy")["scores"][:], dtype=torch.float32),
+        scores=torch.tensor(columns["scores"].to_pylist(), dtype=torch.float32),
     )

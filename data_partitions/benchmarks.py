@@ -14,6 +14,7 @@ __all__ = [
     "DataOptions",
     "Partition",
     "load_partition",
+    "load_pool",
     "load_public",
     "partition_names",
     "text_only_baseline",
@@ -21,14 +22,15 @@ __all__ = [
 
 
 class Benchmark(NamedTuple):
-    """A benchmark's two functions: names of the natural clients, and the data of one client."""
+    """A benchmark's functions: names of the natural clients, one client's data, public examples (if any)."""
 
     names: Callable[[DataOptions], list[str]]
     load: Callable[[int, int, DataOptions], Partition]
+    pool: Callable[[DataOptions], datasets.DatasetDict] | None = None
 
 
 BENCHMARKS: dict[str, Benchmark] = {
-    "scenes": Benchmark(scenes.names, scenes.load),
+    "scenes": Benchmark(scenes.names, scenes.load, scenes.load_pool),
     "vqa-domains": Benchmark(vqa_sets.names, vqa_sets.load),
 }
 
@@ -68,6 +70,28 @@ def load_partition(benchmark: str, partition_id: int, num_partitions: int, optio
     if not 0 <= partition_id < num_partitions:
         raise ValueError(f"partition-id = {partition_id}; allowed: 0 to {num_partitions - 1}")
     return BENCHMARKS[benchmark].load(partition_id, num_partitions, options)
+
+
+def load_pool(benchmark: str, options: DataOptions) -> datasets.DatasetDict:
+    """Load the server's public examples, in splits train and validation.
+
+    Columns are image, question, answer, example_id. They are those of `options.public_data`, or else the
+    benchmark's own, of which no client and no test split has one.
+
+    Raises
+    ------
+    ValueError
+        If there are none, or the file cannot be used.
+    """
+    if options.public_data:
+        return vqa_sets.load_pool(options)
+    pool = BENCHMARKS[benchmark].pool
+    if pool is None:
+        raise ValueError(
+            f"public-data = '' and the benchmark {benchmark!r} has no public examples of its own; "
+            "allowed: the absolute path of a parquet file"
+        )
+    return pool(options)
 
 
 def load_public(

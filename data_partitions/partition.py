@@ -7,6 +7,12 @@ from pathlib import Path
 
 import datasets
 
+POOL_FEATURES = datasets.Features(
+    image=datasets.Image(),
+    question=datasets.Value("string"),
+    answer=datasets.Value("string"),
+    example_id=datasets.Value("string"),
+)
 SPLITS = ("train", "validation", "test")
 FEATURES = datasets.Features(
     image=datasets.Image(),
@@ -41,6 +47,10 @@ class DataOptions:
         Concentration of that Dirichlet distribution; smaller is more uneven.
     on_bad_row : str
         `vqa-domains`: `error` ends the run at a row that cannot be used, `skip` leaves it out and counts it.
+    public_data : str
+        Parquet file of the server's public examples, in the format of `vqa-domains`. "": the benchmark's own.
+    public_examples : int
+        Most public examples for the server.
     """
 
     cache_dir: Path
@@ -53,6 +63,8 @@ class DataOptions:
     split_by: str = "iid"
     dirichlet_alpha: float = 0.5
     on_bad_row: str = "error"
+    public_data: str = ""
+    public_examples: int = 500
 
 
 @dataclass(frozen=True)
@@ -89,6 +101,28 @@ def require_one_of(key: str, value: str, allowed: Collection[str]) -> None:
     """Raise a ValueError naming the run-config key, the value and what is allowed, unless the value is."""
     if value not in allowed:
         raise ValueError(f"{key} = {value!r}; allowed: {', '.join(allowed)}")
+
+
+def pool_of(
+    images: Sequence[dict], questions: Sequence[str], given: Sequence[str], ids: Sequence[str]
+) -> datasets.DatasetDict:
+    """Make the server's public examples: of each answer every fifth is for validation, the rest for training.
+
+    Parameters
+    ----------
+    images : sequence of dict
+        Encoded pictures, as `datasets.Image` stores them.
+    questions, given, ids : sequences of str
+        What is asked of each, the true answer, and the example's id.
+    """
+    columns = {"image": images, "question": questions, "answer": given, "example_id": ids}
+    rows = datasets.Dataset.from_dict(columns, features=POOL_FEATURES)
+    met: Counter[str] = Counter()
+    parts: dict[str, list[int]] = {"train": [], "validation": []}
+    for index, answer in enumerate(given):
+        met[answer] += 1
+        parts["validation" if met[answer] % 5 == 0 else "train"].append(index)
+    return datasets.DatasetDict({part: rows.select(indices) for part, indices in parts.items()})
 
 
 def client_name(natural: Collection[str], partition_id: int) -> str:

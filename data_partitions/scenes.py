@@ -12,6 +12,7 @@ from .partition import (
     Partition,
     answer_list,
     client_name,
+    pool_of,
     require_one_of,
     scored_split,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "SIZES",
     "TEXTURES",
     "load",
+    "load_pool",
     "load_public",
     "load_public_questions",
     "names",
@@ -99,6 +101,17 @@ def load_public_questions(options: DataOptions, num_images: int, split: str, sty
         lambda: (_draw_questions(options.seed, num_images, split, style), {}),
     )
     return splits[split]
+
+
+def load_pool(options: DataOptions) -> datasets.DatasetDict:
+    """Draw the server's public examples, or load what was drawn before.
+
+    No client and no pretraining has one of their scenes.
+    """
+    rows = load_public_questions(options, options.public_examples, "test", "varied")
+    encoded = rows.cast_column("image", datasets.Image(decode=False))
+    ids = [f"public/question/{index}" for index in range(len(rows))]
+    return pool_of(encoded["image"], rows["question"], rows["answer"], ids)
 
 
 def _clients(options: DataOptions) -> dict[str, Client]:

@@ -26,11 +26,12 @@ def domain_files(data_dir: str) -> list[Path]:
     if not files:
         raise ValueError(f"data-dir = {data_dir!r} has no parquet files; allowed: one or more")
     for path in files:
-        _check_columns(path)
+        check_columns(path)
     return files
 
 
-def _check_columns(path: Path) -> None:
+def check_columns(path: Path) -> None:
+    """Raise a ValueError naming the file and what is wrong, unless it has the columns that a domain needs."""
     try:
         schema = pq.read_schema(path)
     except (pa.ArrowException, OSError) as error:

@@ -12,11 +12,12 @@ from .partition import (
     Partition,
     answer_list,
     client_name,
+    pool_of,
     require_one_of,
     scored_split,
 )
 from .store import Facts, cached
-from .vqa_files import SPLIT_OF, domain_files, domain_name, good_rows, read_rows
+from .vqa_files import SPLIT_OF, check_columns, domain_files, domain_name, good_rows, read_rows
 
 # Changes with whatever changes the rows that come out, so that data kept by older code are not used.
 VERSION = 1
@@ -63,6 +64,31 @@ def load(partition_id: int, num_partitions: int, options: DataOptions) -> Partit
     return Partition(
         partition_id=partition_id, name=name, **splits, **facts | {"answers": tuple(facts["answers"])}
     )
+
+
+def load_pool(options: DataOptions) -> datasets.DatasetDict:
+    """Load the server's public examples from the training rows of a file of its own, `public_data`.
+
+    Raises
+    ------
+    ValueError
+        Naming the file and, counted from 0, the row that cannot be used; or a file without training rows.
+    """
+    path = Path(options.public_data).expanduser()
+    if not path.is_file():
+        raise ValueError(f"public-data = {options.public_data!r} is no file; allowed: a parquet file")
+    check_columns(path)
+    rows = read_rows(path, options.cache_dir / "vqa-domains" / "read")
+    good, _ = good_rows(rows, path.name, options.on_bad_row)
+    trained = [
+        index for index, split in zip(good, rows.select(good)["split"], strict=True) if split == "train"
+    ]
+    if not trained:
+        raise ValueError(f"public-data: {path.name} has no training rows")
+    chosen = np.random.default_rng(options.seed).permutation(trained)[: options.public_examples]
+    part = rows.select(np.sort(chosen))
+    ids = [f"{image}/{row}" for image, row in zip(part["image_id"], np.sort(chosen), strict=True)]
+    return pool_of(part["image"], part["question"], part["answer"], ids)
 
 
 def _prepare(path: Path, share: int, shares: int, options: DataOptions) -> tuple[datasets.DatasetDict, Facts]:

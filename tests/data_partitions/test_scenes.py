@@ -7,6 +7,7 @@ from data_partitions import scenes
 from data_partitions.benchmarks import (
     DataOptions,
     load_partition,
+    load_pool,
     load_public,
     load_public_questions,
     partition_names,
@@ -146,3 +147,14 @@ def test_unknown_heterogeneity(options):
         load_partition("scenes", 0, 5, options)
     with pytest.raises(ValueError, match=message):
         partition_names("scenes", options)
+
+
+def test_the_servers_public_examples_are_of_no_pretraining(tmp_path):
+    options = DataOptions(cache_dir=tmp_path, public_examples=60)
+    pool = load_pool("scenes", options)
+    assert pool["train"].num_rows + pool["validation"].num_rows == 60
+    # No more than a fifth, and not of answers that are met less than five times.
+    assert 3 <= pool["validation"].num_rows <= 12
+    pictures = [image.tobytes() for split in pool.values() for image in split["image"]]
+    pretrained = load_public_questions("scenes", options, 60)
+    assert not set(pictures) & {image.tobytes() for image in pretrained["image"]}

@@ -2,6 +2,8 @@
 
 import io
 import os
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -12,7 +14,13 @@ import pytest
 from PIL import Image
 
 from data_partitions import vqa_sets
-from data_partitions.benchmarks import DataOptions, load_partition, partition_names, text_only_baseline
+from data_partitions.benchmarks import (
+    DataOptions,
+    load_partition,
+    load_pool,
+    partition_names,
+    text_only_baseline,
+)
 
 SHARED = Path(os.environ.get("FEDDAT_SHARED", Path(__file__).parents[2] / ".." / "shared")) / "data" / "vqa"
 
@@ -257,3 +265,28 @@ def test_real_data(options):
     ]
     assert len(partition.answers) == 100
     assert 0.2 < text_only_baseline(partition) < 0.4
+
+
+def test_a_public_file_of_the_server_is_cut_by_answer(folder, options):
+    path = folder / "public.parquet"
+    pq.write_table(pa.Table.from_pylist(_rows(train=40)), path)
+    pool = load_pool("vqa-domains", replace(options, public_data=str(path), public_examples=100))
+    # Of the 40 training rows 20 say a, 10 say b and 10 say c; every fifth of each is held out.
+    assert Counter(pool["train"]["answer"]) == {"a": 16, "b": 8, "c": 8}
+    assert Counter(pool["validation"]["answer"]) == {"a": 4, "b": 2, "c": 2}
+    assert not set(pool["train"]["example_id"]) & set(pool["validation"]["example_id"])
+    few = load_pool("vqa-domains", replace(options, public_data=str(path), public_examples=10))
+    assert len(few["train"]) + len(few["validation"]) == 10
+
+
+def test_public_examples_must_be_asked_for_and_be_there(folder, options):
+    with pytest.raises(ValueError, match="'vqa-domains' has no public examples of its own; allowed: the abs"):
+        load_pool("vqa-domains", options)
+    with pytest.raises(
+        ValueError, match="public-data = '/nowhere.parquet' is no file; allowed: a parquet file"
+    ):
+        load_pool("vqa-domains", replace(options, public_data="/nowhere.parquet"))
+    path = folder / "tests.parquet"
+    pq.write_table(pa.Table.from_pylist(_rows(train=0)), path)
+    with pytest.raises(ValueError, match=r"public-data: tests\.parquet has no training rows"):
+        load_pool("vqa-domains", replace(options, public_data=str(path)))

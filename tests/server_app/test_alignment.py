@@ -141,7 +141,9 @@ def test_it_stays_within_the_trust_region(aligner, adapter, head_travels):
 
 
 def test_a_head_of_the_server_does_not_travel_and_an_aggregated_one_is_aligned(aligner, adapter):
-    head = {f"classifier.{k}": v for k, v in new_head(adapter.backbone.width, ANSWERS, 3).state_dict().items()}
+    head = {
+        f"classifier.{k}": v for k, v in new_head(adapter.backbone.width, ANSWERS, 3).state_dict().items()
+    }
     alone, _ = aligner(False).align(1, to_record(adapter.initial_shared))
     both, _ = aligner(True).align(1, to_record(adapter.initial_shared | head))
     assert not any(name.startswith("classifier") for name in alone)

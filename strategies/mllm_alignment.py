@@ -39,6 +39,8 @@ class MLLMAlignment(StrategyWrapper):
         Its metrics join those of the round as ``align/<name>``.
     every : int or "end"
         Align after every so many rounds; "end": only after the last one.
+    last_round : int, optional
+        Which that is, where another wrapper around this one runs the rounds. None: the `num_rounds` of `start`.
 
     Raises
     ------
@@ -46,19 +48,25 @@ class MLLMAlignment(StrategyWrapper):
         If `every` is neither.
     """
 
-    def __init__(self, strategy: Strategy, aligner: Aligner, every: int | Literal["end"] = 1) -> None:
+    def __init__(
+        self,
+        strategy: Strategy,
+        aligner: Aligner,
+        every: int | Literal["end"] = 1,
+        last_round: int | None = None,
+    ) -> None:
         super().__init__(strategy)
         if every != "end" and (not isinstance(every, int) or isinstance(every, bool) or every < 1):
             raise ValueError(f"every is {every!r}; allowed: 1 or more, or 'end'")
         self.aligner = aligner
         self.every = every
-        self._last_round: int | None = None
+        self.last_round = self._end = last_round
 
     def start(
         self, grid: Grid, initial_arrays: ArrayRecord, num_rounds: int = 3, *arguments: Any, **keywords: Any
     ) -> Result:
         """Run the rounds; see Flower's `Strategy.start`."""
-        self._last_round = num_rounds
+        self._end = self.last_round or num_rounds
         return super().start(grid, initial_arrays, num_rounds, *arguments, **keywords)
 
     def summary(self) -> None:
@@ -87,7 +95,7 @@ class MLLMAlignment(StrategyWrapper):
 
     def _due(self, server_round: int) -> bool:
         if self.every == "end":
-            return server_round == self._last_round
+            return server_round == self._end
         return server_round % self.every == 0
 
 

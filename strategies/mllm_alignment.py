@@ -40,7 +40,7 @@ class MLLMAlignment(StrategyWrapper):
     every : int or "end"
         Align after every so many rounds; "end": only after the last one.
     last_round : int, optional
-        Which that is, where another wrapper around this one runs the rounds. None: the `num_rounds` of `start`.
+        Which that is, where a wrapper around this one runs the rounds. None: the `num_rounds` of `start`.
 
     Raises
     ------

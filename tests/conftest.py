@@ -1,22 +1,22 @@
-"""A whole federation in one process: the real apps on a grid that calls clients at once."""
+"""Fixtures: a whole federation in one process, on a small backbone."""
 
 import json
 import os
 import string
 import tomllib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
-from flwr.clientapp.client_app import ClientAppException
-from flwr.serverapp import Grid
+from flwr.app import ArrayRecord, Message
 from flwr.supercore.task_identity import TaskIdentity
+
+from benchmarks.in_process import Federation
 
 ROOT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("FEDDAT_SHARED", ROOT.parent / "shared"))
@@ -36,77 +36,6 @@ SMALL = {
 def default_run_config() -> dict[str, Any]:
     """Return the defaults as Flower reads them from pyproject.toml."""
     return tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
-
-
-@dataclass
-class Federation(Grid):
-    """Nodes that answer at once, in one process, with the real ClientApp.
-
-    Every message and reply is kept in `wire`; `alter` may change a reply on its way.
-    """
-
-    run_config: dict[str, Any]
-    num_clients: int
-    node_config: dict[str, Any] = field(default_factory=dict)
-    # Node ids that are not in the order of the partitions, as on a real grid.
-    node_id: Callable[[int], int] = lambda partition: 1000 - 7 * partition
-    alter: Callable[[int, Message], Message] = lambda node, reply: reply
-    wire: list[tuple[str, Message]] = field(default_factory=list)
-
-    run = None
-
-    def __post_init__(self) -> None:
-        self.contexts = {
-            self.node_id(partition): Context(
-                run_id=1,
-                node_id=self.node_id(partition),
-                node_config={
-                    "partition-id": partition,
-                    "num-partitions": self.num_clients,
-                    **self.node_config,
-                },
-                state=RecordDict(),
-                run_config=self.run_config,
-            )
-            for partition in range(self.num_clients)
-        }
-
-    def get_node_ids(self) -> Iterable[int]:
-        return set(self.contexts)
-
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
-        from client_app.main import app
-
-        replies = []
-        for message in messages:
-            node = message.metadata.dst_node_id
-            self.wire.append(("to client", deepcopy(message)))
-            try:
-                reply = app(deepcopy(message), self.contexts[node])
-            except Exception as error:  # as Flower does
-                wrapped = ClientAppException(str(error))
-                reason = f"{type(wrapped)}:<'{wrapped}'>"
-                reply = Message(Error(code=2, reason=reason), reply_to=message)
-            # A ClientApp does not know its node in one process.
-            reply.metadata.__dict__["_src_node_id"] = node
-            reply = self.alter(node, reply)
-            self.wire.append(("to server", deepcopy(reply)))
-            replies.append(reply)
-        return replies
-
-    def serve(self) -> Path:
-        """Run the real ServerApp to its end and return the run's folder."""
-        from app.settings import feddat_home
-        from server_app.main import app
-
-        context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=self.run_config)
-        app(self, context)
-        return feddat_home() / "runs" / self.run_config["run-name"]
-
-    def set_run(self, run):
-        raise NotImplementedError
-
-    create_message = push_messages = pull_messages = set_run
 
 
 @pytest.fixture(scope="session")

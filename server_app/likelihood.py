@@ -87,7 +87,7 @@ def reference_log_likelihoods(
         }
         if not _has_own_positions(model):
             whole["position_ids"] = _positions(whole["attention_mask"])
-        logits = model(**whole, use_cache=False).logits[:, mask.shape[1] - 1 : -1]
+        logits = model(**whole, use_cache=False, logits_to_keep=len(tokens) + 1).logits[:, :-1]
         found = logits.float().log_softmax(-1).gather(-1, answer[..., None])[..., 0]
         columns.append(found.sum(1))
     return torch.stack(columns, dim=1)
@@ -103,7 +103,7 @@ def _positions(mask: Tensor) -> Tensor:
 
 
 def _pad(candidates: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Return tokens to feed, tokens to find after them and which are there, (candidates, longest - 1) each."""
+    """Return tokens to feed, tokens to find and which are there, (candidates, longest - 1) each."""
     shape = (len(candidates), max(len(tokens) for tokens in candidates) - 1)
     fed, targets, valid = (torch.zeros(shape, dtype=torch.long) for _ in range(3))
     for row, tokens in enumerate(candidates):

@@ -1,4 +1,4 @@
-"""Models that know images and language, loaded by name: what each says about images, candidates and prompts."""
+"""Models that know images and language, by name: captions of images, and scores of candidate answers."""
 
 import functools
 import hashlib
@@ -101,7 +101,7 @@ class LanguageModel:
         return scores.cpu(), torch.tensor([len(ids) for ids in tokens])
 
     def candidate_tokens(self, prompt: str, candidates: Sequence[str]) -> list[list[int]]:
-        """Tokenise candidates as they continue a prompt, a space before each unless the prompt ends in one."""
+        """Tokenise candidates as they continue a prompt, behind a space unless the prompt ends in one."""
         before = render(self.processor, prompt)
         space = "" if before[-1].isspace() else " "
         start = len(self.tokenizer.encode(before))
@@ -144,7 +144,9 @@ class Clip:
         self, images: Sequence[Image.Image], prompts: Sequence[str], candidates: Sequence[str]
     ) -> tuple[Tensor, Tensor]:
         """Return scaled cosines of image and text."""
-        pixels = self.processor.image_processor([image.convert("RGB") for image in images], return_tensors="pt")
+        pixels = self.processor.image_processor(
+            [image.convert("RGB") for image in images], return_tensors="pt"
+        )
         pixels = pixels.to(self.model.device, dtype=self.model.dtype)
         features = self.model.get_image_features(**pixels).pooler_output
         features = torch.nn.functional.normalize(features.float(), dim=-1)
@@ -218,7 +220,8 @@ def load_model(name: str, device: str = "auto", max_new_tokens: int = 128) -> Te
     try:
         config = AutoConfig.from_pretrained(source, **keywords)
         is_clip = config.model_type == "clip"
-        model, report = (CLIPModel if is_clip else AutoModelForImageTextToText).from_pretrained(
+        kind: Any = CLIPModel if is_clip else AutoModelForImageTextToText
+        model, report = kind.from_pretrained(
             source,
             config=config,
             use_safetensors=True,

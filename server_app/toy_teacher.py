@@ -1,8 +1,8 @@
 """A toy teacher: a tiny LLaVA, made from a configuration and trained on captioned public scenes.
 
-It stands in for a multimodal language model where none is at hand, so that all stages run offline. Of LLaVA
-(Liu et al., 2023, arXiv 2304.08485, section 4) it has the parts and the loss: a CLIP vision tower, a projector,
-a Llama; next-token loss on the answer alone. It is trained whole and at once, from random weights, and knows
+It stands in for a multimodal language model where none is at hand, so that all stages run offline. It has the
+parts and the loss of LLaVA (Liu et al., 2023, arXiv 2304.08485, section 4): a CLIP vision tower, a projector, a
+Llama; next-token loss on the answer alone. It is trained whole and at once, from random weights, and knows
 drawn shapes only.
 
 Run ``python -m server_app.toy_teacher --out FOLDER``; the model card in FOLDER says what was reached.
@@ -24,7 +24,7 @@ from rich.progress import track
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
 from transformers import (
-    CLIPImageProcessor,
+    CLIPImageProcessorPil,
     CLIPVisionConfig,
     LlamaConfig,
     LlavaConfig,
@@ -78,8 +78,11 @@ def build(texts: Sequence[str]) -> tuple[LlavaForConditionalGeneration, LlavaPro
     """Make the model, with random weights, and its processor."""
     tokenizer = build_tokenizer([*texts, "user : assistant"])
     half = [0.5, 0.5, 0.5]
-    images = CLIPImageProcessor(
-        size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}, do_center_crop=False, image_mean=half, image_std=half
+    images = CLIPImageProcessorPil(
+        size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+        do_center_crop=False,
+        image_mean=half,
+        image_std=half,
     )
     # CLIP's own first token, which stands for no patch, is counted and left out again.
     processor = LlavaProcessor(
@@ -111,14 +114,14 @@ def build(texts: Sequence[str]) -> tuple[LlavaForConditionalGeneration, LlavaPro
     config = LlavaConfig(
         vision_config=vision,
         text_config=language,
-        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         image_seq_length=PATCHES,
-        # All patches of the last layer: the published choice, the one before, is for a tower trained otherwise.
+        # All layers: the published choice leaves out the last, for the tower was trained for something else.
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
     )
     model = LlavaForConditionalGeneration(config)
-    # transformers starts them small, for loading trained ones: the model would not tell places apart for long.
+    # transformers starts them small, for loading trained ones: it would take long to tell places apart.
     embeddings = model.model.vision_tower.embeddings
     nn.init.normal_(embeddings.position_embedding.weight, std=0.5)
     nn.init.xavier_uniform_(embeddings.patch_embedding.weight.flatten(1))
@@ -149,11 +152,16 @@ class Answered:
         tokenizer = processor.tokenizer
         patches = PATCHES * processor.image_token
         rendered = [render(processor, prompt).replace(processor.image_token, patches) for prompt in prompts]
-        pixels = [processor.image_processor(image, return_tensors="pt").pixel_values.half() for image in images]
+        pixels = [
+            processor.image_processor(image, return_tensors="pt").pixel_values.half() for image in images
+        ]
         return cls(
             torch.cat(pixels),
             tokenizer(rendered).input_ids,
-            [ids + [tokenizer.eos_token_id] for ids in tokenizer(list(answers), add_special_tokens=False).input_ids],
+            [
+                [*ids, tokenizer.eos_token_id]
+                for ids in tokenizer(list(answers), add_special_tokens=False).input_ids
+            ],
         )
 
     def batch(self, rows: Sequence[int], pad: int) -> dict[str, Tensor]:
@@ -203,7 +211,7 @@ def train(
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = get_cosine_schedule_with_warmup(optimizer, max(1, steps // 50), steps)
-    pad = model.config.text_config.pad_token_id
+    pad = model.config.get_text_config().pad_token_id
     drawn = batches(captions, questions, batch_size, steps, generator)
     for data, rows in track(drawn, "training the toy teacher", total=steps):
         inputs = {key: value.to(model.device) for key, value in data.batch(rows, pad).items()}
@@ -220,7 +228,7 @@ def token_accuracy(model: LlavaForConditionalGeneration, data: Answered) -> floa
     """Return the share of answer tokens that are the most likely ones, given those before, in [0, 1]."""
     right = asked = 0
     for rows in torch.arange(len(data.answers)).split(100):
-        inputs = data.batch(rows.tolist(), model.config.text_config.pad_token_id)
+        inputs = data.batch(rows.tolist(), model.config.get_text_config().pad_token_id)
         labels = inputs.pop("labels")[:, 1:]
         guesses = model(**{key: value.to(model.device) for key, value in inputs.items()}).logits[:, :-1]
         right += int((guesses.argmax(-1).cpu() == labels)[labels != IGNORED].sum())
@@ -236,7 +244,9 @@ def answer_accuracy(model: LanguageModel, questions: Dataset, candidates: Sequen
         some = asked[start : start + 50]
         scores, _ = model.log_likelihoods(some["image"], some["question"], candidates)
         chosen = scores.argmax(-1).tolist()
-        right += sum(candidates[index] == answer for index, answer in zip(chosen, some["answer"], strict=True))
+        right += sum(
+            candidates[index] == answer for index, answer in zip(chosen, some["answer"], strict=True)
+        )
     return right / max(1, len(asked))
 
 
@@ -300,7 +310,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return Answered.load(data["image"], [CAPTION_PROMPT] * len(data), answers, processor)
 
     device = choose_device(options.device)
-    model.to(device)
+    model = model.to(device)  # type: ignore[arg-type]
     train(
         model,
         described(captioned),

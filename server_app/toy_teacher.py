@@ -23,6 +23,7 @@ from datasets import Dataset
 from rich.progress import track
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
 from transformers import (
     CLIPImageProcessorPil,
     CLIPVisionConfig,
@@ -37,7 +38,7 @@ from transformers import (
 from app.backbones import choose_device
 from app.settings import feddat_home
 from data_partitions.benchmarks import DataOptions, load_public, load_public_questions
-from data_partitions.scenes import COLORS, SHAPES
+from data_partitions.scenes import COLORS, PLACES, SHAPES
 
 from .teacher_models import LanguageModel, render
 
@@ -103,6 +104,7 @@ def build(texts: Sequence[str]) -> tuple[LlavaForConditionalGeneration, LlavaPro
     )
     language = LlamaConfig(
         **shape,
+        tie_word_embeddings=True,
         num_hidden_layers=4,
         num_key_value_heads=4,
         vocab_size=len(tokenizer),
@@ -119,6 +121,8 @@ def build(texts: Sequence[str]) -> tuple[LlavaForConditionalGeneration, LlavaPro
         # All layers: the published choice leaves out the last, for the tower was trained for something else.
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
+        # So an image token that is like a word's embedding is ready to be said.
+        tie_word_embeddings=True,
     )
     model = LlavaForConditionalGeneration(config)
     # transformers starts them small, for loading trained ones: it would take long to tell places apart.
@@ -179,6 +183,43 @@ class Answered:
             "pixel_values": self.pixels[list(rows)].float(),
             "labels": labels,
         }
+
+
+def name_patches(
+    model: LlavaForConditionalGeneration,
+    pixels: Tensor,
+    descriptions: Sequence[str],
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    steps: int,
+    batch_size: int,
+    peak: float,
+    generator: torch.Generator,
+) -> None:
+    """Train vision tower and projector so that a patch's image token is like the words for what it shows.
+
+    It is the first stage of LLaVA, which aligns image tokens with word embeddings. A language model that learns
+    to look and to see at the same time does neither for long.
+    """
+    words = torch.zeros(len(descriptions), PATCHES, len(tokenizer), dtype=torch.bool)
+    for image, description in enumerate(descriptions):
+        for phrase in description.split(" , "):
+            place = max((place for place in PLACES if phrase.startswith(place)), key=len)
+            words[image, PLACES.index(place), tokenizer(phrase, add_special_tokens=False).input_ids] = True
+    trained = [p for name, p in model.named_parameters() if "language_model.layers" not in name]
+    optimizer = torch.optim.AdamW(trained, lr=peak, betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = get_cosine_schedule_with_warmup(optimizer, max(1, steps // 50), steps)
+    for _ in track(range(steps), "naming patches"):
+        rows = torch.randint(len(pixels), (batch_size,), generator=generator)
+        features = model.get_image_features(pixels[rows].float().to(model.device)).pooler_output
+        logits = model.lm_head(torch.stack(list(features)))
+        targets = words[rows].to(model.device, torch.float32)
+        loss = binary_cross_entropy_with_logits(logits, targets, reduction="sum") / targets.sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    print("naming", loss.item())
 
 
 def batches(

@@ -132,7 +132,7 @@ def test_a_shared_prefill_gives_what_full_forwards_give(architecture, at_once):
     fast = log_likelihoods(model, inputs, CANDIDATES, at_once)
     plain = reference_log_likelihoods(model, inputs, CANDIDATES)
     assert (fast - plain).abs().max() <= 1e-5
-    assert (plain[0] - plain[1]).abs().min() > 1e-2  # it depends on image and prompt
+    assert (plain[0] - plain[1]).abs().max() > 1e-2  # it depends on image and prompt
     assert (plain < 0).all()
     assert fast.dtype == torch.float32
 

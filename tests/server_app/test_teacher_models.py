@@ -14,8 +14,8 @@ from server_app.teacher_models import Clip, LanguageModel, load_model, locate, r
 
 TEMPLATE = (
     "{% for m in messages %}<s>{{ m.role }} {% for c in m.content %}"
-    "{% if c.type == 'image' %}<image>{% else %}{{ c.text }}{% endif %}{% endfor %}\n{% endfor %}"
-    "{% if add_generation_prompt %}assistant\n{% endif %}"
+    "{% if c.type == 'image' %}<image>{% else %}{{ c.text }}{% endif %}{% endfor %}{{ '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}assistant{{ '\\n' }}{% endif %}"
 )
 
 
@@ -66,7 +66,7 @@ class TestLanguageModel:
                 number = int(lengths[column])
                 with torch.no_grad():
                     logits = stock(**inputs).logits[0, -number - 1 : -1].log_softmax(-1)
-                expected = logits.gather(1, inputs["input_ids"][0, -number:, None]).sum()
+                expected = float(logits.gather(1, inputs["input_ids"][0, -number:, None]).sum())
                 assert scores[row, column] == pytest.approx(expected, abs=1e-5)
 
     def test_captions_are_the_most_likely_tokens(self, model, random_llava, pictures):

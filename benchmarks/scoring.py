@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -33,10 +34,14 @@ PROMPT_TOKENS, LONGEST_ANSWER = 16, 4
 
 def build(device: torch.device) -> LlavaForConditionalGeneration:
     """Make a LLaVA of random weights in float32; they are large, so that scores depend on the image."""
-    shape = {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_attention_heads": 4}
+    shape: dict[str, Any] = {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_attention_heads": 4}
     vision = CLIPVisionConfig(**shape, num_hidden_layers=2, image_size=GRID * PATCH, patch_size=PATCH)
     language = LlamaConfig(
-        **shape, num_hidden_layers=4, num_key_value_heads=4, vocab_size=VOCABULARY, max_position_embeddings=1024
+        **shape,
+        num_hidden_layers=4,
+        num_key_value_heads=4,
+        vocab_size=VOCABULARY,
+        max_position_embeddings=1024,
     )
     model = LlavaForConditionalGeneration(
         LlavaConfig(vision_config=vision, text_config=language, image_token_index=IMAGE_TOKEN)
@@ -77,7 +82,9 @@ def measure(candidates: int, images: int, repeats: int, device: torch.device) ->
                 seconds[name].append(time.perf_counter() - started)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     # Whatever else the machine does, it does to both halves of a pair.
-    ratio = statistics.median(full / shared for full, shared in zip(seconds["full"], seconds["shared"], strict=True))
+    ratio = statistics.median(
+        full / shared for full, shared in zip(seconds["full"], seconds["shared"], strict=True)
+    )
     difference = float((scores["shared"] - scores["full"]).abs().max())
     return {"candidates": candidates, **medians, "ratio": ratio, "difference": difference}
 

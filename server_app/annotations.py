@@ -117,7 +117,7 @@ class Annotations:
         """Write one file of all answers, if any was added since there was one."""
         if self._path and self._parts and self._unmerged:
             write_atomically(self._path, self._encode(self.answers))
-            shutil.rmtree(self._parts)
+            shutil.rmtree(self._parts, ignore_errors=True)
             self._unmerged = False
 
     def revision_of(self, teacher: str) -> str | None:

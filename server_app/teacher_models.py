@@ -84,6 +84,7 @@ class LanguageModel:
             written = self.model.generate(  # type: ignore[operator]
                 **inputs,
                 do_sample=False,
+                min_new_tokens=1,
                 max_new_tokens=self.max_new_tokens,
                 pad_token_id=self.tokenizer.pad_token_id,
             )

@@ -262,9 +262,7 @@ def annotate(
     if len(candidates) < 2 or len(set(candidates)) < len(candidates) or not all(map(str.strip, candidates)):
         raise ValueError(f"candidates = {list(candidates)}; allowed: at least two, none empty, none twice")
     if not temperature > 0 or not 0 <= margin <= 1:
-        raise ValueError(
-            f"temperature = {temperature}, margin = {margin}; allowed: above 0, and from 0 to 1"
-        )
+        raise ValueError(f"temperature = {temperature}, margin = {margin}; allowed: above 0, and from 0 to 1")
 
     def ask(some: Sequence[Image.Image], asked: Sequence[str]) -> list[Answer | None]:
         rows = teacher.log_probabilities(some, asked, candidates).float().cpu()

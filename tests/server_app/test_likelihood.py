@@ -148,7 +148,9 @@ def test_each_token_is_scored_behind_those_before_it():
         total = 0.0
         for place, token in enumerate(tokens):
             ids = torch.tensor([start + tokens[:place]])
-            total += model(input_ids=ids, pixel_values=row["pixel_values"]).logits[0, -1].log_softmax(-1)[token]
+            total += (
+                model(input_ids=ids, pixel_values=row["pixel_values"]).logits[0, -1].log_softmax(-1)[token]
+            )
         expected.append(total)
     assert log_likelihoods(model, inputs, CANDIDATES)[1] == pytest.approx(torch.tensor(expected), abs=1e-5)
 

@@ -7,7 +7,13 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
-from transformers import CLIPConfig, CLIPModel, CLIPProcessor, CLIPTokenizerFast, LlavaForConditionalGeneration
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPProcessor,
+    CLIPTokenizerFast,
+    LlavaForConditionalGeneration,
+)
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from server_app.teacher_models import Clip, LanguageModel, load_model, locate, render
@@ -80,6 +86,8 @@ class TestLanguageModel:
             for _ in range(5):
                 with torch.no_grad():
                     logits = stock(input_ids=ids, pixel_values=inputs["pixel_values"]).logits
+                if ids.shape[1] == inputs["input_ids"].shape[1]:  # a caption is not empty
+                    logits[:, -1, model.tokenizer.eos_token_id] = -torch.inf
                 ids = torch.cat([ids, logits[:, -1:].argmax(-1)], dim=1)
                 if ids[0, -1] == model.tokenizer.eos_token_id:
                     break
@@ -88,7 +96,9 @@ class TestLanguageModel:
 
     def test_a_grey_picture_is_seen_as_rgb(self, model, pictures):
         grey = pictures[0].convert("L")
-        same = [model.log_likelihoods([image], ["what"], ["a", "b"])[0] for image in (grey, grey.convert("RGB"))]
+        same = [
+            model.log_likelihoods([image], ["what"], ["a", "b"])[0] for image in (grey, grey.convert("RGB"))
+        ]
         assert torch.equal(*same)
 
     def test_a_candidate_without_a_token_is_named(self, model):
@@ -209,7 +219,9 @@ class TestUnloadable:
         folder = shutil.copytree(random_llava, tmp_path / "llava")
         weights = load_file(folder / "model.safetensors")
         name = next(name for name in weights if "multi_modal_projector" in name)
-        save_file({k: v for k, v in weights.items() if k != name}, folder / "model.safetensors", {"format": "pt"})
+        save_file(
+            {k: v for k, v in weights.items() if k != name}, folder / "model.safetensors", {"format": "pt"}
+        )
         assert "no weights for " in self.fails(str(folder))
 
     def test_pickled_weights(self, random_llava, tmp_path):

@@ -1,0 +1,126 @@
+"""The toy teacher: its tokenizer, its batches, and that what is saved is a teacher that has learnt."""
+
+import re
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from server_app import toy_teacher
+from server_app.teachers import annotate, annotate_captions, open_teacher
+from server_app.toy_teacher import (
+    IGNORED,
+    PATCHES,
+    Answered,
+    batches,
+    build,
+    build_tokenizer,
+    main,
+    patch_words,
+)
+
+DESCRIPTION = "top left small red plain square , bottom large blue dotted star"
+
+
+class TestTokenizer:
+    def test_known_words_are_one_token_and_others_are_spelled(self):
+        tokenizer = build_tokenizer([DESCRIPTION])
+        assert tokenizer.tokenize("Top LEFT red zoo ?") == ["top", "left", "red", "z", "##o", "##o", "?"]
+        assert tokenizer.decode(tokenizer("a red zoo").input_ids, skip_special_tokens=True) == "a red zoo"
+
+    def test_one_set_of_words_gives_one_vocabulary(self):
+        one, two = (build_tokenizer(texts) for texts in ([DESCRIPTION, "a b"], ["b a", DESCRIPTION]))
+        assert one.get_vocab() == two.get_vocab()
+
+
+class TestData:
+    @pytest.fixture(scope="class")
+    def answered(self, pictures):
+        _, processor = build([DESCRIPTION])
+        return Answered.load(pictures[:2], ["red ?", "star ?"], ["red", "blue star"], processor), processor
+
+    def test_the_answer_and_its_end_are_asked_for(self, answered):
+        data, processor = answered
+        tokenizer = processor.tokenizer
+        batch = data.batch([0, 1], tokenizer.pad_token_id)
+        asked = [labels[labels != IGNORED] for labels in batch["labels"]]
+        assert [tokenizer.decode(ids) for ids in asked] == ["red </s>", "blue star </s>"]
+        for labels, ids in zip(batch["labels"], batch["input_ids"], strict=True):
+            assert torch.equal(labels[labels != IGNORED], ids[labels != IGNORED])
+        assert (batch["input_ids"] == processor.image_token_id).sum(1).tolist() == [PATCHES, PATCHES]
+        assert batch["attention_mask"].sum(1).diff() == 1  # one word longer
+
+    def test_inputs_are_what_the_processor_makes(self, answered, pictures):
+        data, processor = answered
+        text = "USER: <image>\nred ? ASSISTANT: red"
+        expected = processor(images=pictures[0], text=text, return_tensors="pt")
+        batch = data.batch([0], processor.tokenizer.pad_token_id)
+        assert batch["input_ids"][0, :-1].tolist() == expected["input_ids"][0].tolist()
+        assert torch.allclose(batch["pixel_values"], expected["pixel_values"], atol=2e-3)
+
+    def test_words_of_patches(self):
+        tokenizer = build_tokenizer([DESCRIPTION])
+        words = patch_words([DESCRIPTION], tokenizer)
+        found = {
+            patch: sorted(tokenizer.convert_ids_to_tokens(row.nonzero()[:, 0].tolist()))
+            for patch, row in enumerate(words[0])
+            if row.any()
+        }
+        assert found == {
+            0: ["left", "plain", "red", "small", "square", "top"],
+            7: ["blue", "bottom", "dotted", "large", "star"],
+        }
+
+    def test_short_descriptions_first_then_questions_too(self):
+        lengths = torch.arange(100, 0, -1).tolist()
+        captions = Answered(torch.empty(0), [], [[1] * length for length in lengths])
+        questions = Answered(torch.empty(0), [], [[1]] * 100)
+        drawn = list(batches(captions, questions, 10, 300, torch.Generator().manual_seed(0)))
+        first = [lengths[row] for data, rows in drawn[:20] for row in rows]
+        assert max(first) <= 35
+        assert all(data is captions for data, _ in drawn[:100])
+        assert [data is questions for data, _ in drawn[-100:]] == [False, True] * 50
+        assert max(lengths[row] for data, rows in drawn[-100:] if data is captions for row in rows) > 95
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, drawn):
+    """Make a toy teacher in seconds."""
+    folder = tmp_path_factory.mktemp("toy")
+    with pytest.MonkeyPatch.context() as patch:
+        home = tmp_path_factory.mktemp("home")
+        (home / "data").symlink_to(drawn, target_is_directory=True)
+        patch.setenv("FEDDAT_HOME", str(home))
+        main(["--out", str(folder / "toy"), "--images", "60", "--steps", "6", "--device", "cpu"])
+    return folder / "toy"
+
+
+class TestProgram:
+    def test_stock_classes_load_it(self, made, pictures):
+        model = AutoModelForImageTextToText.from_pretrained(made)
+        processor = AutoProcessor.from_pretrained(made)
+        inputs = processor(images=pictures[0], text="USER: <image>\nred ? ASSISTANT:", return_tensors="pt")
+        assert type(model).__name__ == "LlavaForConditionalGeneration"
+        assert model(**inputs).logits.shape[-1] == len(processor.tokenizer)
+
+    def test_it_is_a_teacher(self, made, pictures):
+        teacher = open_teacher(str(made), device="cpu")
+        found = annotate(teacher, pictures, "what color is the object ?", ["red", "blue"])
+        assert torch.allclose(found.sum(1), torch.ones(6))
+        assert len(annotate_captions(teacher, pictures, toy_teacher.CAPTION_PROMPT)) == 6
+
+    def test_the_card_calls_it_a_toy_and_repeats_it(self, made):
+        card = (made / "README.md").read_text()
+        assert "# toy: a toy teacher" in card
+        assert "--images 60 --steps 6 --batch-size" in card
+        assert len(re.findall(r"\| \d+\.\d% \|", card)) == 4
+
+    def test_training_lowers_the_loss(self, pictures):
+        """Two pictures and their colours, by heart."""
+        torch.manual_seed(0)
+        model, processor = build([DESCRIPTION])
+        data = Answered.load(pictures[:2], ["color ?"] * 2, ["red", "blue"], processor)
+        before = toy_teacher.token_accuracy(model, data)
+        toy_teacher.train(model, data, data, steps=40, batch_size=2, peak=2e-3, seed=0)
+        assert before < 0.5
+        assert toy_teacher.token_accuracy(model, data) == 1.0

@@ -144,13 +144,13 @@ class PoolAligner:
         if settings.steps == 0:
             return arrays, {}
         aggregate = from_record(arrays)
-        answers = self.train.answers(settings.labels)
         self.model.load(aggregate)
-        self.model.fit_own_head(self.train.examples, answers, settings.seed)
+        self.fit_head()
         train_target, held_out_target = self._targets()
         before = self._measure(held_out_target)
 
         generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + server_round)
+        answers = self.train.answers(settings.labels)
         classes = torch.where(answers.sum(1) > 0, answers.argmax(1), -1)
         optimizer = torch.optim.AdamW(self.model.trained(), lr=settings.learning_rate, weight_decay=0.0)
         for rows in balanced_batches(classes, settings.batch_size, settings.steps, generator):
@@ -174,6 +174,11 @@ class PoolAligner:
             "accepted": accepted,
         }
         return to_record(aligned) if accepted else arrays, {k: float(v) for k, v in measured.items()}
+
+    def fit_head(self) -> None:
+        """Fit a head of the server's own to the model as it is."""
+        answers = self.train.answers(self.settings.labels)
+        self.model.fit_own_head(self.train.examples, answers, self.settings.seed)
 
     def _targets(self) -> tuple[Tensor, Tensor]:
         if self.settings.target == "teacher":

@@ -14,6 +14,8 @@ class Pool:
 
     Attributes
     ----------
+    classes : tuple of str
+        All answers.
     examples : Examples
         Pictures and questions; their scores are one-hot over the pool's answers.
     labels : Tensor
@@ -22,6 +24,7 @@ class Pool:
         The teacher model's distribution, float32, shape (examples, answers); zeros where it abstained.
     """
 
+    classes: tuple[str, ...]
     examples: Examples
     labels: Tensor
     target: Tensor
@@ -35,3 +38,60 @@ class Pool:
         if labels == "true":
             return one_hot(self.labels.clamp_min(0), classes) * (self.labels >= 0).float()[:, None]
         return one_hot(self.target.argmax(1), classes) * (self.target.sum(1) > 0).float()[:, None]
+
+
+def load_pools(
+    settings: Settings, processor: Processor, classes: Sequence[str] | None = None
+) -> tuple[Pool, Pool]:
+    """Load what a run aligns on and its held-out part, annotated by the run's teacher model.
+
+    Parameters
+    ----------
+    settings : Settings
+        Name the pool, the teacher model and what it is asked.
+    processor : Processor
+        The backbone's.
+    classes : sequence of str, optional
+        The answers in the order of the clients' common head. None: all answers of the pool.
+
+    Raises
+    ------
+    ValueError
+        If the pool lacks a class or has an answer that is none, or the teacher model cannot be used.
+    """
+    rows = load_pool(settings.benchmark, DataOptions.of(settings.model_dump(), feddat_home() / "data"))
+    parts = [rows["train"], rows["validation"]]
+    found = sorted({answer for part in parts for answer in part["answer"]})
+    classes = list(classes or found)
+    if odd := sorted(set(classes) ^ set(parts[0]["answer"])):
+        what = "is no class of the clients" if odd[0] not in classes else "has no public example to train on"
+        raise ValueError(f"the public pool of {settings.benchmark!r}: {odd[0]!r} {what}")
+    annotated = _ask(settings, parts, classes) if settings.align_beta else None
+    pools = []
+    for index, part in enumerate(parts):
+        labels = torch.tensor([classes.index(answer) if answer in classes else -1 for answer in part["answer"]])
+        scores = one_hot(labels.clamp_min(0), len(classes)).float()
+        examples = process(part.add_column("scores", scores.tolist()), processor)
+        target = annotated[index] if annotated else torch.zeros(len(part), len(classes))
+        pools.append(Pool(tuple(classes), examples, labels, target))
+    return pools[0], pools[1]
+
+
+def _ask(settings: Settings, parts: Sequence[Dataset], classes: Sequence[str]) -> list[Tensor]:
+    teacher = open_teacher(
+        settings.teacher, normalise=settings.teacher_normalise, device=settings.server_device
+    )
+    kept = feddat_home() / "annotations"
+    kept.mkdir(parents=True, exist_ok=True)
+    return [
+        annotate(
+            teacher,
+            part["image"],
+            [settings.teacher_prompt.replace("{question}", question) for question in part["question"]],
+            classes,
+            cache=kept / f"{settings.benchmark}-{name}.parquet",
+            temperature=settings.teacher_temperature,
+            margin=settings.teacher_margin,
+        )
+        for name, part in zip(("train", "validation"), parts, strict=True)
+    ]

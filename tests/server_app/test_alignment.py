@@ -33,7 +33,7 @@ def pool_of(num: int, seed: int, share_of_labels: float = 1.0) -> Pool:
         scores=one_hot(labels, ANSWERS).float(),
     )
     target = 0.05 + 0.85 * one_hot(labels, ANSWERS).float()
-    return Pool(examples, torch.where(torch.arange(num) < share_of_labels * num, labels, -1), target)
+    return Pool(("dark", "grey", "light"), examples, torch.where(torch.arange(num) < share_of_labels * num, labels, -1), target)
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ def pools(num: int = 400):
         within_pair = labels // 2 * 2 + torch.randint(0, 2, (num,), generator=generator)
         teacher = torch.where(labels < 2, labels, within_pair)
         clients = torch.where(labels < 2, within_pair, labels)
-        made.append((Pool(NO_EXAMPLES, labels, say(teacher)), say(clients).log()))
+        made.append((Pool(("a", "b", "c", "d"), NO_EXAMPLES, labels, say(teacher)), say(clients).log()))
     return made
 
 
@@ -42,7 +42,7 @@ def test_it_is_right_where_either_is_and_better_than_both():
 
 def test_where_the_teacher_model_abstains_the_clients_stand_alone():
     (train, train_logits), (held_out, held_out_logits) = pools()
-    silent = Pool(NO_EXAMPLES, train.labels, torch.zeros_like(train.target))
+    silent = Pool(("a", "b", "c", "d"), NO_EXAMPLES, train.labels, torch.zeros_like(train.target))
     target, _ = pooled_target(silent, held_out, train_logits, held_out_logits)
     torch.testing.assert_close(target.sum(1), torch.ones(len(target)))
     sure = train.labels >= 2
@@ -54,6 +54,6 @@ def test_a_teacher_model_that_is_too_sure_is_cooled():
     generator = torch.Generator().manual_seed(0)
     # Right in 70 of 100 cases, and 99.9 % sure of all.
     answers = torch.where(torch.rand(400, generator=generator) < 0.7, labels, (labels + 1) % 4)
-    pool = Pool(NO_EXAMPLES, labels, say(answers, 0.999))
+    pool = Pool(("a", "b", "c", "d"), NO_EXAMPLES, labels, say(answers, 0.999))
     target, _ = pooled_target(pool, pool, torch.zeros(400, 4), torch.zeros(400, 4))
     assert 0.6 < target.max(1).values.mean() < 0.8

@@ -1,0 +1,130 @@
+"""The plans of `benchmarks.study`: which cells stand in a table, and what its caption says."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+CE = {"align-beta": 0.0}
+KL = {"align-labels": "none"}
+POOLED = {"align-target": "pooled"}
+PARTS = {"CE": CE, "KL": KL, "CE + KL": {}, "CE + pooled KL (ours)": POOLED}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One line of a table.
+
+    Attributes
+    ----------
+    name : str
+        What the table calls it.
+    settings : dict
+        What differs from the plan's settings.
+    kind : {"run", "server", "teacher"}
+        A federation; the alignment alone, as often and as long, from the same start; or the teacher model.
+    """
+
+    name: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    kind: Literal["run", "server", "teacher"] = "run"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A table.
+
+    Attributes
+    ----------
+    clients : int
+        How many nodes there are.
+    settings : dict
+        What all cells have in common, besides the defaults.
+    cells : tuple of Cell
+        Its lines.
+    columns : tuple of str
+        Scores in the order of the table, in points.
+    caption : str
+        What a reader must know of it.
+    """
+
+    clients: int
+    settings: dict[str, Any]
+    cells: tuple[Cell, ...]
+    columns: tuple[str, ...]
+    caption: str
+
+
+def _cells(plain: str) -> tuple[Cell, ...]:
+    aligned = [
+        Cell(f"{plain}, aligned {when}: {part}", {"align": align, **settings})
+        for when, align in (("each round", "each-round"), ("at the end", "end"))
+        for part, settings in PARTS.items()
+    ]
+    controls = [
+        Cell("server only: CE", {"align": "each-round", **CE}, "server"),
+        Cell("server only: CE + KL", {"align": "each-round"}, "server"),
+        Cell("teacher alone", {"align": "each-round"}, "teacher"),
+    ]
+    return (Cell(plain), *controls, *aligned)
+
+
+def _long_tail(imbalance: float) -> Plan:
+    return Plan(
+        clients=20,
+        settings={
+            "benchmark": "cifar10-lt",
+            "imbalance-factor": imbalance,
+            "dirichlet-alpha": 0.5,
+            "method": "full",
+            "head": "shared",
+            "backbone": "resnet8",
+            "backbone-weights": "random",
+            "loss": "cross-entropy",
+            "optimizer": "sgd",
+            "schedule": "constant",
+            "learning-rate": 0.1,
+            "weight-decay": 0.0,
+            "batch-size": 32,
+            "fraction-train": 0.4,
+            "num-rounds": 30,
+            "local-epochs": 2,
+            "test-examples": 4000,
+            "evaluate-every": 30,
+            "public-per-class": 2500,
+            "public-examples": 1000,
+            "align-steps": 20,
+            "align-learning-rate": 0.002,
+            "align-radius": 0.2,
+        },
+        cells=_cells("FedAvg"),
+        columns=("student", "many", "medium", "few"),
+        caption=(
+            f"CIFAR-10-LT, imbalance {imbalance:g}, Dirichlet 0.5, 20 clients of which 8 train in a round, 30 rounds "
+            "of 2 epochs, ResNet-8 from random weights, all of it averaged; n_max 2,500 (published: 5,000, 200 rounds of 10 "
+            "epochs). Balanced accuracy on 4,000 test images, over all classes and those with many, medium "
+            "and few examples. The pool (800 images to align on, 200 held out) is no client's, and neither the "
+            "teacher's nor any pretraining's. The teacher is a toy: a small network trained on 20,000 other CIFAR images."
+        ),
+    )
+
+
+def _scenes() -> Plan:
+    return Plan(
+        clients=5,
+        settings={"evaluate-every": 6, "public-examples": 1000, "align-learning-rate": 0.0005},
+        cells=_cells("FedDAT"),
+        columns=("mean", "worst"),
+        caption=(
+            "The default run on scenes, FedDAT with private heads, aligned through a head of the server's own; the "
+            "student's score on the clients' test splits, mean and worst client. Controls answer the same "
+            "questions without any client: the server's model through its own head, the teacher by itself. "
+            "The pool (800 questions to align on, 200 held out) is no client's and not in the backbone's "
+            "pretraining. The teacher is a toy: a tiny LLaVA trained for minutes on public scenes."
+        ),
+    )
+
+
+PLANS: dict[str, Plan] = {
+    "cifar10-lt-100": _long_tail(100.0),
+    "cifar10-lt-10": _long_tail(10.0),
+    "scenes": _scenes(),
+}

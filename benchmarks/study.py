@@ -1,0 +1,189 @@
+"""Studies: the runs of a plan with several seeds, one line a cell as it finishes, and their table.
+
+Every cell is a whole run of the real apps in this process, or a control that needs no clients. Cells that the
+file has already are skipped, so a study that was stopped goes on; several processes may share one file.
+
+Run ``python -m benchmarks.study --plan cifar10-lt-100 --data-dir FOLDER --teacher FILE --out FILE.jsonl``.
+"""
+
+import argparse
+import json
+import logging
+import os
+import platform
+import tempfile
+import time
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.supercore.task_identity import TaskIdentity
+from torch import Tensor
+
+from app.examples import process
+from app.full_model import open_model
+from app.heads import new_head, with_classifier
+from app.metrics import vqa_score
+from app.records import from_record, to_record
+from app.settings import Settings, feddat_home, read_settings
+from data_partitions.benchmarks import DataOptions, Partition, load_partition
+from server_app.alignment import PoolAligner, open_aligner
+from server_app.central_evaluation import accuracies, common_test
+from server_app.teachers import annotate, open_teacher
+
+from .in_process import Federation
+from .plans import PLANS, Cell, Plan
+
+ROOT = Path(__file__).parents[1]
+Scores = dict[str, float]
+
+
+def run_federation(settings: Mapping[str, Any], clients: int) -> Scores:
+    """Run the real apps and return the last scores: the server's own, or the clients' mean and worst."""
+    folder = Federation(dict(settings), clients, wire=None).serve()
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    last = [row for row in rows if row["round"] == settings["num-rounds"] and "student" in row]
+    if central := [row for row in last if row["partition"] < 0]:
+        return {key: central[0][key] for key in ("student", "many", "medium", "few")}
+    return mean_and_worst([row["student"] for row in last])
+
+
+def run_server_only(settings: Settings, clients: int) -> Scores:
+    """Align as often and as long as a run would, from its first arrays and without any client."""
+    test = common_test(settings)
+    model = open_model(settings.model_copy(update={"device": settings.server_device}))
+    head = new_head(model.backbone.width, len(test.answers), settings.seed, "shared") if test else None
+    aligner = open_aligner(settings, model, head, test.answers if test else None)
+    arrays = to_record(with_classifier(model.initial_shared, head) if head else model.initial_shared)
+    for server_round in range(1, settings.num_rounds + 1):
+        arrays, _ = aligner.align(server_round, arrays)
+    aligner.model.load(from_record(arrays))
+    if test:
+        logits = aligner.model.all_logits(process(test.rows, model.backbone.processor))
+        return accuracies(logits.argmax(1), torch.tensor(test.rows["scores"]).argmax(1), test.groups)
+    aligner.fit_head()
+    return mean_and_worst([_answered(aligner, partition) for partition in _partitions(settings, clients)])
+
+
+def run_teacher(settings: Settings, clients: int) -> Scores:
+    """Let the teacher model answer the test questions by itself."""
+    teacher = open_teacher(settings.teacher, normalise=settings.teacher_normalise)
+
+    def ask(rows: Any, answers: Sequence[str]) -> Tensor:
+        prompts = [settings.teacher_prompt.replace("{question}", question) for question in rows["question"]]
+        return annotate(teacher, rows["image"], prompts, answers)
+
+    if test := common_test(settings):
+        chosen = ask(test.rows, test.answers).argmax(1)
+        return accuracies(chosen, torch.tensor(test.rows["scores"]).argmax(1), test.groups)
+    parts = _partitions(settings, clients)
+    given = [vqa_score(ask(part.test, part.answers), torch.tensor(part.test["scores"])) for part in parts]
+    return mean_and_worst([float(scores.mean()) for scores in given])
+
+
+def mean_and_worst(scores: Sequence[float]) -> Scores:
+    """Return the mean and the smallest of the clients' scores."""
+    return {"mean": float(np.mean(scores)), "worst": float(np.min(scores))}
+
+
+def _partitions(settings: Settings, clients: int) -> list[Partition]:
+    options = DataOptions.of(settings.model_dump(), feddat_home() / "data")
+    return [load_partition(settings.benchmark, index, clients, options) for index in range(clients)]
+
+
+def _answered(aligner: PoolAligner, partition: Partition) -> float:
+    """Score the server's own head on a client's test split; it chooses among the client's answers."""
+    rows = partition.test
+    logits = aligner.model.all_logits(process(rows, aligner.model.adapter.backbone.processor))
+    known = {answer: index for index, answer in enumerate(aligner.train.classes)}
+    never = torch.full((len(logits),), float("-inf"))
+    own = torch.stack(
+        [logits[:, known[answer]] if answer in known else never for answer in partition.answers], dim=1
+    )
+    return float(vqa_score(own, torch.tensor(rows["scores"])).mean())
+
+
+def run_cell(plan: Plan, cell: Cell, seed: int, given: Mapping[str, Any]) -> Scores:
+    """Return a cell's scores, in [0, 1]; its run leaves nothing behind."""
+    defaults = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
+    run_config = {**defaults, **plan.settings, **given, **cell.settings, "seed": seed, "run-name": "cell"}
+    if cell.kind != "run":
+        control = run_server_only if cell.kind == "server" else run_teacher
+        return control(read_settings(run_config), plan.clients)
+    home = feddat_home()
+    (home / "data").mkdir(parents=True, exist_ok=True)
+    (home / "annotations").mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        # The run's own files go with the folder; data and annotations are kept.
+        for kept in ("data", "annotations"):
+            Path(scratch, kept).symlink_to(home / kept, target_is_directory=True)
+        os.environ["FEDDAT_HOME"] = scratch
+        try:
+            return run_federation(run_config, plan.clients)
+        finally:
+            os.environ["FEDDAT_HOME"] = str(home)
+
+
+def table(plan: Plan, lines: Sequence[Mapping[str, Any]]) -> str:
+    """Return the table in Markdown: mean ± standard deviation over the seeds, in points."""
+    text = [
+        f"| | seeds | {' | '.join(plan.columns)} |",
+        f"|---|---:|{'---:|' * len(plan.columns)}",
+    ]
+    for cell in plan.cells:
+        found = [line["scores"] for line in lines if line["cell"] == cell.name]
+        points = (
+            np.array([100 * scores[column] for scores in found]) for column in plan.columns if found
+        )
+        cells = [f"{p.mean():.1f} ± {p.std(ddof=1) if len(p) > 1 else 0:.1f}" for p in points]
+        text.append(f"| {cell.name} | {len(found)} | {' | '.join(cells or ['–'] * len(plan.columns))} |")
+    return "\n".join([*text, "", plan.caption])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run what is missing of a plan, then print its table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.study", description=__doc__.splitlines()[0])
+    parser.add_argument("--plan", choices=sorted(PLANS), required=True)
+    parser.add_argument("--out", type=Path, required=True, help="file of the cells, one JSON object a line")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--data-dir", default="", help="as the setting of that name")
+    parser.add_argument("--teacher", default="", help="as the setting of that name")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="other settings, as JSON")
+    options = parser.parse_args(arguments)
+    plan = PLANS[options.plan]
+    given = {"data-dir": options.data_dir, "teacher": options.teacher}
+    given |= {key: json.loads(value) for key, _, value in (pair.partition("=") for pair in options.set)}
+    TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1  # as inside a Flower task
+    logging.getLogger("flwr").setLevel(logging.WARNING)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+
+    def finished() -> list[dict[str, Any]]:
+        text = options.out.read_text() if options.out.exists() else ""
+        return [line for line in map(json.loads, text.splitlines()) if line["plan"] == options.plan]
+
+    for seed in options.seeds:
+        for cell in plan.cells:
+            if any((line["cell"], line["seed"]) == (cell.name, seed) for line in finished()):
+                continue
+            started = time.monotonic()
+            scores = run_cell(plan, cell, seed, given)
+            line = {
+                "plan": options.plan,
+                "cell": cell.name,
+                "seed": seed,
+                "scores": scores,
+                "seconds": round(time.monotonic() - started, 1),
+                "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+            }
+            with options.out.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            shown = ", ".join(f"{key} {100 * value:.1f}" for key, value in scores.items())
+            print(f"{cell.name}, seed {seed}: {shown}; {line['seconds']} s", flush=True)
+    print(table(plan, finished()))
+
+
+if __name__ == "__main__":
+    main()

@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .partition import DataOptions, Partition, pool_of, scored_split
+from .partition import SPLITS, DataOptions, Partition, pool_of, scored_split
 from .store import Facts, cached
 
 # Changes with whatever changes the rows that come out, so that data kept by older code are not used.
@@ -125,7 +125,15 @@ class LongTail:
         splits, facts = self._cached(
             options, share + caps, lambda: self._client(partition_id, num_partitions, options)
         )
-        return Partition(partition_id, f"client {partition_id}", tuple(facts["answers"]), **splits)
+        nothing = dict.fromkeys(SPLITS, 0)
+        return Partition(
+            partition_id,
+            f"client {partition_id}",
+            tuple(facts["answers"]),
+            **splits,
+            unanswerable=nothing,
+            skipped=nothing,
+        )
 
     def load_pool(self, options: DataOptions) -> datasets.DatasetDict:
         """Load the server's public examples, as many of each class and at most `public_examples` in all."""

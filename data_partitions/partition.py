@@ -1,9 +1,10 @@
 """What a benchmark is asked for, and what it gives: one client's data."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import datasets
 
@@ -72,6 +73,12 @@ class DataOptions:
     public_examples: int = 500
     imbalance_factor: float = 100.0
     public_per_class: int = 0
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], cache_dir: Path) -> "DataOptions":
+        """Take, of many values, those that are options."""
+        asked = {field.name for field in fields(cls)} - {"cache_dir"}
+        return cls(**{name: value for name, value in values.items() if name in asked}, cache_dir=cache_dir)
 
 
 @dataclass(frozen=True)

@@ -217,9 +217,7 @@ def test_what_cannot_be_is_said_in_one_line(options, changes, message):
 
 
 def test_a_missing_file_is_named(options):
-    with pytest.raises(
-        ValueError, match=r"^data-dir = .* has no cifar100.parquet; allowed: a folder"
-    ):
+    with pytest.raises(ValueError, match=r"^data-dir = .* has no cifar100.parquet; allowed: a folder"):
         load_partition("cifar100-lt", 0, 4, options)
 
 

@@ -1,7 +1,8 @@
 """Frozen foundation models by name, loaded once a process.
 
 A backbone is a ViLT (Kim et al., 2021, arXiv 2102.03334): one Transformer encoder over text tokens and image
-patches.
+patches. For images alone it may be a ViT (Dosovitskiy et al., 2021, arXiv 2010.11929) or the `resnet8` of the
+long-tailed protocol; the question is then not read.
 """
 
 import copy
@@ -19,17 +20,32 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, ViltConfig, ViltModel
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    ViltModel,
+    ViTModel,
+)
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.utils import logging as transformers_logging
 
+from .resnet8 import WIDTHS, ResNet8, ResNet8Config
 from .settings import Settings
 
 BUILTIN = ("tiny-vilt",)
 _IMAGE_SETTINGS = "preprocessor_config.json"
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
+_MODELS: dict[str, type[PreTrainedModel]] = {
+    "vilt": ViltModel,
+    "vit": ViTModel,
+    ResNet8Config.model_type: ResNet8,
+}
+# Of CIFAR-10's training images, as the long-tailed protocol has them.
+_CIFAR_MEAN, _CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
 
 @dataclass(frozen=True)
@@ -41,9 +57,10 @@ class Processor:
 
     Every image becomes ``image_size`` × ``image_size``, so that a batch needs no padding and no choice of
     patches. Pixels stay 8-bit until they enter the model: a processed example takes a quarter of the memory.
+    A backbone for images alone has None for a `tokenizer`, and its texts become nothing.
     """
 
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: Any
     image_size: int
     text_length: int
     mean: tuple[float, ...]
@@ -71,8 +88,11 @@ class Processor:
         Returns
         -------
         dict
-            ``input_ids`` and ``attention_mask``, int64, shape (len(texts), text_length), padded on the right.
+            ``input_ids`` and ``attention_mask``, int64, shape (len(texts), text_length), padded on the right;
+            without a tokenizer nothing.
         """
+        if self.tokenizer is None:
+            return {}
         encoded = self.tokenizer(
             [self.template.format(text) for text in texts],
             padding="max_length",
@@ -96,8 +116,8 @@ class Backbone:
     ----------
     name : str
         The name it was asked by.
-    model : ViltModel
-        In evaluation mode, no parameter requires a gradient.
+    model : PreTrainedModel
+        A ViltModel, ViTModel or ResNet8; in evaluation mode, no parameter requires a gradient.
     processor : Processor
         How its inputs are made.
     fingerprint : str
@@ -105,7 +125,7 @@ class Backbone:
     """
 
     name: str
-    model: ViltModel
+    model: Any
     processor: Processor
     fingerprint: str
 
@@ -114,28 +134,30 @@ class Backbone:
         """Width of the hidden states and of the features."""
         return self.model.config.hidden_size
 
-    def fork(self) -> ViltModel:
+    def fork(self) -> Any:
         """Return a second module tree over the *same* weight tensors, for adapters to be put into."""
         tensors = [*self.model.parameters(), *self.model.buffers()]
         return copy.deepcopy(self.model, {id(tensor): tensor for tensor in tensors})
 
 
-def embed(model: ViltModel, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Any]:
+def embed(model: Any, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Any]:
     """Compute what enters the first Transformer block.
 
     Parameters
     ----------
-    model : ViltModel
-        Its patches are kept in order, see `keep_patch_order`.
+    model : ViltModel or ViTModel
+        A ViLT's patches are kept in order, see `keep_patch_order`.
     inputs : Mapping
-        ``input_ids``, ``attention_mask`` (batch, tokens), ``pixel_values`` (batch, 3, height, width);
-        optionally ``token_type_ids`` and ``pixel_mask``.
+        ``pixel_values`` (batch, 3, height, width), for a ViLT also ``input_ids``, ``attention_mask`` (batch,
+        tokens) and optionally ``token_type_ids`` and ``pixel_mask``.
 
     Returns
     -------
     tuple
         Hidden states (batch, tokens + patches + 1, width) and the attention mask that the blocks take.
     """
+    if isinstance(model, ViTModel):
+        return model.embeddings(inputs["pixel_values"]), None
     hidden, mask = model.embeddings(
         inputs["input_ids"],
         inputs["attention_mask"],
@@ -148,10 +170,36 @@ def embed(model: ViltModel, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Any]:
     return hidden, create_bidirectional_mask(config=model.config, inputs_embeds=hidden, attention_mask=mask)
 
 
-def pool(model: ViltModel, hidden: Tensor) -> Tensor:
+def blocks(model: Any) -> nn.ModuleList:
+    """Return the Transformer blocks.
+
+    Raises
+    ------
+    ValueError
+        If the model has none.
+    """
+    if isinstance(model, ResNet8):
+        raise ValueError("a ResNet has no Transformer blocks for adapters; allowed: method = 'full'")
+    return model.layers if isinstance(model, ViTModel) else model.encoder.layer
+
+
+def apply(block: nn.Module, hidden: Tensor, mask: Any) -> Tensor:
+    """Compute a block's hidden states from those before it."""
+    output = block(hidden, mask)
+    return output if isinstance(output, Tensor) else output[0]
+
+
+def pool(model: Any, hidden: Tensor) -> Tensor:
     """Compute the features (batch, width) from the last block's hidden states."""
-    assert model.pooler is not None
     return model.pooler(model.layernorm(hidden))
+
+
+class FirstToken(nn.Module):
+    """The pooler of a ViT that comes without one: the class token, as its own classifier reads it."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Take (batch, tokens, width) to (batch, width)."""
+        return hidden[:, 0]
 
 
 def keep_patch_order(model: ViltModel) -> ViltModel:
@@ -203,7 +251,8 @@ def load_backbone(name: str, weights: str = "pretrained", seed: int = 0) -> Back
     Parameters
     ----------
     name : str
-        ``"tiny-vilt"`` (built in), a local folder, or a hub id of a ViLT such as ``"dandelin/vilt-b32-mlm"``.
+        ``"tiny-vilt"`` (built in), ``"resnet8"`` or ``"resnet8-narrow"`` (built in, random weights only), or
+        the folder or hub id of a ViLT or ViT, such as ``"dandelin/vilt-b32-mlm"``.
     weights : str
         ``"pretrained"``, or ``"random"``: the same architecture with weights drawn from `seed` (a control).
     seed : int
@@ -212,50 +261,71 @@ def load_backbone(name: str, weights: str = "pretrained", seed: int = 0) -> Back
     Raises
     ------
     ValueError
-        If nothing of that name can be loaded as a ViLT in safetensors.
+        If nothing of that name can be loaded in safetensors.
     """
-    folder = builtin_folder(name) if name in BUILTIN else Path(name).expanduser() if "~" in name else name
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    if name in WIDTHS:
+        if weights == "pretrained":
+            raise ValueError(f"backbone-weights = 'pretrained' with backbone = {name!r}; allowed: 'random'")
+        made = _random(ResNet8, ResNet8Config(channels=WIDTHS[name]), seed)
+        return _frozen(name, made, Processor(None, made.config.image_size, 0, _CIFAR_MEAN, _CIFAR_STD))
+    folder = builtin_folder(name) if name in BUILTIN else Path(name).expanduser() if "~" in name else name
     try:
-        config = ViltConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder)
+        if (architecture := _MODELS.get(config.model_type)) is None:
+            raise ValueError(f"its model_type is {config.model_type!r}")
         if weights == "random":
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                model = ViltModel(config)
+            model: Any = _random(architecture, config, seed)
         else:
-            loaded: Any = ViltModel.from_pretrained(
+            loaded: Any = architecture.from_pretrained(
                 folder, config=config, use_safetensors=True, dtype=torch.float32, output_loading_info=True
             )
             model, report = loaded
+            missing = sorted(report["missing_keys"])
+            if isinstance(model, ViTModel) and missing == ["pooler.dense.bias", "pooler.dense.weight"]:
+                model.pooler, missing = FirstToken(), []  # type: ignore[assignment]
             # transformers would leave them random.
-            if missing := sorted(report["missing_keys"]):
+            if missing:
                 raise ValueError(f"no weights for {missing[0]}")
         processor = _load_processor(folder, config)
     # A RuntimeError says that shapes do not fit.
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(
-            f"backbone = {name!r} cannot be loaded; allowed: {', '.join(BUILTIN)}, the path of a folder "
-            f"with a ViLT in safetensors, or the id of one on the hub when it can be reached ({reason})"
+            f"backbone = {name!r} cannot be loaded; allowed: {', '.join((*BUILTIN, *WIDTHS))}, the path of a "
+            f"folder with a ViLT or ViT in safetensors, or the id of one on the hub if it can be reached "
+            f"({reason})"
         ) from None
-    model = keep_patch_order(model).eval().requires_grad_(False)
+    return _frozen(name, keep_patch_order(model) if isinstance(model, ViltModel) else model, processor)
+
+
+def _random(architecture: type[PreTrainedModel], config: PreTrainedConfig, seed: int) -> PreTrainedModel:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return architecture(config)
+
+
+def _frozen(name: str, model: PreTrainedModel, processor: Processor) -> Backbone:
+    model.eval().requires_grad_(False)
     return Backbone(name, model, processor, fingerprint(model, processor))
 
 
-def _load_processor(folder: str | Path, config: ViltConfig) -> Processor:
-    # Where there is none, transformers makes one that knows no word.
-    if Path(folder).is_dir() and not any(Path(folder, name).is_file() for name in _TOKENIZER_FILES):
-        raise ValueError("it has no tokenizer")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+def _load_processor(folder: str | Path, config: Any) -> Processor:
+    tokenizer = None
+    if config.model_type == "vilt":
+        # Where there is none, transformers makes one that knows no word.
+        if Path(folder).is_dir() and not any(Path(folder, name).is_file() for name in _TOKENIZER_FILES):
+            raise ValueError("it has no tokenizer")
+        tokenizer = AutoTokenizer.from_pretrained(folder)
     settings: dict = {}
     if (path := Path(folder, _IMAGE_SETTINGS)).is_file():
         settings = json.loads(path.read_text())
     return Processor(
         tokenizer,
         image_size=cast(int, config.image_size),
-        text_length=config.max_position_embeddings,
-        # ViLT's own values, where a checkpoint names none.
+        text_length=config.max_position_embeddings if tokenizer else 0,
+        # ViLT's and ViT's own values, where a checkpoint names none.
         mean=tuple(settings.get("image_mean", (0.5, 0.5, 0.5))),
         std=tuple(settings.get("image_std", (0.5, 0.5, 0.5))),
         template=settings.get("text_template", "{}"),
@@ -299,14 +369,11 @@ def fingerprint(model: PreTrainedModel, processor: Processor | None = None) -> s
     The hash depends on names, shapes and values, not on how the files are cut or which hub they came from.
     """
     config = model.config.to_dict()
-    shape = {
-        key: config[key]
-        for key in sorted(config)
-        if key in ViltConfig().to_dict() and key not in _NOT_COMPUTED
-    }
+    known = type(model.config)().to_dict().keys() - _NOT_COMPUTED
+    shape = {key: config[key] for key in sorted(config) if key in known}
     digest = hashlib.sha256(json.dumps(shape, sort_keys=True, default=str).encode())
     if processor is not None:
-        words = sorted(processor.tokenizer.get_vocab().items())
+        words = sorted(processor.tokenizer.get_vocab().items()) if processor.tokenizer else []
         settings = (
             processor.image_size,
             processor.text_length,

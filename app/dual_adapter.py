@@ -7,20 +7,19 @@ of the client's own A_c.
 
 import functools
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from .backbones import Backbone, choose_device, embed, open_backbone, pool
+from .backbones import Backbone, apply, blocks, choose_device, embed, open_backbone, pool
 from .bottleneck import BottleneckConfig, BottleneckLayer
 from .settings import Settings
+from .trained_model import Branch, Role, TrainedModel
 
-Role = Literal["shared", "frozen", "local"]
 ROLES: tuple[Role, ...] = ("shared", "frozen", "local")
-Branch = Literal["student", "teacher", "local"]
 
 # Which adapters a branch activates, each with its share in the sum.
 BRANCHES: dict[str, dict[str, float]] = {
@@ -37,7 +36,13 @@ class Trunk(NamedTuple):
     mask: Tensor | None
 
 
-def adapter_config(kind: str, *, reduction_factor: int = 16, lora_rank: int = 8, width: int) -> PeftConfig:
+# Query and value by their names in a ViLT and in a ViT.
+LORA_TARGETS = {"vilt": ["query", "value"], "vit": ["q_proj", "v_proj"]}
+
+
+def adapter_config(
+    kind: str, *, reduction_factor: int = 16, lora_rank: int = 8, width: int, model_type: str = "vilt"
+) -> PeftConfig:
     """Describe an adapter in PEFT's terms.
 
     Parameters
@@ -51,6 +56,8 @@ def adapter_config(kind: str, *, reduction_factor: int = 16, lora_rank: int = 8,
         LoRA: rank of the update.
     width : int
         The backbone's width.
+    model_type : str
+        The backbone's kind, as its configuration has it: ``"vilt"`` or ``"vit"``.
 
     Raises
     ------
@@ -70,12 +77,12 @@ def adapter_config(kind: str, *, reduction_factor: int = 16, lora_rank: int = 8,
             task_type="FEATURE_EXTRACTION",
             r=lora_rank,
             lora_alpha=2 * lora_rank,
-            target_modules=["query", "value"],
+            target_modules=LORA_TARGETS[model_type],
         )
     raise ValueError(f"adapter = {kind!r}; allowed: 'bottleneck', 'lora'")
 
 
-class DualAdapter(nn.Module):
+class DualAdapter(TrainedModel):
     """Three adapters of one kind on a frozen backbone.
 
     Parameters
@@ -122,41 +129,14 @@ class DualAdapter(nn.Module):
         """The backbone with the adapters inside, without PEFT's wrapping."""
         return self.peft.get_base_model()
 
-    @property
-    def device(self) -> torch.device:
-        """Where it computes."""
-        return self.model.device
-
-    def state(self, role: Role) -> dict[str, Tensor]:
-        """Return a copy of one adapter's weights by their names on the wire."""
-        return {name: parameter.detach().clone() for name, parameter in self.parameters_of[role].items()}
-
-    @torch.no_grad()
-    def load(self, role: Role, state: Mapping[str, Tensor]) -> None:
-        """Overwrite one adapter's weights.
-
-        Raises
-        ------
-        ValueError
-            If names or shapes are not the adapter's.
-        """
-        own = self.parameters_of[role]
-        if state.keys() != own.keys():
-            odd = sorted(state.keys() ^ own.keys())
-            raise ValueError(f"adapter {role!r}: arrays missing or not known: {', '.join(odd[:3])}")
-        for name, parameter in own.items():
-            if state[name].shape != parameter.shape:
-                raise ValueError(
-                    f"adapter {role!r}: {name} has shape {tuple(state[name].shape)}, "
-                    f"not {tuple(parameter.shape)}"
-                )
-        for name, parameter in own.items():
-            parameter.copy_(state[name])
-
     def receive(self, shared: Mapping[str, Tensor]) -> None:
         """Take A_s as it arrives from the server; Â_s becomes its copy."""
         self.load("shared", shared)
         self.load("frozen", shared)
+
+    def train(self, mode: bool = True) -> "DualAdapter":
+        """Compute as in evaluation, whatever `mode` is: the backbone is frozen, and has no dropout."""
+        return super().train(False)
 
     def activate(self, branch: Branch | None) -> None:
         """Put a branch's adapters in place; None takes all out."""
@@ -177,30 +157,25 @@ class DualAdapter(nn.Module):
         """Compute the frozen part up to the first adapter, the same for every branch."""
         self.activate(None)
         hidden, mask = embed(self.model, self._normalised(inputs))
-        for layer in self.model.encoder.layer[: self._first]:
-            hidden = layer(hidden, mask)[0]
+        for block in blocks(self.model)[: self._first]:
+            hidden = apply(block, hidden, mask)
         return Trunk(hidden, mask)
 
     def features(self, trunk: Trunk, branch: Branch) -> Tensor:
         """Compute a branch's features (batch, width) from the trunk on."""
         self.activate(branch)
         hidden = trunk.hidden if self._output is None else self._output.adapt(trunk.hidden)
-        for layer in self.model.encoder.layer[self._first :]:
-            hidden = layer(hidden, trunk.mask)[0]
+        for block in blocks(self.model)[self._first :]:
+            hidden = apply(block, hidden, trunk.mask)
         return pool(self.model, hidden)
-
-    def _normalised(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        pixels = inputs["pixel_values"]
-        if pixels.dtype == torch.uint8:
-            pixels = self.backbone.processor.normalise(pixels)
-        return {**inputs, "pixel_values": pixels}
 
     def _find_first_adapter(self) -> tuple[int, BottleneckLayer | None]:
         """Return the number of blocks in the trunk, and the adapter right after it, if there is one."""
-        for index, layer in enumerate(self.model.encoder.layer):
-            tuned = [module for module in layer.modules() if isinstance(module, BaseTunerLayer)]
-            if tuned == [layer.output] and isinstance(layer.output, BottleneckLayer):
-                return index + 1, layer.output
+        for index, block in enumerate(blocks(self.model)):
+            tuned = [module for module in block.modules() if isinstance(module, BaseTunerLayer)]
+            last = getattr(block, "output", None)
+            if tuned == [last] and isinstance(last, BottleneckLayer):
+                return index + 1, last
             if tuned:
                 return index, None
         raise ValueError("the adapter was placed in no Transformer block")
@@ -231,15 +206,20 @@ def open_adapter(settings: Settings) -> DualAdapter:
 def _open_adapter(
     backbone: Backbone, kind: str, reduction_factor: int, lora_rank: int, seed: int, device: str
 ) -> DualAdapter:
+    blocks(backbone.model)  # where it has none, that is said
     config = adapter_config(
-        kind, reduction_factor=reduction_factor, lora_rank=lora_rank, width=backbone.width
+        kind,
+        reduction_factor=reduction_factor,
+        lora_rank=lora_rank,
+        width=backbone.width,
+        model_type=backbone.model.config.model_type,
     )
     return DualAdapter(backbone, config, seed).to(device)
 
 
 def _named(model: PeftModel, role: str) -> Iterator[tuple[str, nn.Parameter]]:
-    # Names of the backbone's own parameters may hold a role's name too; adapters are in the encoder alone.
-    marker = f".{role}"
+    # Names of the backbone's own parameters may hold a role's name too, but not the tuner's prefix.
+    marker, prefix = f".{role}", model.base_model.prefix
     for name, parameter in model.named_parameters():
-        if f"{marker}." in f"{name}." and "encoder" in name:
+        if f"{marker}." in f"{name}." and f".{prefix}" in name:
             yield name.replace(marker, "", 1), parameter

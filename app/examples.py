@@ -25,16 +25,16 @@ class Examples:
         Distinct images, uint8, shape (images, 3, size, size).
     image_of : Tensor
         Index into `pixels` for each example, shape (examples,).
-    input_ids, attention_mask : Tensor
-        Questions, int64, shape (examples, tokens).
+    input_ids, attention_mask : Tensor or None
+        Questions, int64, shape (examples, tokens); None for a backbone that sees images alone.
     scores : Tensor
         Answer scores in [0, 1], float32, shape (examples, answers).
     """
 
     pixels: Tensor
     image_of: Tensor
-    input_ids: Tensor
-    attention_mask: Tensor
+    input_ids: Tensor | None
+    attention_mask: Tensor | None
     scores: Tensor
 
     def __len__(self) -> int:
@@ -42,13 +42,11 @@ class Examples:
 
     def batch(self, rows: Tensor, device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
         """Return the model inputs and answer scores of some rows, texts cut to the longest among them."""
-        mask = self.attention_mask[rows]
-        longest = int(mask.sum(1).max())
-        inputs = {
-            "input_ids": self.input_ids[rows, :longest],
-            "attention_mask": mask[:, :longest],
-            "pixel_values": self.pixels[self.image_of[rows]],
-        }
+        inputs = {"pixel_values": self.pixels[self.image_of[rows]]}
+        if self.input_ids is not None and self.attention_mask is not None:
+            mask = self.attention_mask[rows]
+            longest = int(mask.sum(1).max())
+            inputs |= {"input_ids": self.input_ids[rows, :longest], "attention_mask": mask[:, :longest]}
         return {key: value.to(device) for key, value in inputs.items()}, self.scores[rows].to(device)
 
 
@@ -72,7 +70,7 @@ def process(rows: "Dataset", processor: Processor) -> Examples:
     return Examples(
         pixels=torch.stack(pixels),
         image_of=torch.tensor(image_of),
-        input_ids=texts["input_ids"],
-        attention_mask=texts["attention_mask"],
+        input_ids=texts.get("input_ids"),
+        attention_mask=texts.get("attention_mask"),
         scores=torch.tensor(columns["scores"].to_pylist(), dtype=torch.float32),
     )

@@ -24,6 +24,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 from torch.optim import Optimizer
 
 from .dual_adapter import DualAdapter
+from .trained_model import TrainedModel
 
 Inputs = Mapping[str, Tensor]
 
@@ -167,14 +168,14 @@ def fast_step(
 
 
 def adapter_step(
-    adapter: DualAdapter,
+    adapter: TrainedModel,
     head: nn.Module,
     optimizer: Optimizer,
     inputs: Inputs,
     scores: Tensor,
     method: Distillation,
 ) -> Tensor:
-    """Take one step of the baseline, a single adapter (A_s and head on CE alone); return the loss."""
+    """Take one step of the baselines, a single adapter or all weights, on CE alone; return the loss."""
     z_s = head(adapter.features(adapter.trunk(inputs), "student"))
     loss = task_loss(z_s, scores, method.loss)
     _descend(optimizer, loss)
@@ -182,21 +183,24 @@ def adapter_step(
 
 
 def make_optimizer(
-    adapter: DualAdapter, head: nn.Module, learning_rate: float, weight_decay: float
+    adapter: TrainedModel, head: nn.Module, learning_rate: float, weight_decay: float, kind: str = "adamw"
 ) -> Optimizer:
     """Make the published AdamW over A_s, A_c and the head: betas (0.9, 0.98), eps 1e-8.
 
     As published, no decay on names containing ``bias`` or ``LayerNorm.weight``; the head's own norm weight
-    is decayed.
+    is decayed. `kind` "sgd" makes SGD without momentum, with the same decay.
     """
     named = [
         *adapter.parameters_of["shared"].items(),
         *adapter.parameters_of["local"].items(),
         *head.named_parameters(),
     ]
+    named = [(name, p) for name, p in named if p.requires_grad]
     spared = [p for name, p in named if "bias" in name or "LayerNorm.weight" in name]
     decayed = [p for name, p in named if "bias" not in name and "LayerNorm.weight" not in name]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
+    if kind == "sgd":
+        return torch.optim.SGD(groups, lr=learning_rate)
     return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98), eps=1e-8)
 
 

@@ -12,7 +12,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-Method = Literal["feddat", "adapter"]
+Method = Literal["feddat", "adapter", "full"]
 Strategy = Literal[
     "fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "fedmedian", "fedtrimmedavg", "krum"
 ]
@@ -53,10 +53,14 @@ class Settings(BaseModel):
     adapter: Literal["bottleneck", "lora"]
     reduction_factor: int = Field(gt=0)
     lora_rank: int = Field(gt=0)
+    head: Literal["private", "shared"]
 
+    optimizer: Literal["adamw", "sgd"]
     learning_rate: float = Field(gt=0)
     weight_decay: float = Field(ge=0)
     warmup: float = Field(ge=0, lt=1)
+    schedule: Literal["linear", "constant"]
+    augment: bool
     batch_size: int = Field(gt=0)
     local_epochs: int = Field(gt=0)
     device: str
@@ -69,6 +73,8 @@ class Settings(BaseModel):
     test_examples: int = Field(ge=0)
     split_by: Literal["iid", "dirichlet"]
     dirichlet_alpha: float = Field(gt=0)
+    imbalance_factor: float = Field(ge=1)
+    public_per_class: int = Field(ge=0)
     on_bad_row: Literal["error", "skip"]
 
     strategy: Strategy
@@ -125,8 +131,12 @@ class Settings(BaseModel):
                 "proximal-mu = 0 makes strategy = 'fedprox' plain 'fedavg'; allowed: more than 0",
             ),
             (
-                self.benchmark == "vqa-domains" and not self.data_dir,
-                "data-dir = '' with benchmark = 'vqa-domains'; allowed: the absolute path of a folder",
+                self.method == "full" and self.head == "private",
+                "head = 'private' with method = 'full', which sends all weights; allowed: 'shared'",
+            ),
+            (
+                self.benchmark in ("vqa-domains", "cifar10-lt", "cifar100-lt") and not self.data_dir,
+                f"data-dir = '' with benchmark = {self.benchmark!r}; allowed: the absolute path of a folder",
             ),
             (
                 self.align != "none" and self.align_beta > 0 and not self.teacher,

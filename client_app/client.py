@@ -1,16 +1,18 @@
 """What one message to one client works with: settings, data, adapters."""
 
 import functools
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from flwr.app import ArrayRecord, Context
+from torch import nn
 
 from app.backbones import Backbone, open_backbone
-from app.dual_adapter import DualAdapter, open_adapter
 from app.examples import Examples, process
-from app.heads import AnswerHead, new_head
+from app.full_model import open_model
+from app.heads import new_head, split_classifier
 from app.records import from_record
 from app.settings import Settings, feddat_home, read_settings
+from app.trained_model import TrainedModel
 from data_partitions.benchmarks import DataOptions, Partition, load_partition, partition_names
 
 from .private_state import load_private_state
@@ -75,9 +77,10 @@ class Client:
         )
         options = data_options(settings)
         share = Share(settings.benchmark, index, count, options)
-        if "data-dir" in node:
+        # Where there are no natural clients, all sites have the same data and each its part.
+        if "data-dir" in node and (names := share.names):
             share = Share(settings.benchmark, 0, 1, options)
-            if len(names := share.names) > 1:
+            if len(names) > 1:
                 raise ValueError(
                     f"node-config: data-dir = {node['data-dir']!r} holds {len(names)} domains; allowed: one"
                 )
@@ -97,22 +100,25 @@ class Client:
         """Return one split, processed; the process keeps it."""
         return _examples(self.share, split, self.backbone)
 
-    def open(self, arrays: ArrayRecord) -> tuple[DualAdapter, AnswerHead]:
-        """Put the arrived shared adapter, its frozen copy and the private state in place."""
-        adapter = open_adapter(self.settings)
-        head = new_head(adapter.backbone.width, len(self.partition.answers), self.settings.seed)
+    def open(self, arrays: ArrayRecord) -> tuple[TrainedModel, nn.Module]:
+        """Put what arrived, its frozen copy and the private state in place."""
+        model = open_model(self.settings)
+        kind, seed = self.settings.head, self.settings.seed
+        head = new_head(model.backbone.width, len(self.partition.answers), seed, kind)
         private = load_private_state(self.context)
-        adapter.receive(from_record(arrays))
-        adapter.load("local", private.local if private else adapter.initial_local)
-        if private:
+        shared, classifier = split_classifier(from_record(arrays))
+        model.receive(shared)
+        model.load("local", private.local if private else model.initial_local)
+        if kind == "shared":
+            head.load_state_dict(classifier)
+        elif private:
             head.load_state_dict(private.head)
-        return adapter, head.to(adapter.device)
+        return model, head.to(model.device)
 
 
 def data_options(settings: Settings) -> DataOptions:
     """Say what a benchmark is asked for: the settings that carry its options' names."""
-    asked = {field.name for field in fields(DataOptions)} - {"cache_dir"}
-    return DataOptions(**settings.model_dump(include=asked), cache_dir=feddat_home() / "data")
+    return DataOptions.of(settings.model_dump(), feddat_home() / "data")
 
 
 @functools.lru_cache(maxsize=256)

@@ -2,27 +2,28 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from app.dual_adapter import Branch, DualAdapter, Role
 from app.examples import Examples
-from app.heads import AnswerHead
 from app.metrics import vqa_score
 from app.mkd import Distillation, adapter_step, fast_step, make_optimizer, reference_step
 from app.settings import Settings
+from app.trained_model import Branch, Role, TrainedModel
+
+from .augmentation import augmented
 
 LOSSES = ("ce-student", "kl-student", "ce-teacher", "kl-teacher")
 EVALUATION_BATCH = 64
 
 
-def schedule(step: int, total: int, warmup: float) -> float:
-    """Return the factor of the learning rate: linear warm-up, then linear decay, over the whole run.
+def schedule(step: int, total: int, warmup: float, kind: str = "linear") -> float:
+    """Return the factor of the learning rate: linear warm-up, then linear decay, over the whole run; or 1.
 
     Parameters
     ----------
@@ -32,18 +33,26 @@ def schedule(step: int, total: int, warmup: float) -> float:
         Batches in the whole run.
     warmup : float
         Share of the run to warm up in, in [0, 1).
+    kind : str
+        "linear" or "constant".
     """
+    if kind == "constant":
+        return 1.0
     warm = math.ceil(total * warmup)
     return (step + 1) / warm if step < warm else (total - step) / max(1, total - warm)
 
 
-def shuffled(num_examples: int, batch_size: int, *key: int) -> Iterator[Tensor]:
-    """Yield rows of batches in an order that is a function of `key` (seed, partition, round, epoch)."""
+def generator(*key: int) -> torch.Generator:
+    """Make a generator whose numbers are a function of `key` (seed, partition, round, epoch)."""
     seed = 0
     for part in key:
         seed = (seed * 1_000_003 + part + 1) % 2**63
-    order = torch.randperm(num_examples, generator=torch.Generator().manual_seed(seed))
-    yield from order.split(batch_size)
+    return torch.Generator().manual_seed(seed)
+
+
+def shuffled(num_examples: int, batch_size: int, *key: int) -> Iterator[Tensor]:
+    """Yield rows of batches in an order that is a function of `key`."""
+    yield from torch.randperm(num_examples, generator=generator(*key)).split(batch_size)
 
 
 def mixed_precision(device: torch.device) -> torch.autocast:
@@ -53,14 +62,14 @@ def mixed_precision(device: torch.device) -> torch.autocast:
 
 
 @contextmanager
-def pulled(adapter: DualAdapter, proximal_mu: float) -> Iterator[None]:
-    """Add μ (A_s − Â_s) to the gradient of A_s: FedProx (Li et al., 2020, arXiv 1812.06127, equation 2)."""
+def pulled(weights: Iterable[Tensor], proximal_mu: float) -> Iterator[None]:
+    """Add μ (w − w as it came) to each gradient: FedProx (Li et al., 2020, arXiv 1812.06127, equation 2)."""
     hooks = []
     if proximal_mu:
-        pairs = zip(*(adapter.parameters_of[role].values() for role in ("shared", "frozen")), strict=True)
+        pairs = [(weight, weight.detach().clone()) for weight in weights if weight.requires_grad]
         hooks = [
-            a_s.register_hook(lambda grad, a_s=a_s, came=came: grad + proximal_mu * (a_s.detach() - came))
-            for a_s, came in pairs
+            weight.register_hook(lambda grad, w=weight, came=came: grad + proximal_mu * (w.detach() - came))
+            for weight, came in pairs
         ]
     try:
         yield
@@ -69,18 +78,28 @@ def pulled(adapter: DualAdapter, proximal_mu: float) -> Iterator[None]:
             hook.remove()
 
 
+@contextmanager
+def training(model: TrainedModel) -> Iterator[None]:
+    """Compute as in training, and afterwards as in evaluation again, whatever happens."""
+    model.train()
+    try:
+        yield
+    finally:
+        model.eval()
+
+
 def train_round(
-    adapter: DualAdapter,
-    head: AnswerHead,
+    adapter: TrainedModel,
+    head: nn.Module,
     examples: Examples,
     settings: Settings,
     server_round: int,
     partition_id: int,
     proximal_mu: float = 0.0,
 ) -> dict[str, Any]:
-    """Train A_s, A_c and the head in place for one round; Â_s is A_s as it came.
+    """Train A_s, A_c and the head in place for one round; Â_s is A_s as it came. Or all weights and the head.
 
-    For `proximal_mu` see `pulled`.
+    `proximal_mu` pulls all that is shared, see `pulled`.
 
     Returns
     -------
@@ -91,7 +110,9 @@ def train_round(
     device = next(head.parameters()).device
     batches = math.ceil(len(examples) / settings.batch_size) * settings.local_epochs
     total, done = settings.num_rounds * batches, (server_round - 1) * batches
-    optimizer = make_optimizer(adapter, head, settings.learning_rate, settings.weight_decay)
+    optimizer = make_optimizer(
+        adapter, head, settings.learning_rate, settings.weight_decay, settings.optimizer
+    )
     method = Distillation(
         alpha=settings.alpha,
         beta=settings.beta,
@@ -101,18 +122,26 @@ def train_round(
     )
     trained: tuple[Role, ...] = ("shared", "local") if settings.method == "feddat" else ("shared",)
     before = {role: adapter.state(role) for role in trained}
+    shared = [*adapter.parameters_of["shared"].values()]
+    if settings.head == "shared":
+        shared += head.parameters()
     sums: dict[str, Tensor] = {}
-    for epoch in range(settings.local_epochs):
-        key = (settings.seed, partition_id, server_round, epoch)
-        for rows in shuffled(len(examples), settings.batch_size, *key):
-            for group in optimizer.param_groups:
-                group["lr"] = settings.learning_rate * schedule(done, total, settings.warmup)
-            inputs, scores = examples.batch(rows, device)
-            with mixed_precision(device), pulled(adapter, proximal_mu):
-                measured = _step(adapter, head, optimizer, inputs, scores, method, settings)
-            for name, value in measured.items():
-                sums[name] = sums.get(name, 0) + value * len(rows)
-            done += 1
+    with training(adapter), pulled(shared, proximal_mu):
+        for epoch in range(settings.local_epochs):
+            key = (settings.seed, partition_id, server_round, epoch)
+            chance = generator(*key, 1)
+            for rows in shuffled(len(examples), settings.batch_size, *key):
+                for group in optimizer.param_groups:
+                    factor = schedule(done, total, settings.warmup, settings.schedule)
+                    group["lr"] = settings.learning_rate * factor
+                inputs, scores = examples.batch(rows, device)
+                if settings.augment:
+                    inputs["pixel_values"] = augmented(inputs["pixel_values"], chance)
+                with mixed_precision(device):
+                    measured = _step(adapter, head, optimizer, inputs, scores, method, settings)
+                for name, value in measured.items():
+                    sums[name] = sums.get(name, 0) + value * len(rows)
+                done += 1
     seen = len(examples) * settings.local_epochs
     return {
         "num-examples": len(examples),
@@ -123,15 +152,15 @@ def train_round(
 
 
 def _step(
-    adapter: DualAdapter,
-    head: AnswerHead,
+    adapter: Any,
+    head: nn.Module,
     optimizer: Optimizer,
     inputs: dict[str, Tensor],
     scores: Tensor,
     method: Distillation,
     settings: Settings,
 ) -> dict[str, Tensor]:
-    if settings.method == "adapter":
+    if settings.method != "feddat":
         return {"ce-student": adapter_step(adapter, head, optimizer, inputs, scores, method)}
     step = fast_step if settings.step == "fast" else reference_step
     outcome = step(adapter, head, optimizer, inputs, scores, method)
@@ -148,7 +177,7 @@ def _distance(before: dict[str, Tensor], after: dict[str, Tensor]) -> float:
 
 @torch.no_grad()
 def evaluate(
-    adapter: DualAdapter, head: AnswerHead, examples: Examples, branches: tuple[Branch, ...]
+    adapter: TrainedModel, head: nn.Module, examples: Examples, branches: tuple[Branch, ...]
 ) -> dict[str, Any]:
     """Return the mean VQA score of each branch, all with the client's own head."""
     started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The ClientApp: answers the handshake, trains, evaluates. Only the shared adapter leaves a client."""
+"""The ClientApp: answers the handshake, trains, evaluates. Only what is shared leaves a client."""
 
 import platform
 from typing import Any
@@ -10,9 +10,10 @@ from flwr.clientapp import ClientApp
 
 from app import __version__
 from app.backbones import choose_device
-from app.dual_adapter import Branch
+from app.heads import with_classifier
 from app.records import to_record
 from app.source import source_hash
+from app.trained_model import Branch
 from data_partitions.benchmarks import text_only_baseline
 
 from .client import Client
@@ -23,6 +24,7 @@ from .private_state import PrivateState, save_private_state
 BRANCHES_OF: dict[str, tuple[Branch, ...]] = {
     "feddat": ("student", "local", "teacher"),
     "adapter": ("student",),
+    "full": ("student",),
 }
 
 app = ClientApp()
@@ -56,7 +58,7 @@ def query(message: Message, context: Context) -> Message:
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """Train for one round; reply with the shared adapter and scalars."""
+    """Train for one round; reply with what is shared and scalars."""
     client, config = _called(message, context)
     adapter, head = client.open(message.content.array_records["arrays"])
     metrics = train_round(
@@ -68,8 +70,11 @@ def train(message: Message, context: Context) -> Message:
         client.partition_id,
         proximal_mu=config.get("proximal-mu", 0.0),
     )
-    reply = RecordDict({"arrays": to_record(adapter.state("shared")), "metrics": MetricRecord(metrics)})
-    save_private_state(context, PrivateState(adapter.state("local"), head.state_dict()))
+    shared, own_head = adapter.state("shared"), head.state_dict()
+    if client.settings.head == "shared":
+        shared, own_head = with_classifier(shared, head), {}
+    reply = RecordDict({"arrays": to_record(shared), "metrics": MetricRecord(metrics)})
+    save_private_state(context, PrivateState(adapter.state("local"), own_head))
     return Message(reply, reply_to=message)
 
 

@@ -7,31 +7,41 @@ import datasets
 
 from . import scenes, vqa_sets
 from .baseline import text_only_baseline
+from .long_tail import CIFAR10, CIFAR100, BalancedTest
 from .partition import DataOptions, Partition, require_one_of
 
 __all__ = [
     "BENCHMARKS",
+    "BalancedTest",
     "DataOptions",
     "Partition",
     "load_partition",
     "load_pool",
     "load_public",
+    "load_test",
     "partition_names",
     "text_only_baseline",
 ]
 
 
 class Benchmark(NamedTuple):
-    """A benchmark's functions: names of the natural clients, one client's data, public examples (if any)."""
+    """A benchmark's functions.
+
+    Names of the natural clients (none where any number of clients share one data set), one client's data, and
+    where there are such: public examples, and a test set in which all clients have one answer list.
+    """
 
     names: Callable[[DataOptions], list[str]]
     load: Callable[[int, int, DataOptions], Partition]
     pool: Callable[[DataOptions], datasets.DatasetDict] | None = None
+    test: Callable[[DataOptions], BalancedTest] | None = None
 
 
 BENCHMARKS: dict[str, Benchmark] = {
     "scenes": Benchmark(scenes.names, scenes.load, scenes.load_pool),
     "vqa-domains": Benchmark(vqa_sets.names, vqa_sets.load),
+    "cifar10-lt": Benchmark(CIFAR10.names, CIFAR10.load, CIFAR10.load_pool, CIFAR10.load_test),
+    "cifar100-lt": Benchmark(CIFAR100.names, CIFAR100.load, CIFAR100.load_pool, CIFAR100.load_test),
 }
 
 
@@ -46,6 +56,7 @@ def load_partition(benchmark: str, partition_id: int, num_partitions: int, optio
 
     With fewer partitions than natural clients the first of these take part; with more, partition `i` goes
     with natural client `i % n`: `scenes` draws it data of its own, `vqa-domains` splits a domain's rows.
+    `cifar10-lt` and `cifar100-lt` have no natural clients: their rows are shared out to all partitions.
 
     Parameters
     ----------
@@ -92,6 +103,20 @@ def load_pool(benchmark: str, options: DataOptions) -> datasets.DatasetDict:
             "allowed: the absolute path of a parquet file"
         )
     return pool(options)
+
+
+def load_test(benchmark: str, options: DataOptions) -> BalancedTest:
+    """Load what a model for all clients is measured on: `cifar10-lt` and `cifar100-lt` have such a test set.
+
+    Raises
+    ------
+    ValueError
+        If the benchmark has none, or its data cannot be used.
+    """
+    require_one_of("benchmark", benchmark, [name for name, found in BENCHMARKS.items() if found.test])
+    load = BENCHMARKS[benchmark].test
+    assert load is not None
+    return load(options)
 
 
 def load_public(

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from .rows import Rows, by_round, last_round, names_of
+from .rows import ALL, GROUPS, Rows, by_round, central, last_round, names_of
 
 # A branch keeps its colour; colours that colour-blind readers tell apart (Petroff, 2021, arXiv 2107.02270).
 PALETTE = color_sequences["petroff10"]
@@ -61,8 +61,12 @@ def draw_curves(rows: Rows) -> Figure:
 
 
 def _draw_scores(axes: Axes, rows: Rows) -> None:
-    """Draw a thin line a client, named as long as there are colours to tell them apart, and the bold mean."""
-    names = names_of(rows)
+    """Draw a thin line a client, named as long as there are colours to tell them apart, and the bold mean.
+
+    Where the server evaluates, a line a group of classes instead.
+    """
+    evaluated = central(rows)
+    names = {} if evaluated else names_of(rows)
     for i, (partition, name) in enumerate(names.items()):
         own = [row for row in rows if row["partition"] == partition and "student" in row]
         style: Style
@@ -73,7 +77,10 @@ def _draw_scores(axes: Axes, rows: Rows) -> None:
             style = {"color": "0.7", "label": "" if i else "one client"}
         points = [100 * row["student"] for row in own]
         axes.plot([row["round"] for row in own], points, marker="o", markersize=3, linewidth=1, **style)
-    _draw_mean(axes, rows, "student", scale=100, color="black", linewidth=3, label="mean")
+    for i, (key, label) in enumerate(GROUPS.items()):
+        _draw_mean(axes, evaluated, key, scale=100, color=PALETTE[i], label=label)
+    label = ALL if evaluated else "mean"
+    _draw_mean(axes, rows, "student", scale=100, color="black", linewidth=3, label=label)
     if baselines := {row["partition"]: 100 * row["text-only"] for row in rows if "text-only" in row}:
         mean = np.mean(list(baselines.values()))
         axes.axhline(mean, color="black", linestyle="--", label="text only, mean")

@@ -1,42 +1,73 @@
-"""The federation's result as a PEFT checkpoint."""
+"""The federation's result in files that stock tools load."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from peft import get_peft_model, set_peft_model_state_dict
+from safetensors.torch import save_file
 from torch import Tensor
 
-from app.backbones import open_backbone
+from app.backbones import Backbone, open_backbone
 from app.dual_adapter import adapter_config
+from app.full_model import FullModel
+from app.heads import split_classifier
 from app.settings import Settings
 
 
-def export_adapter(folder: Path, settings: Settings, shared: Mapping[str, Tensor], card: str) -> None:
-    """Save the shared adapter so that ``PeftModel.from_pretrained`` loads it.
+def export_result(
+    folder: Path, settings: Settings, arrays: Mapping[str, Tensor], card: str, answers: Sequence[str] = ()
+) -> None:
+    """Save what was shared, with the model card.
 
     Parameters
     ----------
     folder : Path
-        A new folder; gets ``adapter_model.safetensors``, ``adapter_config.json`` and the model card.
+        A new folder; gets a PEFT checkpoint for ``PeftModel.from_pretrained`` (``adapter_model.safetensors``,
+        ``adapter_config.json``), or under ``method = "full"`` a whole model for `load_backbone`. A head that
+        travels is in ``classifier.safetensors``, its answers in that file's metadata.
     settings : Settings
-        Name the backbone and the adapter.
-    shared : Mapping
-        A_s by its names on the wire.
+        Name the backbone, and the adapter or method.
+    arrays : Mapping
+        What was shared, by its names on the wire.
     card : str
         The model card.
+    answers : sequence of str
+        What a head that travels chooses from.
     """
     backbone = open_backbone(settings)
+    shared, classifier = split_classifier(arrays)
+    fresh = folder.with_name(f".{folder.name}.new")
+    save = _save_model if settings.method == "full" else _save_adapter
+    save(fresh, settings, backbone, shared)
+    if classifier:
+        weights = {name: value.contiguous() for name, value in classifier.items()}
+        save_file(weights, fresh / "classifier.safetensors", {"answers": json.dumps(list(answers))})
+    (fresh / "README.md").write_text(card, encoding="utf-8")
+    fresh.rename(folder)
+
+
+def _save_adapter(folder: Path, settings: Settings, backbone: Backbone, shared: Mapping[str, Tensor]) -> None:
     config = adapter_config(
         settings.adapter,
         reduction_factor=settings.reduction_factor,
         lora_rank=settings.lora_rank,
         width=backbone.width,
+        model_type=backbone.model.config.model_type,
     )
     model = get_peft_model(backbone.fork(), config)
     set_peft_model_state_dict(model, dict(shared))
     # Otherwise PEFT writes the folder that this machine loaded the backbone from.
     model.peft_config["default"].base_model_name_or_path = settings.backbone
-    fresh = folder.with_name(f".{folder.name}.new")
-    model.save_pretrained(str(fresh))
-    (fresh / "README.md").write_text(card, encoding="utf-8")
-    fresh.rename(folder)
+    model.save_pretrained(str(folder))
+
+
+def _save_model(folder: Path, settings: Settings, backbone: Backbone, shared: Mapping[str, Tensor]) -> None:
+    whole = FullModel(backbone, backbone.model.device)
+    whole.load("shared", shared)
+    whole.model.save_pretrained(folder)
+    processor = backbone.processor
+    image = {"image_mean": processor.mean, "image_std": processor.std, "text_template": processor.template}
+    (folder / "preprocessor_config.json").write_text(json.dumps(image))
+    if processor.tokenizer is not None:
+        processor.tokenizer.save_pretrained(folder)

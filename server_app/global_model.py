@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from app.dual_adapter import DualAdapter
 from app.examples import Examples
-from app.heads import AnswerHead
+from app.heads import split_classifier, with_classifier
+from app.trained_model import TrainedModel
 
 _BATCH = 128
 _HEAD_EPOCHS = 20
@@ -26,26 +26,22 @@ class GlobalModel:
 
     Parameters
     ----------
-    adapter : DualAdapter
+    adapter : TrainedModel
         What clients train, on the server's device.
-    head : AnswerHead
+    head : nn.Module
         Features → logits over the pool's answers.
     head_travels : bool
         Whether the head is among the arrays.
     """
 
-    PREFIX = "classifier."
-
-    def __init__(self, adapter: DualAdapter, head: AnswerHead, *, head_travels: bool) -> None:
+    def __init__(self, adapter: TrainedModel, head: nn.Module, *, head_travels: bool) -> None:
         self.adapter, self.head, self.head_travels = adapter, head.to(adapter.device), head_travels
         self._first_head = copy.deepcopy(head.state_dict())
 
     def load(self, arrays: Mapping[str, Tensor]) -> None:
         """Put aggregated arrays in place."""
-        head = {
-            name.removeprefix(self.PREFIX): a for name, a in arrays.items() if name.startswith(self.PREFIX)
-        }
-        self.adapter.receive({n: a for n, a in arrays.items() if not n.startswith(self.PREFIX)})
+        shared, head = split_classifier(arrays)
+        self.adapter.receive(shared)
         if head:
             self.head.load_state_dict(head)
 
@@ -53,9 +49,7 @@ class GlobalModel:
         """Return a copy of the arrays as they are now, on the CPU."""
         own = self.adapter.state("shared")
         if self.head_travels:
-            own |= {
-                self.PREFIX + name: value.detach().clone() for name, value in self.head.state_dict().items()
-            }
+            own = with_classifier(own, self.head)
         return {name: value.cpu() for name, value in own.items()}
 
     def trained(self) -> list[nn.Parameter]:

@@ -10,15 +10,18 @@ from flwr.serverapp import Grid, ServerApp
 from rich.console import Console
 
 from app import __version__
-from app.dual_adapter import open_adapter
+from app.full_model import open_model
+from app.heads import new_head, with_classifier
 from app.records import from_record, to_record
 from app.settings import SettingsError, read_settings
 from app.source import source_hash
 from data_partitions.benchmarks import BENCHMARKS
 from strategies import FedDAT
 
-from .export import export_adapter
-from .report import model_card, results_table, write_report
+from .central_evaluation import CentralEvaluation, common_test
+from .export import export_result
+from .global_model import GlobalModel
+from .report import classifier_card, model_card, results_table, write_report
 from .run_log import RunLog
 from .strategy import make_strategy
 
@@ -35,15 +38,25 @@ def main(grid: Grid, context: Context) -> None:
         raise SettingsError(
             f"benchmark = {settings.benchmark!r}; allowed: {', '.join(map(repr, BENCHMARKS))}"
         )
-    # Only clients compute; their device need not be here.
-    adapter = open_adapter(settings.model_copy(update={"device": "cpu"}))
+    test = common_test(settings)
+    # Where only clients compute, their device need not be here.
+    device = settings.server_device if test else "cpu"
+    model = open_model(settings.model_copy(update={"device": device}))
+    initial, evaluation = model.initial_shared, None
+    if test:
+        head = new_head(model.backbone.width, len(test.answers), settings.seed, "shared")
+        initial = with_classifier(initial, head)
+        evaluation = CentralEvaluation(GlobalModel(model, head, head_travels=True), test)
     identity: dict[str, Any] = {
-        "backbone": adapter.backbone.fingerprint,
+        "backbone": model.backbone.fingerprint,
         "source": source_hash(),
         "version": __version__,
     }
     versions = {"flwr": flwr.__version__, "torch": torch.__version__}
     run = RunLog(settings, {f"{key}-hash": identity[key] for key in ("backbone", "source")} | versions)
+
+    def evaluated(server_round: int) -> bool:
+        return server_round % settings.evaluate_every == 0 or server_round == settings.num_rounds
 
     strategy = FedDAT(
         make_strategy(settings),
@@ -52,7 +65,7 @@ def main(grid: Grid, context: Context) -> None:
         wait_seconds=settings.wait_seconds,
         seed=settings.seed,
         expected=identity,
-        evaluate_on=lambda r: r % settings.evaluate_every == 0 or r == settings.num_rounds,
+        evaluate_on=lambda server_round: evaluation is None and evaluated(server_round),
         observer=run,
         max_change=settings.max_change,
     )
@@ -61,21 +74,26 @@ def main(grid: Grid, context: Context) -> None:
     run.open()
 
     def end_round(server_round: int, arrays: ArrayRecord) -> None:
-        if server_round:
-            run.end_round(server_round)
+        if not server_round:
+            return
+        if evaluation and evaluated(server_round):
+            run.measured(server_round, evaluation(from_record(arrays)))
+        run.end_round(server_round)
 
     result = strategy.start(
         grid,
-        initial_arrays=to_record(adapter.initial_shared),
+        initial_arrays=to_record(initial),
         num_rounds=settings.num_rounds,
         timeout=settings.round_timeout,
         train_config=ConfigRecord(identity),
         evaluate_config=ConfigRecord(identity),
         evaluate_fn=end_round,
     )
-    export_adapter(
-        run.folder / "adapter", settings, from_record(result.arrays), model_card(run.facts, run.rows)
-    )
+    answers = test.answers if test else ()
+    make_card = classifier_card if test else model_card
+    name = "model" if settings.method == "full" else "adapter"
+    card = make_card(run.facts, run.rows)
+    export_result(run.folder / name, settings, from_record(result.arrays), card, answers)
     write_report(run.folder, run.facts, run.rows, run.seconds)
     Console().print(results_table(run.rows))
     log.info("the run is in %s", run.folder)

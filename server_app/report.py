@@ -16,7 +16,7 @@ from safetensors import safe_open
 from app.files import write_atomically
 
 from .curves import draw_curves
-from .rows import Rows, last_round, names_of
+from .rows import ALL, GROUPS, Rows, central, last_round, names_of
 
 SCORES = {
     "student": "student\n(A_s, deployed)",
@@ -28,14 +28,18 @@ GAIN = "gain\n(student − text only)"
 
 
 def results_table(rows: Rows) -> Table:
-    """Show each client's last scores in points, then the mean and the worst of each column."""
+    """Show each client's last scores in points, then the mean and the worst of each column.
+
+    Where the server evaluates, show its last accuracies by groups of classes, then over all.
+    """
     header, lines = _scores(rows)
     table = Table(title="score on the test split, in points")
     for column in header:
-        table.add_column(column, justify="left" if column == "client" else "right")
+        table.add_column(column, justify="left" if column == header[0] else "right")
+    summaries = 1 if central(rows) else 2
     for i, line in enumerate(lines, start=1):
-        # The line above the summaries ends the section of clients.
-        table.add_row(*map(escape, line), end_section=i == len(lines) - 2)
+        # The line above the summaries ends the section of clients or groups.
+        table.add_row(*map(escape, line), end_section=i == len(lines) - summaries)
     return table
 
 
@@ -54,7 +58,10 @@ def progress_line(rows: Rows, server_round: int, num_rounds: int, seconds: float
     names = names_of(rows)
     now = [row for row in rows if row["round"] == server_round]
     scored = [row for row in now if "student" in row]
-    if scored:
+    if evaluated := central(now):
+        groups = (f", {100 * evaluated[0][key]:.1f} {key}" for key in GROUPS if key in evaluated[0])
+        state = f"student {100 * evaluated[0]['student']:.1f} over {ALL}" + "".join(groups)
+    elif scored:
         scores = [100 * row["student"] for row in scored]
         worst = int(np.argmin(scores))
         name = names[scored[worst]["partition"]]
@@ -76,7 +83,7 @@ def write_report(folder: Path, settings: Mapping[str, Any], rows: Rows, seconds:
     Parameters
     ----------
     folder : Path
-        The run's folder. If the adapter has been exported to it, the report tells its size.
+        The run's folder. If the result has been exported to it, the report tells its size.
     settings : Mapping
         The run's settings, keys as in the run-config.
     rows : sequence of dict
@@ -87,7 +94,7 @@ def write_report(folder: Path, settings: Mapping[str, Any], rows: Rows, seconds:
     picture = io.BytesIO()
     draw_curves(rows).savefig(picture, format="png")
     write_atomically(folder / "curves.png", picture.getvalue())
-    write_atomically(folder / "report.md", _report(folder / "adapter", settings, rows, seconds))
+    write_atomically(folder / "report.md", _report(folder, settings, rows, seconds))
 
 
 def model_card(settings: Mapping[str, Any], rows: Rows) -> str:
@@ -143,15 +150,69 @@ logits = head(features)  # such as torch.nn.Linear(backbone.width, num_answers),
 """
 
 
-def _report(adapter: Path, settings: Mapping[str, Any], rows: Rows, seconds: float) -> str:
-    weights = adapter / "adapter_model.safetensors"
+def classifier_card(settings: Mapping[str, Any], rows: Rows) -> str:
+    """Return the README.md of an exported result that has its classifier with it."""
+    backbone = json.dumps(settings["backbone"])
+    call = backbone if settings["backbone-weights"] == "pretrained" else f'{backbone}, "random"'
+    load = f"""import feddat.app.bottleneck  # registers the adapter type with PEFT
+from feddat.app.backbones import load_backbone
+from peft import PeftModel
+
+backbone = load_backbone({call})
+model = PeftModel.from_pretrained(backbone.fork(), "path/to/adapter")
+classifier = load_file("path/to/adapter/classifier.safetensors")"""
+    if settings["method"] == "full":
+        load = """from feddat.app.backbones import load_backbone
+
+backbone = load_backbone("path/to/model")
+model = backbone.model
+classifier = load_file("path/to/model/classifier.safetensors")"""
+    return f"""---
+license: apache-2.0
+base_model: {backbone}
+tags:
+- federated-learning
+- feddat
+- image-classification
+---
+
+# {_cell(settings["run-name"])}
+
+An image classifier on the backbone `{settings["backbone"]}`, trained by clients that kept their images to
+themselves. {_what_ran(settings, rows)}
+
+## Scores
+
+{_measured_on(rows)}
+
+{_markdown(*_scores(rows), align="---:")}
+
+## Use
+
+With the package `feddat` installed; `answers` in the metadata of `classifier.safetensors` are the classes:
+
+```python
+from safetensors.torch import load_file
+{load}
+
+pixels = backbone.processor.normalise(backbone.processor.image(image)[None])  # image: PIL
+inputs = backbone.processor.texts(["what is shown ?"])  # nothing for a backbone that sees images alone
+features = model(**inputs, pixel_values=pixels).pooler_output
+logits = features @ classifier["weight"].T + classifier["bias"]
+```
+"""
+
+
+def _report(folder: Path, settings: Mapping[str, Any], rows: Rows, seconds: float) -> str:
+    full = settings["method"] == "full"
+    weights = folder / ("model/model.safetensors" if full else "adapter/adapter_model.safetensors")
     size = f", {_num_parameters(weights):,} parameters" if weights.is_file() else ""
     facts = {
         "rounds": f"{last_round(rows)} of {settings['num-rounds']}",
         "clients": ", ".join(names_of(rows).values()),
         "method": f"{settings['method']} under {settings['strategy']}, weighting {settings['weighting']}",
         "backbone": f"{settings['backbone']} ({settings['backbone-weights']} weights)",
-        "adapter": settings["adapter"] + size,
+        "adapter": ("none, all weights" if full else settings["adapter"]) + size,
         "sent": _traffic(rows),
         "time": f"{seconds / 60:.1f} minutes",
     }
@@ -159,7 +220,7 @@ def _report(adapter: Path, settings: Mapping[str, Any], rows: Rows, seconds: flo
     parts = [
         f"# {_cell(settings['run-name'])}",
         _what_ran(settings, rows),
-        "Scores on each client's test split with its own head, in points:",
+        _measured_on(rows),
         _markdown(*_scores(rows), align="---:"),
         "![scores, losses and changes over the rounds](curves.png)",
         "\n".join(f"- **{key}**: {_cell(value)}" for key, value in facts.items() if value),
@@ -172,6 +233,15 @@ def _report(adapter: Path, settings: Mapping[str, Any], rows: Rows, seconds: flo
     return "\n\n".join(parts) + "\n"
 
 
+def _measured_on(rows: Rows) -> str:
+    if central(rows):
+        return (
+            "Accuracy of the aggregated model on the benchmark's balanced test set, over the classes with "
+            "many, with a medium number of and with few training examples, and over all, in points:"
+        )
+    return "Scores on each client's test split with its own head, in points:"
+
+
 def _what_ran(settings: Mapping[str, Any], rows: Rows) -> str:
     method, strategy, benchmark = (f"`{settings[key]}`" for key in ("method", "strategy", "benchmark"))
     size = f"{len(names_of(rows))} clients, {settings['num-rounds']} rounds, seed {settings['seed']}"
@@ -181,8 +251,17 @@ def _what_ran(settings: Mapping[str, Any], rows: Rows) -> str:
 def _scores(rows: Rows) -> tuple[list[str], list[list[str]]]:
     """Return the table's header and its lines: each client's last scores, then the columns' mean and worst.
 
-    A NaN stays one, in the mean and as the worst. Clients without a score do not count in them.
+    A NaN stays one, in the mean and as the worst. Clients without a score do not count in them. Where the
+    server evaluates, a line for each group of classes instead, then all classes.
     """
+    if evaluated := central(rows):
+        wanted = {**GROUPS, "student": ALL}
+        lines = [
+            [label, f"{100 * evaluated[-1][key]:.1f}"]
+            for key, label in wanted.items()
+            if key in evaluated[-1]
+        ]
+        return ["classes", SCORES["student"]], lines
     last = {row["partition"]: row for row in rows if "student" in row}
     final = max((row["round"] for row in last.values()), default=0)
     columns = {

@@ -1,13 +1,25 @@
 """Views of a run's rows.
 
 A *row* is one round and client as it stands in ``metrics.jsonl``; any of its measurements may be missing. A
-row with ``refused`` records a reply that did not count.
+row with ``refused`` records a reply that did not count. Where the server evaluates, its own row of the round
+has the accuracy over all classes as ``student``, and those of the groups of classes by their names.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 Rows = Sequence[Mapping[str, Any]]
+
+# Partition in the rows of the server, and in those of replies that nobody was asked for.
+SERVER = -1
+# Of classes, by how many training examples they have.
+GROUPS = {"many": "many-shot classes", "medium": "medium-shot classes", "few": "few-shot classes"}
+ALL = "all classes"
+
+
+def central(rows: Rows) -> list[Mapping[str, Any]]:
+    """Return the rows of the server's own evaluations."""
+    return [row for row in rows if row["partition"] == SERVER and "student" in row]
 
 
 def names_of(rows: Rows) -> dict[int, str]:

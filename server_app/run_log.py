@@ -13,6 +13,7 @@ from app.files import write_atomically
 from app.settings import Settings, SettingsError, feddat_home
 
 from .report import progress_line
+from .rows import SERVER
 
 log = logging.getLogger("flwr")  # Flower's own logger: what it gets is in `flwr log`
 
@@ -110,6 +111,10 @@ class RunLog:
                 row[key] = row.get(key, 0) + value if both_ways else value
         # Last, so that no client can write another's row.
         row.update({"round": server_round, **self._facts[partition_id]})
+
+    def measured(self, server_round: int, metrics: Mapping[str, float]) -> None:
+        """Add a row of what the server measured itself."""
+        self._round[SERVER] = {"round": server_round, "partition": SERVER, **metrics}
 
     def refused(self, server_round: int, phase: str, partition_id: int, reason: str) -> None:
         """Add a row for a reply that did not count."""

@@ -35,10 +35,14 @@ def rows_of(folder):
 
 
 SETTINGS = [
-    ("benchmark", "scene", r"benchmark = 'scene'; allowed: 'scenes', 'vqa-domains'"),
+    (
+        "benchmark",
+        "scene",
+        r"benchmark = 'scene'; allowed: 'scenes', 'vqa-domains', 'cifar10-lt', 'cifar100-lt'",
+    ),
     ("strategy", "fedsgd", r"strategy = 'fedsgd'; allowed: 'fedavg', .*'krum'"),
     ("adapter", "prompt", r"adapter = 'prompt'; allowed: 'bottleneck' or 'lora'"),
-    ("method", "fedavg", r"method = 'fedavg'; allowed: 'feddat' or 'adapter'"),
+    ("method", "fedavg", r"method = 'fedavg'; allowed: 'feddat', 'adapter' or 'full'"),
     ("num-rounds", 0, r"num-rounds = 0; allowed: greater than 0"),
     ("num-rounds", -3, r"num-rounds = -3; allowed: greater than 0"),
     ("num-rounds", 2.5, r"num-rounds = 2\.5; allowed: .*integer"),

@@ -242,7 +242,7 @@ def test_what_is_no_vilt_in_safetensors_is_refused(folder, damage):
         load_backbone(str(folder))
     message = str(error.value)
     assert message.startswith(
-        f"backbone = {str(folder)!r} cannot be loaded; allowed: tiny-vilt, the path of a folder"
+        f"backbone = {str(folder)!r} cannot be loaded; allowed: tiny-vilt, resnet8, resnet8-narrow, the path"
     )
     assert "safetensors" in message
     assert "\n" not in message

@@ -17,7 +17,7 @@ from app.dual_adapter import DualAdapter, adapter_config, open_adapter
 from app.heads import new_head
 from app.records import from_record
 from app.settings import read_settings
-from server_app.export import export_adapter
+from server_app.export import export_result
 
 # A process that knows the adapter's folder and nothing of the run.
 FRESH = """
@@ -113,7 +113,7 @@ def settings(run_config):
 def test_both_kinds_are_exported_as_they_are(settings, tmp_path, inputs, kind):
     chosen = settings(adapter=kind, lora_rank=4)
     shared = {name: torch.randn_like(value) for name, value in open_adapter(chosen).state("shared").items()}
-    export_adapter(tmp_path / "adapter", chosen, shared, "the card")
+    export_result(tmp_path / "adapter", chosen, shared, "the card")
     backbone = load_backbone(chosen.backbone)
     model = PeftModel.from_pretrained(backbone.fork(), str(tmp_path / "adapter"))
     adapter = open_adapter(chosen)
@@ -132,7 +132,7 @@ def test_a_built_in_backbone_goes_by_its_name_not_by_where_it_lies(
     monkeypatch.setattr(backbones, "builtin_folder", lambda name: small_backbone)
     monkeypatch.setattr(backbones, "load_backbone", functools.cache(load_backbone.__wrapped__))
     chosen = settings(backbone="tiny-vilt")
-    export_adapter(tmp_path / "adapter", chosen, open_adapter(chosen).state("shared"), "the card")
+    export_result(tmp_path / "adapter", chosen, open_adapter(chosen).state("shared"), "the card")
     text = (tmp_path / "adapter" / "adapter_config.json").read_text()
     assert json.loads(text)["base_model_name_or_path"] == "tiny-vilt"
     assert str(small_backbone) not in text

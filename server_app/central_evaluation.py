@@ -1,0 +1,57 @@
+"""How good the aggregated model is on the whole balanced test set, where its head is aggregated as well."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from app.examples import process
+from app.settings import Settings, SettingsError, feddat_home
+from data_partitions.benchmarks import BENCHMARKS, BalancedTest, DataOptions, load_test
+
+from .global_model import GlobalModel
+
+
+def common_test(settings: Settings) -> BalancedTest | None:
+    """Load the test set of a run with a shared head, and with it the answer list; a private head has none.
+
+    Raises
+    ------
+    SettingsError
+        If the benchmark's clients have no answer list in common.
+    """
+    if settings.head == "private":
+        return None
+    if not BENCHMARKS[settings.benchmark].test:
+        allowed = " and ".join(repr(name) for name, found in BENCHMARKS.items() if found.test)
+        raise SettingsError(
+            f"head = 'shared' needs one answer list for all clients, which benchmark = "
+            f"{settings.benchmark!r} has not; allowed with {allowed}"
+        )
+    return load_test(settings.benchmark, DataOptions.of(settings.model_dump(), feddat_home() / "data"))
+
+
+class CentralEvaluation:
+    """Evaluate on the server, as a function of the arrays.
+
+    Parameters
+    ----------
+    model : GlobalModel
+        The server's copy of what clients train.
+    test : BalancedTest
+        What it is measured on.
+    """
+
+    def __init__(self, model: GlobalModel, test: BalancedTest) -> None:
+        self.model = model
+        self.examples = process(test.rows, model.adapter.backbone.processor)
+        self.groups = {name: torch.tensor(labels) for name, labels in test.groups.items() if labels}
+
+    def __call__(self, arrays: Mapping[str, Tensor]) -> dict[str, float]:
+        """Return accuracies in [0, 1]: ``student`` over all classes, ``many``, ``medium`` and ``few``."""
+        self.model.load(arrays)
+        chosen = self.model.all_logits(self.examples).argmax(1)
+        labels = self.examples.scores.argmax(1)
+        right = (chosen == labels).float()
+        by_group = {n: float(right[torch.isin(labels, group)].mean()) for n, group in self.groups.items()}
+        return {"student": float(right.mean()), **by_group}

@@ -1,7 +1,11 @@
 """What one message to one client works with: settings, data, adapters."""
 
 import functools
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
 
 from flwr.app import ArrayRecord, Context
 
@@ -9,14 +13,16 @@ from app.backbones import Backbone, open_backbone
 from app.dual_adapter import DualAdapter, open_adapter
 from app.heads import AnswerHead, new_head
 from app.records import from_record
-from app.settings import Settings, feddat_home, read_settings
+from app.settings import RUN_NAME, Settings, feddat_home, read_settings
 from data_partitions.benchmarks import DataOptions, Partition, load_partition, partition_names
 
 from .examples import Examples, process
-from .private_state import load_private_state
+from .private_state import PrivateState, Shelf, load_private_state
 
 # A site's own settings: its node-config may set them, whatever the run says.
 SITE_KEYS = ("data-dir", "device")
+# And one that no run may set: where the site keeps its private states.
+STATE_DIR = "state-dir"
 
 
 @dataclass(frozen=True)
@@ -97,16 +103,44 @@ class Client:
         """Return one split, processed; the process keeps it."""
         return _examples(self.share, split, self.backbone)
 
-    def open(self, arrays: ArrayRecord) -> tuple[DualAdapter, AnswerHead]:
-        """Put the arrived shared adapter, its frozen copy and the private state in place."""
+    def shelf(self, config: Mapping[str, Any]) -> Shelf:
+        """Return where the private states of the run lie that a message's `config` names.
+
+        Raises
+        ------
+        ValueError
+            The message does not say which run it is of, or the node's state-dir cannot be used.
+        """
+        name, token = config.get("run"), config.get("run-token")
+        for key, value, pattern in (("run", name, RUN_NAME), ("run-token", token, "[0-9a-f]+")):
+            if not isinstance(value, str) or not re.fullmatch(pattern, value):
+                raise ValueError(f"{key} = {value!r} in the server's message; allowed: text like {pattern}")
+        given = self.context.node_config.get(STATE_DIR)
+        folder = Path(str(given)).expanduser() if given else feddat_home() / "clients"
+        if not folder.is_absolute():
+            raise ValueError(f"node-config: {STATE_DIR} = {given!r} is relative; allowed: an absolute path")
+        return Shelf(folder, str(name), str(token), self.partition_id)
+
+    def open(self, arrays: ArrayRecord, shelf: Shelf, up_to: int) -> tuple[DualAdapter, AnswerHead, int]:
+        """Put the arrived shared adapter, its frozen copy and the private state in place.
+
+        Returns
+        -------
+        DualAdapter
+            With the local adapter as it was after round `up_to`, or the last before it.
+        AnswerHead
+            The head of the same round.
+        int
+            How many files of private state had to be set aside, see `load_private_state`.
+        """
         adapter = open_adapter(self.settings)
         head = new_head(adapter.backbone.width, len(self.partition.answers), self.settings.seed)
-        private = load_private_state(self.context)
+        first = PrivateState(adapter.initial_local, head.state_dict())
+        private, set_aside = load_private_state(self.context, shelf, up_to, first)
         adapter.receive(from_record(arrays))
-        adapter.load("local", private.local if private else adapter.initial_local)
-        if private:
-            head.load_state_dict(private.head)
-        return adapter, head.to(adapter.device)
+        adapter.load("local", private.local)
+        head.load_state_dict(private.head)
+        return adapter, head.to(adapter.device), set_aside
 
 
 def data_options(settings: Settings) -> DataOptions:

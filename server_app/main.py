@@ -11,14 +11,14 @@ from rich.console import Console
 
 from app import __version__
 from app.dual_adapter import open_adapter
-from app.records import from_record, to_record
+from app.records import SCHEMA, from_record, to_record
 from app.settings import SettingsError, read_settings
 from app.source import source_hash
 from data_partitions.benchmarks import BENCHMARKS
 from strategies import FedDAT
 
 from .export import export_adapter
-from .report import model_card, results_table, write_report
+from .report import model_card, refusals, results_table, write_report
 from .run_log import RunLog
 from .strategy import make_strategy
 
@@ -38,9 +38,10 @@ def main(grid: Grid, context: Context) -> None:
     # Only clients compute; their device need not be here.
     adapter = open_adapter(settings.model_copy(update={"device": "cpu"}))
     identity: dict[str, Any] = {
-        "backbone": adapter.backbone.fingerprint,
-        "source": source_hash(),
         "version": __version__,
+        "schema": SCHEMA,
+        "source": source_hash(),
+        "backbone": adapter.backbone.fingerprint,
     }
     versions = {"flwr": flwr.__version__, "torch": torch.__version__}
     run = RunLog(settings, {f"{key}-hash": identity[key] for key in ("backbone", "source")} | versions)
@@ -55,6 +56,9 @@ def main(grid: Grid, context: Context) -> None:
         evaluate_on=lambda r: r % settings.evaluate_every == 0 or r == settings.num_rounds,
         observer=run,
         max_change=settings.max_change,
+        min_clients=settings.min_clients,
+        max_failure_rate=settings.max_failure_rate,
+        round_timeout=settings.round_timeout,
     )
 
     strategy.gather(grid)
@@ -64,15 +68,20 @@ def main(grid: Grid, context: Context) -> None:
         if server_round:
             run.end_round(server_round)
 
-    result = strategy.start(
-        grid,
-        initial_arrays=to_record(adapter.initial_shared),
-        num_rounds=settings.num_rounds,
-        timeout=settings.round_timeout,
-        train_config=ConfigRecord(identity),
-        evaluate_config=ConfigRecord(identity),
-        evaluate_fn=end_round,
-    )
+    config = {**identity, "run": run.name, "run-token": run.token}
+    try:
+        result = strategy.start(
+            grid,
+            initial_arrays=to_record(adapter.initial_shared),
+            num_rounds=settings.num_rounds,
+            timeout=settings.round_timeout,
+            train_config=ConfigRecord(config),
+            evaluate_config=ConfigRecord(config),
+            evaluate_fn=end_round,
+        )
+    finally:
+        for (name, phase, reason), times in refusals(run.rows).most_common():
+            log.warning("refused %d times: %s, %s: %s", times, name, phase, reason)
     export_adapter(
         run.folder / "adapter", settings, from_record(result.arrays), model_card(run.facts, run.rows)
     )

@@ -148,6 +148,7 @@ def read_settings(run_config: Mapping[str, bool | float | int | str]) -> Setting
 def _in_one_line(error: ValidationError) -> str:
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
+    key = key if key.isprintable() else repr(key)
     value = first["input"]
     match first["type"]:
         case "combination":

@@ -131,16 +131,16 @@ class Client:
         AnswerHead
             The head of the same round.
         int
-            How many files of private state had to be set aside, see `load_private_state`.
+            How many private states were lost on the way, see `load_private_state`.
         """
         adapter = open_adapter(self.settings)
         head = new_head(adapter.backbone.width, len(self.partition.answers), self.settings.seed)
         first = PrivateState(adapter.initial_local, head.state_dict())
-        private, set_aside = load_private_state(self.context, shelf, up_to, first)
+        private, lost = load_private_state(self.context, shelf, up_to, first)
         adapter.receive(from_record(arrays))
         adapter.load("local", private.local)
         head.load_state_dict(private.head)
-        return adapter, head.to(adapter.device), set_aside
+        return adapter, head.to(adapter.device), lost
 
 
 def data_options(settings: Settings) -> DataOptions:

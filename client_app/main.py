@@ -61,7 +61,7 @@ def train(message: Message, context: Context) -> Message:
     client, config = _called(message, context)
     shelf, server_round = client.shelf(config), config["server-round"]
     arrays = message.content.array_records["arrays"]
-    adapter, head, set_aside = client.open(arrays, shelf, up_to=server_round - 1)
+    adapter, head, lost = client.open(arrays, shelf, up_to=server_round - 1)
     metrics = train_round(
         adapter,
         head,
@@ -71,7 +71,7 @@ def train(message: Message, context: Context) -> Message:
         client.partition_id,
         proximal_mu=config.get("proximal-mu", 0.0),
     )
-    reply = RecordDict({"arrays": to_record(adapter.state("shared")), "metrics": _record(metrics, set_aside)})
+    reply = RecordDict({"arrays": to_record(adapter.state("shared")), "metrics": _record(metrics, lost)})
     state = PrivateState(adapter.state("local"), head.state_dict())
     save_private_state(context, shelf, server_round, state)
     return Message(reply, reply_to=message)
@@ -84,14 +84,14 @@ def evaluate_branches(message: Message, context: Context) -> Message:
     if not len(client.partition.test):
         raise ValueError(f"partition {client.partition_id} has no test rows to evaluate on")
     arrays = message.content.array_records["arrays"]
-    adapter, head, set_aside = client.open(arrays, client.shelf(config), up_to=config["server-round"])
+    adapter, head, lost = client.open(arrays, client.shelf(config), up_to=config["server-round"])
     metrics = evaluate(adapter, head, client.examples("test"), BRANCHES_OF[client.settings.method])
-    return Message(RecordDict({"metrics": _record(metrics, set_aside)}), reply_to=message)
+    return Message(RecordDict({"metrics": _record(metrics, lost)}), reply_to=message)
 
 
-def _record(metrics: dict[str, Any], set_aside: int) -> MetricRecord:
-    """Add how often the client had to go back to an earlier private state, if it had to."""
-    return MetricRecord({**metrics, **({"state-recovered": set_aside} if set_aside else {})})
+def _record(metrics: dict[str, Any], lost: int) -> MetricRecord:
+    """Add how many private states were lost, if any were."""
+    return MetricRecord({**metrics, **({"state-recovered": lost} if lost else {})})
 
 
 def _called(message: Message, context: Context) -> tuple[Client, dict[str, Any]]:

@@ -113,29 +113,35 @@ def load_private_state(
     PrivateState
         The state.
     int
-        How many files were set aside.
+        How many states were lost on the way: files set aside, and one if there may have been another.
 
     Raises
     ------
     OSError
         A file is there and cannot be read or set aside.
     """
-    set_aside = 0
-    for server_round in (kept for kept in shelf.rounds() if kept <= up_to):
+    lost, rounds = 0, shelf.rounds()
+    for server_round in (kept for kept in rounds if kept <= up_to):
         if (cached := _cached(context, shelf, server_round)) is not None:
-            return cached, set_aside
+            return cached, lost
         path = shelf.file(server_round)
         try:
-            return _read(path, _facts(shelf, server_round), first), set_aside
+            return _read(path, _facts(shelf, server_round), first), lost
         except (ValueError, SafetensorError) as error:
             path.rename(path.with_name(f"{path.name}.corrupt"))
-            set_aside += 1
+            lost += 1
             log.warning(
                 "private state %s is kept aside as .corrupt: %s; going on from the one before", path, error
             )
-    if set_aside:
-        log.warning("no private state is left in %s: going on from the first weights", shelf.folder)
-    return first, set_aside
+    # With so many later rounds, one of up to `up_to` may have been dropped: the server went far back.
+    lost += sum(kept > up_to for kept in rounds) >= KEPT_ROUNDS
+    if lost:
+        log.warning(
+            "no private state up to round %d is left in %s: going on from the first weights",
+            up_to,
+            shelf.folder,
+        )
+    return first, lost
 
 
 def save_private_state(context: Context, shelf: Shelf, server_round: int, state: PrivateState) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
 from flwr.clientapp.client_app import ClientAppException
@@ -20,6 +21,16 @@ from flwr.supercore.task_identity import TaskIdentity
 
 ROOT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("FEDDAT_SHARED", ROOT.parent / "shared"))
+
+# The same examples in every run, whatever else the machine has to do, and no files.
+hypothesis.settings.register_profile(
+    "repeatable",
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=list(hypothesis.HealthCheck),
+)
+hypothesis.settings.load_profile("repeatable")
 
 # Small enough for milliseconds a step; and what tests count on, whatever the defaults are.
 SMALL = {
@@ -42,7 +53,7 @@ def default_run_config() -> dict[str, Any]:
 class Federation(Grid):
     """Nodes that answer at once, in one process, with the real ClientApp.
 
-    Every message and reply is kept in `wire`; `alter` may change a reply on its way.
+    Every message and reply is kept in `wire`; `alter` may change a reply on its way, or lose it (None).
     """
 
     run_config: dict[str, Any]
@@ -50,7 +61,7 @@ class Federation(Grid):
     node_config: dict[str, Any] = field(default_factory=dict)
     # Node ids that are not in the order of the partitions, as on a real grid.
     node_id: Callable[[int], int] = lambda partition: 1000 - 7 * partition
-    alter: Callable[[int, Message], Message] = lambda node, reply: reply
+    alter: Callable[[int, Message], Message | None] = lambda node, reply: reply
     wire: list[tuple[str, Message]] = field(default_factory=list)
 
     run = None
@@ -87,9 +98,11 @@ class Federation(Grid):
                 wrapped = ClientAppException(str(error))
                 reason = f"{type(wrapped)}:<'{wrapped}'>"
                 reply = Message(Error(code=2, reason=reason), reply_to=message)
+            reply = self.alter(node, reply)
+            if reply is None:
+                continue
             # A ClientApp does not know its node in one process.
             reply.metadata.__dict__["_src_node_id"] = node
-            reply = self.alter(node, reply)
             self.wire.append(("to server", deepcopy(reply)))
             replies.append(reply)
         return replies

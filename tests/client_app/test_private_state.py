@@ -56,8 +56,8 @@ def load(shelf, new_process):
     """Load in a new process; return the round that a state is of, and how many files were set aside."""
 
     def load(up_to, shelf=shelf, first=FIRST):
-        state, set_aside = load_private_state(new_process(), shelf, up_to, first)
-        return state.head["fc.bias"].item(), set_aside
+        state, lost = load_private_state(new_process(), shelf, up_to, first)
+        return state.head["fc.bias"].item(), lost
 
     return load
 
@@ -75,8 +75,8 @@ def test_what_was_kept_comes_back_bit_for_bit(shelf, new_process):
     context = new_process()
     save_private_state(context, shelf, 1, state)
     for where in (context, new_process()):  # from the cache, and from the file
-        back, set_aside = load_private_state(where, shelf, 1, first)
-        assert set_aside == 0
+        back, lost = load_private_state(where, shelf, 1, first)
+        assert lost == 0
         for part in ("local", "head"):
             kept = getattr(state, part)
             assert kept.keys() == getattr(back, part).keys()
@@ -287,9 +287,17 @@ def test_when_none_is_good_the_client_begins_again_and_says_so(shelf, save, load
     for server_round in (4, 5):
         noise(shelf.file(server_round))
     assert load(5) == (0, 2)
-    assert (
-        caplog.messages[-1] == f"no private state is left in {shelf.folder}: going on from the first weights"
+    assert caplog.messages[-1] == (
+        f"no private state up to round 5 is left in {shelf.folder}: going on from the first weights"
     )
+
+
+def test_a_run_that_goes_back_further_than_is_kept_says_so(save, load, caplog):
+    save(4)
+    assert load(3) == (0, 0)  # round 4 was this client's first
+    save(5)
+    assert load(3) == (0, 1)
+    assert caplog.messages[-1].startswith("no private state up to round 3 is left in")
 
 
 def test_one_flipped_bit_anywhere_is_noticed(shelf, save, load):
@@ -393,9 +401,9 @@ def test_a_process_killed_while_it_writes_goes_on_from_its_last_round(shelf, new
         process.wait()
         process.stdout.close()
         drafts += any(shelf.folder.glob(".round-*"))
-        state, set_aside = load_private_state(new_process(), shelf, 10**6, first)
+        state, lost = load_private_state(new_process(), shelf, 10**6, first)
         value = state.head["y"].item()
-        assert set_aside == 0
+        assert lost == 0
         assert torch.equal(state.local["x"], torch.full((200_000,), value))
         last = max([committed, *said])
         assert value in (last, last + 1)  # renamed, and killed before it could say so

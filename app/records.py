@@ -6,6 +6,9 @@ import torch
 from flwr.app import ArrayRecord
 from torch import Tensor
 
+# Goes up with every change of what messages hold; server and clients must have the same.
+SCHEMA = 1
+
 
 def to_record(state: Mapping[str, Tensor]) -> ArrayRecord:
     """Pack float32 tensors by name, in the order of their names."""

@@ -18,6 +18,9 @@ Strategy = Literal[
 ]
 
 
+RUN_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"  # it names folders, here and at the clients
+
+
 class SettingsError(ValueError):
     """A setting that cannot be used; one line naming the key, the value and what is allowed."""
 
@@ -33,7 +36,7 @@ class Settings(BaseModel):
         alias_generator=lambda name: name.replace("_", "-"),
     )
 
-    run_name: str = Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$", max_length=100)
+    run_name: str = Field(pattern=rf"^({RUN_NAME})?$", max_length=100)
     seed: int = Field(ge=0, lt=2**31)
     num_rounds: int = Field(gt=0)
     num_clients: int = Field(ge=0)
@@ -80,6 +83,8 @@ class Settings(BaseModel):
     strategy: Strategy
     weighting: Literal["uniform", "num-examples"]
     max_change: float = Field(gt=0)
+    min_clients: int = Field(gt=0)
+    max_failure_rate: float = Field(ge=0, le=1)
     server_learning_rate: float = Field(gt=0)
     proximal_mu: float = Field(ge=0)
     fraction_train: float = Field(gt=0, le=1)
@@ -156,6 +161,11 @@ class Settings(BaseModel):
                 f"public-data = {self.public_data!r} is relative; allowed: an absolute path",
             ),
             (
+                0 < self.num_clients < self.min_clients,
+                f"min-clients = {self.min_clients} with num-clients = {self.num_clients};"
+                f" allowed: at most num-clients",
+            ),
+            (
                 bool(self.data_dir) and not Path(self.data_dir).expanduser().is_absolute(),
                 # A Flower app does not run in the folder that the user typed the command in.
                 f"data-dir = {self.data_dir!r} is relative; allowed: an absolute path",
@@ -183,6 +193,7 @@ def read_settings(run_config: Mapping[str, bool | float | int | str]) -> Setting
 def _in_one_line(error: ValidationError) -> str:
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
+    key = key if key.isprintable() else repr(key)
     value = first["input"]
     match first["type"]:
         case "combination":

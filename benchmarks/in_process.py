@@ -27,8 +27,8 @@ class Federation(Grid):
         What every node's configuration holds besides its partition.
     node_id : Callable[[int], int]
         Partition → id of its node: not in the order of the partitions, as on a real grid.
-    alter : Callable[[int, Message], Message]
-        May change a reply on its way; gets the id of its node.
+    alter : Callable[[int, Message], Message or None]
+        May change a reply on its way, or lose it (None); gets the id of its node.
     wire : list or None
         Every message and reply with where it goes; None keeps none.
     """
@@ -37,7 +37,7 @@ class Federation(Grid):
     num_clients: int
     node_config: dict[str, Any] = field(default_factory=dict)
     node_id: Callable[[int], int] = lambda partition: 1000 - 7 * partition
-    alter: Callable[[int, Message], Message] = lambda node, reply: reply
+    alter: Callable[[int, Message], Message | None] = lambda node, reply: reply
     wire: list[tuple[str, Message]] | None = field(default_factory=list)
 
     run = None  # type: ignore[assignment]
@@ -76,11 +76,12 @@ class Federation(Grid):
                 wrapped = ClientAppException(str(error))
                 reason = f"{type(wrapped)}:<'{wrapped}'>"
                 reply = Message(Error(code=2, reason=reason), reply_to=message)
+            if (altered := self.alter(node, reply)) is None:
+                continue
             # A ClientApp does not know its node in one process.
-            reply.metadata.__dict__["_src_node_id"] = node
-            reply = self.alter(node, reply)
-            self._keep("to server", reply)
-            replies.append(reply)
+            altered.metadata.__dict__["_src_node_id"] = node
+            self._keep("to server", altered)
+            replies.append(altered)
         return replies
 
     def serve(self) -> Path:

@@ -3,10 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-CE = {"align-beta": 0.0}
+CE: dict[str, Any] = {"align-beta": 0.0}
 KL = {"align-labels": "none"}
 POOLED = {"align-target": "pooled"}
-PARTS = {"CE": CE, "KL": KL, "CE + KL": {}, "CE + pooled KL (ours)": POOLED}
+PARTS: dict[str, dict[str, Any]] = {"CE": CE, "KL": KL, "CE + KL": {}, "CE + pooled KL (ours)": POOLED}
 
 
 @dataclass(frozen=True)
@@ -98,11 +98,12 @@ def _long_tail(imbalance: float) -> Plan:
         cells=_cells("FedAvg"),
         columns=("student", "many", "medium", "few"),
         caption=(
-            f"CIFAR-10-LT, imbalance {imbalance:g}, Dirichlet 0.5, 20 clients of which 8 train in a round, 30 rounds "
-            "of 2 epochs, ResNet-8 from random weights, all of it averaged; n_max 2,500 (published: 5,000, 200 rounds of 10 "
-            "epochs). Balanced accuracy on 4,000 test images, over all classes and those with many, medium "
-            "and few examples. The pool (800 images to align on, 200 held out) is no client's, and neither the "
-            "teacher's nor any pretraining's. The teacher is a toy: a small network trained on 20,000 other CIFAR images."
+            f"CIFAR-10-LT, imbalance {imbalance:g}, Dirichlet 0.5, 20 clients of which 8 train a round, 30 "
+            "rounds of 2 epochs, ResNet-8 from random weights, all of it averaged; n_max 2,500 (published: "
+            "5,000, 200 rounds of 10 epochs). Balanced accuracy on 4,000 test images, over all classes "
+            "and those with many, medium and few examples. The pool (800 images to align on, 200 held out) is "
+            "no client's, not the teacher's and in no test set; nothing was pretrained. The teacher is a toy: a "
+            "small network trained on 20,000 other CIFAR images."
         ),
     )
 
@@ -114,9 +115,9 @@ def _scenes() -> Plan:
         cells=_cells("FedDAT"),
         columns=("mean", "worst"),
         caption=(
-            "The default run on scenes, FedDAT with private heads, aligned through a head of the server's own; the "
-            "student's score on the clients' test splits, mean and worst client. Controls answer the same "
-            "questions without any client: the server's model through its own head, the teacher by itself. "
+            "The default run on scenes, FedDAT with private heads, aligned by a head of the server's own; "
+            "the student's score on the clients' test splits, mean and worst client. Controls answer the "
+            "same questions without any client: the server's model through its own head, the teacher alone. "
             "The pool (800 questions to align on, 200 held out) is no client's and not in the backbone's "
             "pretraining. The teacher is a toy: a tiny LLaVA trained for minutes on public scenes."
         ),

@@ -135,9 +135,7 @@ def table(plan: Plan, lines: Sequence[Mapping[str, Any]]) -> str:
     ]
     for cell in plan.cells:
         found = [line["scores"] for line in lines if line["cell"] == cell.name]
-        points = (
-            np.array([100 * scores[column] for scores in found]) for column in plan.columns if found
-        )
+        points = (np.array([100 * scores[column] for scores in found]) for column in plan.columns if found)
         cells = [f"{p.mean():.1f} ± {p.std(ddof=1) if len(p) > 1 else 0:.1f}" for p in points]
         text.append(f"| {cell.name} | {len(found)} | {' | '.join(cells or ['–'] * len(plan.columns))} |")
     return "\n".join([*text, "", plan.caption])

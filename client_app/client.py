@@ -1,7 +1,11 @@
 """What one message to one client works with: settings, data, adapters."""
 
 import functools
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from flwr.app import ArrayRecord, Context
 from torch import nn
@@ -11,14 +15,16 @@ from app.examples import Examples, process
 from app.full_model import open_model
 from app.heads import new_head, split_classifier
 from app.records import from_record
-from app.settings import Settings, feddat_home, read_settings
+from app.settings import RUN_NAME, Settings, feddat_home, read_settings
 from app.trained_model import TrainedModel
 from data_partitions.benchmarks import DataOptions, Partition, load_partition, partition_names
 
-from .private_state import load_private_state
+from .private_state import PrivateState, Shelf, load_private_state
 
 # A site's own settings: its node-config may set them, whatever the run says.
 SITE_KEYS = ("data-dir", "device")
+# And one that no run may set: where the site keeps its private states.
+STATE_DIR = "state-dir"
 
 
 @dataclass(frozen=True)
@@ -100,20 +106,46 @@ class Client:
         """Return one split, processed; the process keeps it."""
         return _examples(self.share, split, self.backbone)
 
-    def open(self, arrays: ArrayRecord) -> tuple[TrainedModel, nn.Module]:
-        """Put what arrived, its frozen copy and the private state in place."""
+    def shelf(self, config: Mapping[str, Any]) -> Shelf:
+        """Return where the private states of the run lie that a message's `config` names.
+
+        Raises
+        ------
+        ValueError
+            The message does not say which run it is of, or the node's state-dir cannot be used.
+        """
+        name, token = config.get("run"), config.get("run-token")
+        for key, value, pattern in (("run", name, RUN_NAME), ("run-token", token, "[0-9a-f]+")):
+            if not isinstance(value, str) or not re.fullmatch(pattern, value):
+                raise ValueError(f"{key} = {value!r} in the server's message; allowed: text like {pattern}")
+        given = self.context.node_config.get(STATE_DIR)
+        folder = Path(str(given)).expanduser() if given else feddat_home() / "clients"
+        if not folder.is_absolute():
+            raise ValueError(f"node-config: {STATE_DIR} = {given!r} is relative; allowed: an absolute path")
+        return Shelf(folder, str(name), str(token), self.partition_id)
+
+    def open(self, arrays: ArrayRecord, shelf: Shelf, up_to: int) -> tuple[TrainedModel, nn.Module, int]:
+        """Put what arrived, its frozen copy and the private state in place.
+
+        Returns
+        -------
+        TrainedModel
+            With the local adapter as it was after round `up_to`, or the last before it.
+        nn.Module
+            The head: the one that arrived, or the private one of the same round.
+        int
+            How many private states were lost on the way, see `load_private_state`.
+        """
         model = open_model(self.settings)
         kind, seed = self.settings.head, self.settings.seed
         head = new_head(model.backbone.width, len(self.partition.answers), seed, kind)
-        private = load_private_state(self.context)
+        first = PrivateState(model.initial_local, {} if kind == "shared" else head.state_dict())
+        private, lost = load_private_state(self.context, shelf, up_to, first)
         shared, classifier = split_classifier(from_record(arrays))
         model.receive(shared)
-        model.load("local", private.local if private else model.initial_local)
-        if kind == "shared":
-            head.load_state_dict(classifier)
-        elif private:
-            head.load_state_dict(private.head)
-        return model, head.to(model.device)
+        model.load("local", private.local)
+        head.load_state_dict(classifier if kind == "shared" else private.head)
+        return model, head.to(model.device), lost
 
 
 def data_options(settings: Settings) -> DataOptions:

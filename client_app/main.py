@@ -11,7 +11,7 @@ from flwr.clientapp import ClientApp
 from app import __version__
 from app.backbones import choose_device
 from app.heads import with_classifier
-from app.records import to_record
+from app.records import SCHEMA, to_record
 from app.source import source_hash
 from app.trained_model import Branch
 from data_partitions.benchmarks import text_only_baseline
@@ -39,9 +39,10 @@ def query(message: Message, context: Context) -> Message:
         {
             "partition-id": client.partition_id,
             "num-partitions": client.num_partitions,
-            "backbone": client.backbone.fingerprint,
-            "source": source_hash(),
             "version": __version__,
+            "schema": SCHEMA,
+            "source": source_hash(),
+            "backbone": client.backbone.fingerprint,
             "flwr": flwr.__version__,
             "torch": torch.__version__,
             "python": platform.python_version(),
@@ -60,33 +61,41 @@ def query(message: Message, context: Context) -> Message:
 def train(message: Message, context: Context) -> Message:
     """Train for one round; reply with what is shared and scalars."""
     client, config = _called(message, context)
-    adapter, head = client.open(message.content.array_records["arrays"])
+    shelf, server_round = client.shelf(config), config["server-round"]
+    arrays = message.content.array_records["arrays"]
+    adapter, head, lost = client.open(arrays, shelf, up_to=server_round - 1)
     metrics = train_round(
         adapter,
         head,
         client.examples("train"),
         client.settings,
-        config["server-round"],
+        server_round,
         client.partition_id,
         proximal_mu=config.get("proximal-mu", 0.0),
     )
     shared, own_head = adapter.state("shared"), head.state_dict()
     if client.settings.head == "shared":
         shared, own_head = with_classifier(shared, head), {}
-    reply = RecordDict({"arrays": to_record(shared), "metrics": MetricRecord(metrics)})
-    save_private_state(context, PrivateState(adapter.state("local"), own_head))
+    reply = RecordDict({"arrays": to_record(shared), "metrics": _record(metrics, lost)})
+    save_private_state(context, shelf, server_round, PrivateState(adapter.state("local"), own_head))
     return Message(reply, reply_to=message)
 
 
 @app.evaluate()
 def evaluate_branches(message: Message, context: Context) -> Message:
     """Score the branches on the client's test split; reply with scalars."""
-    client, _ = _called(message, context)
+    client, config = _called(message, context)
     if not len(client.partition.test):
         raise ValueError(f"partition {client.partition_id} has no test rows to evaluate on")
-    adapter, head = client.open(message.content.array_records["arrays"])
+    arrays = message.content.array_records["arrays"]
+    adapter, head, lost = client.open(arrays, client.shelf(config), up_to=config["server-round"])
     metrics = evaluate(adapter, head, client.examples("test"), BRANCHES_OF[client.settings.method])
-    return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
+    return Message(RecordDict({"metrics": _record(metrics, lost)}), reply_to=message)
+
+
+def _record(metrics: dict[str, Any], lost: int) -> MetricRecord:
+    """Add how many private states were lost, if any were."""
+    return MetricRecord({**metrics, **({"state-recovered": lost} if lost else {})})
 
 
 def _called(message: Message, context: Context) -> tuple[Client, dict[str, Any]]:

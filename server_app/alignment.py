@@ -10,20 +10,23 @@ this project's own: the model stays within a radius of the aggregate, and is not
 gets worse on held-out public examples.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import torch
 from flwr.app import ArrayRecord
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
 
+from app.heads import new_head
 from app.records import from_record, to_record
+from app.settings import Settings
+from app.trained_model import TrainedModel
 
 from .global_model import GlobalModel
 from .pooled_target import pooled_target
-from .public_pool import Pool
+from .public_pool import Pool, load_pools
 
 
 @dataclass(frozen=True)
@@ -189,3 +192,35 @@ class PoolAligner:
     def _measure(self, target: Tensor) -> Losses:
         logits = self.model.all_logits(self.held_out.examples)
         return alignment_loss(logits, self.held_out.labels, target, self.settings)
+
+
+def open_aligner(
+    settings: Settings,
+    model: TrainedModel,
+    head: nn.Module | None = None,
+    classes: Sequence[str] | None = None,
+) -> PoolAligner:
+    """Make a run's aligner from its settings: load the public pool, ask the teacher model.
+
+    Parameters
+    ----------
+    settings : Settings
+        Those named ``align-…``, ``teacher-…`` and ``public-…``.
+    model : TrainedModel
+        What clients train, on the server's device.
+    head : nn.Module, optional
+        The head that travels. None: heads are private, and the server gets one of its own.
+    classes : sequence of str, optional
+        The answers of the head that travels.
+
+    Raises
+    ------
+    ValueError
+        If the pool or the teacher model cannot be used.
+    """
+    train, held_out = load_pools(settings, model.backbone.processor, classes)
+    own = head or new_head(model.backbone.width, len(train.classes), settings.seed)
+    shared = GlobalModel(model, own, head_travels=head is not None)
+    names = {field.name for field in fields(Alignment)} - {"seed"}
+    given = {name: getattr(settings, f"align_{name}") for name in names}
+    return PoolAligner(shared, train, held_out, Alignment(**given, seed=settings.seed))

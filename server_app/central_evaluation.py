@@ -1,6 +1,6 @@
 """How good the aggregated model is on the whole balanced test set, where its head is aggregated as well."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -45,13 +45,25 @@ class CentralEvaluation:
     def __init__(self, model: GlobalModel, test: BalancedTest) -> None:
         self.model = model
         self.examples = process(test.rows, model.adapter.backbone.processor)
-        self.groups = {name: torch.tensor(labels) for name, labels in test.groups.items() if labels}
+        self.groups = test.groups
 
     def __call__(self, arrays: Mapping[str, Tensor]) -> dict[str, float]:
         """Return accuracies in [0, 1]: ``student`` over all classes, ``many``, ``medium`` and ``few``."""
         self.model.load(arrays)
         chosen = self.model.all_logits(self.examples).argmax(1)
-        labels = self.examples.scores.argmax(1)
-        right = (chosen == labels).float()
-        by_group = {n: float(right[torch.isin(labels, group)].mean()) for n, group in self.groups.items()}
-        return {"student": float(right.mean()), **by_group}
+        return accuracies(chosen, self.examples.scores.argmax(1), self.groups)
+
+
+def accuracies(chosen: Tensor, labels: Tensor, groups: Mapping[str, Sequence[int]]) -> dict[str, float]:
+    """Return accuracies in [0, 1]: ``student`` over all classes, and those of groups of classes by name.
+
+    Parameters
+    ----------
+    chosen, labels : Tensor
+        The given and the true class of each example, shape (examples,).
+    groups : Mapping
+        Name → classes; an empty group has no accuracy.
+    """
+    right = (chosen == labels).float()
+    members = {name: torch.isin(labels, torch.tensor(group)) for name, group in groups.items() if group}
+    return {"student": float(right.mean()), **{name: float(right[of].mean()) for name, of in members.items()}}

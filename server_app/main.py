@@ -12,7 +12,7 @@ from rich.console import Console
 from app import __version__
 from app.full_model import open_model
 from app.heads import new_head, with_classifier
-from app.records import from_record, to_record
+from app.records import SCHEMA, from_record, to_record
 from app.settings import SettingsError, read_settings
 from app.source import source_hash
 from data_partitions.benchmarks import BENCHMARKS
@@ -21,7 +21,7 @@ from strategies import FedDAT
 from .central_evaluation import CentralEvaluation, common_test
 from .export import export_result
 from .global_model import GlobalModel
-from .report import classifier_card, model_card, results_table, write_report
+from .report import classifier_card, model_card, refusals, results_table, write_report
 from .run_log import RunLog
 from .strategy import make_strategy
 
@@ -48,9 +48,10 @@ def main(grid: Grid, context: Context) -> None:
         initial = with_classifier(initial, head)
         evaluation = CentralEvaluation(GlobalModel(model, head, head_travels=True), test)
     identity: dict[str, Any] = {
-        "backbone": model.backbone.fingerprint,
-        "source": source_hash(),
         "version": __version__,
+        "schema": SCHEMA,
+        "source": source_hash(),
+        "backbone": model.backbone.fingerprint,
     }
     versions = {"flwr": flwr.__version__, "torch": torch.__version__}
     run = RunLog(settings, {f"{key}-hash": identity[key] for key in ("backbone", "source")} | versions)
@@ -68,6 +69,9 @@ def main(grid: Grid, context: Context) -> None:
         evaluate_on=lambda server_round: evaluation is None and evaluated(server_round),
         observer=run,
         max_change=settings.max_change,
+        min_clients=settings.min_clients,
+        max_failure_rate=settings.max_failure_rate,
+        round_timeout=settings.round_timeout,
     )
 
     strategy.gather(grid)
@@ -80,15 +84,20 @@ def main(grid: Grid, context: Context) -> None:
             run.measured(server_round, evaluation(from_record(arrays)))
         run.end_round(server_round)
 
-    result = strategy.start(
-        grid,
-        initial_arrays=to_record(initial),
-        num_rounds=settings.num_rounds,
-        timeout=settings.round_timeout,
-        train_config=ConfigRecord(identity),
-        evaluate_config=ConfigRecord(identity),
-        evaluate_fn=end_round,
-    )
+    config = {**identity, "run": run.name, "run-token": run.token}
+    try:
+        result = strategy.start(
+            grid,
+            initial_arrays=to_record(initial),
+            num_rounds=settings.num_rounds,
+            timeout=settings.round_timeout,
+            train_config=ConfigRecord(config),
+            evaluate_config=ConfigRecord(config),
+            evaluate_fn=end_round,
+        )
+    finally:
+        for (name, phase, reason), times in refusals(run.rows).most_common():
+            log.warning("refused %d times: %s, %s: %s", times, name, phase, reason)
     answers = test.answers if test else ()
     make_card = classifier_card if test else model_card
     name = "model" if settings.method == "full" else "adapter"

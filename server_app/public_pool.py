@@ -1,11 +1,19 @@
 """The server's public examples, with labels and with what the teacher model says of them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+from datasets import Dataset
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from app.examples import Examples
+from app.backbones import Processor
+from app.examples import Examples, process
+from app.settings import Settings, feddat_home
+from data_partitions.benchmarks import DataOptions, load_pool
+
+from .teachers import annotate, open_teacher
 
 
 @dataclass(frozen=True)
@@ -63,14 +71,16 @@ def load_pools(
     parts = [rows["train"], rows["validation"]]
     found = sorted({answer for part in parts for answer in part["answer"]})
     classes = list(classes or found)
-    if odd := sorted(set(classes) ^ set(parts[0]["answer"])):
+    if odd := sorted({*classes, *found} - set(parts[0]["answer"]) | set(found) - set(classes)):
         what = "is no class of the clients" if odd[0] not in classes else "has no public example to train on"
         raise ValueError(f"the public pool of {settings.benchmark!r}: {odd[0]!r} {what}")
     annotated = _ask(settings, parts, classes) if settings.align_beta else None
     pools = []
     for index, part in enumerate(parts):
-        labels = torch.tensor([classes.index(answer) if answer in classes else -1 for answer in part["answer"]])
-        scores = one_hot(labels.clamp_min(0), len(classes)).float()
+        labels = torch.tensor(
+            [classes.index(answer) if answer in classes else -1 for answer in part["answer"]]
+        )
+        scores = one_hot(labels, len(classes)).float()
         examples = process(part.add_column("scores", scores.tolist()), processor)
         target = annotated[index] if annotated else torch.zeros(len(part), len(classes))
         pools.append(Pool(tuple(classes), examples, labels, target))

@@ -4,7 +4,7 @@ import html
 import io
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,16 @@ def write_report(folder: Path, settings: Mapping[str, Any], rows: Rows, seconds:
     draw_curves(rows).savefig(picture, format="png")
     write_atomically(folder / "curves.png", picture.getvalue())
     write_atomically(folder / "report.md", _report(folder, settings, rows, seconds))
+
+
+def refusals(rows: Rows) -> Counter[tuple[str, str, str]]:
+    """Count the replies that did not count, by client, phase and reason."""
+    names = names_of(rows)
+    return Counter(
+        (names.get(row["partition"], "not asked"), row["phase"], row["refused"])
+        for row in rows
+        if "refused" in row
+    )
 
 
 def model_card(settings: Mapping[str, Any], rows: Rows) -> str:
@@ -216,7 +226,7 @@ def _report(folder: Path, settings: Mapping[str, Any], rows: Rows, seconds: floa
         "sent": _traffic(rows),
         "time": f"{seconds / 60:.1f} minutes",
     }
-    refused = Counter((name, row["phase"], row["refused"]) for name, row in _refusals(rows))
+    refused = refusals(rows)
     parts = [
         f"# {_cell(settings['run-name'])}",
         _what_ran(settings, rows),
@@ -283,11 +293,6 @@ def _scores(rows: Rows) -> tuple[list[str], list[list[str]]]:
     for label, summary in (("mean", np.mean), ("worst", np.min)):
         lines.append([label, *(f"{summary(list(values.values())):.1f}" for values in columns.values())])
     return ["client", *columns], lines
-
-
-def _refusals(rows: Rows) -> Iterable[tuple[str, Mapping[str, Any]]]:
-    names = names_of(rows)
-    return ((names.get(row["partition"], "not asked"), row) for row in rows if "refused" in row)
 
 
 def _traffic(rows: Rows) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import secrets
 import time
 from collections.abc import Mapping
 from datetime import datetime
@@ -11,14 +12,16 @@ from typing import Any
 
 from app.files import write_atomically
 from app.settings import Settings, SettingsError, feddat_home
+from strategies import one_line
 
 from .report import progress_line
 from .rows import SERVER
 
 log = logging.getLogger("flwr")  # Flower's own logger: what it gets is in `flwr log`
 
-# What a client says of its data in the handshake and every row of it repeats.
-FACTS = ("name", "text-only", "unanswerable")
+# What a client says of its data in the handshake and every row of it repeats; and what else it says.
+FACTS = {"name": "", "text-only": 0.0, "unanswerable": 0.0}
+COUNTS = {"natural-partitions": 0, "skipped": 0}
 
 
 class RunLog:
@@ -50,7 +53,14 @@ class RunLog:
                 f"run-name = {self.name!r} is taken: {self.folder}; "
                 f"allowed: another name, or '' for one made of the time"
             )
-        self.facts = {**settings.model_dump(by_alias=True), **facts, "run-name": self.name}
+        # Tells this run from another of its name, at clients that keep private states of both.
+        self.token = secrets.token_hex(16)
+        self.facts = {
+            **settings.model_dump(by_alias=True),
+            **facts,
+            "run-name": self.name,
+            "run-token": self.token,
+        }
         self.rows: list[dict[str, Any]] = []
         self._facts: dict[int, dict[str, Any]] = {}
         self._round: dict[int, dict[str, Any]] = {}
@@ -68,12 +78,12 @@ class RunLog:
 
     def joined(self, answers: Mapping[int, Mapping[str, Any]]) -> None:
         """Note who takes part, and say so if the benchmark has more clients than there are nodes."""
-        answers = dict(sorted(answers.items()))
+        said = {partition: _said(partition, answer) for partition, answer in sorted(answers.items())}
         self._facts |= {
             partition: {"partition": partition, **{key: answer[key] for key in FACTS}}
-            for partition, answer in answers.items()
+            for partition, answer in said.items()
         }
-        natural = max(int(answer["natural-partitions"]) for answer in answers.values())
+        natural = max(answer["natural-partitions"] for answer in said.values())
         nodes = len(self._facts)
         if nodes < natural:
             log.info(
@@ -89,7 +99,7 @@ class RunLog:
             nodes,
             ", ".join(fact["name"] for fact in self._facts.values()),
         )
-        for answer in answers.values():
+        for answer in said.values():
             if unanswerable := answer["unanswerable"]:
                 log.info(
                     "%s: %.1f %% of the test questions have an answer that is not in the client's list",
@@ -109,6 +119,13 @@ class RunLog:
             # An evaluation counts its examples too; a row's are those trained on.
             if key != "num-examples" or phase == "train":
                 row[key] = row.get(key, 0) + value if both_ways else value
+        if "state-recovered" in metrics:
+            log.warning(
+                "round %d, %s: partition %d lost its newest private state and went on from an earlier one",
+                server_round,
+                phase,
+                partition_id,
+            )
         # Last, so that no client can write another's row.
         row.update({"round": server_round, **self._facts[partition_id]})
 
@@ -132,6 +149,15 @@ class RunLog:
         self.rows += rows
         with (self.folder / "metrics.jsonl").open("a") as file:
             file.writelines(json.dumps(_finite(row), allow_nan=False) + "\n" for row in rows)
+
+
+def _said(partition: int, answer: Mapping[str, Any]) -> dict[str, Any]:
+    """Take what a client says of itself where it is what is expected, else a default."""
+    said = {
+        key: answer[key] if type(answer.get(key)) is type(default) else default
+        for key, default in (FACTS | COUNTS).items()
+    }
+    return {**said, "name": one_line(said["name"], 60) or f"partition {partition}"}
 
 
 def _finite(row: dict[str, Any]) -> dict[str, Any]:

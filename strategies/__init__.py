@@ -1,6 +1,6 @@
 """Flower strategies around Flower strategies; needs flwr and numpy only."""
 
-from .checks import is_private, reason_to_refuse
+from .checks import is_private, one_line, reason_to_refuse
 from .feddat import FedDAT
 from .mllm_alignment import Aligner, MLLMAlignment
 from .observer import RoundObserver
@@ -13,5 +13,6 @@ __all__ = [
     "RoundObserver",
     "StrategyWrapper",
     "is_private",
+    "one_line",
     "reason_to_refuse",
 ]

@@ -1,8 +1,6 @@
 """What an array may be called and a reply may hold. Nothing a client sent is parsed here, only compared."""
 
-from collections.abc import Iterable
 from io import BytesIO
-from math import inf, isfinite, sqrt
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Error, RecordDict
@@ -28,7 +26,7 @@ def cause(error: Error) -> str:
 
 
 def reason_to_refuse(
-    sent: ArrayRecord | None, content: RecordDict, weight_key: str = "num-examples", max_change: float = inf
+    sent: ArrayRecord | None, content: RecordDict, weight_key: str = "num-examples"
 ) -> str | None:
     """Say why a reply must not reach the aggregate.
 
@@ -44,9 +42,6 @@ def reason_to_refuse(
         The reply: one ArrayRecord (none after an evaluation), one MetricRecord, any ConfigRecords.
     weight_key : str
         The metric that weighs the reply; a positive number.
-    max_change : float
-        Largest norm of the change that is let in, in multiples of the norm of what was sent (of 1, if that is
-        larger).
 
     Returns
     -------
@@ -59,11 +54,9 @@ def reason_to_refuse(
     if len(metrics) != 1:
         return f"{len(metrics)} metric records instead of 1"
     weight = metrics[0].get(weight_key)
-    if not isinstance(weight, int | float) or not isfinite(weight) or not 0 < weight <= MAX_WEIGHT:
+    if not isinstance(weight, int | float) or not 0 < weight <= MAX_WEIGHT:
         return f"metric '{weight_key}' is {one_line(weight, 40)}; a positive number is needed"
-    if sent is None:
-        return None
-    return _reason_in_arrays(sent, records[0]) or _reason_in_change(sent, records[0], max_change)
+    return None if sent is None else _reason_in_arrays(sent, records[0])
 
 
 def _reason_in_arrays(sent: ArrayRecord, received: ArrayRecord) -> str | None:
@@ -82,18 +75,6 @@ def _reason_in_arrays(sent: ArrayRecord, received: ArrayRecord) -> str | None:
         if values.dtype.kind in "fc" and not np.isfinite(values).all():
             return f"array '{name}' has values that are not finite"
     return None
-
-
-def _reason_in_change(sent: ArrayRecord, received: ArrayRecord, max_change: float) -> str | None:
-    if max_change == inf:
-        return None
-    change = _norm(received[name].numpy().astype(float) - sent[name].numpy() for name in sent)
-    limit = max_change * max(1.0, _norm(array.numpy().astype(float) for array in sent.values()))
-    return f"changes the arrays by {change:.3g} in norm, more than {limit:.3g}" if change > limit else None
-
-
-def _norm(arrays: Iterable[np.ndarray]) -> float:
-    return sqrt(sum(float(np.vdot(array, array)) for array in arrays))
 
 
 def _values(array: Array) -> np.ndarray:

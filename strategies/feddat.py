@@ -8,9 +8,10 @@ active clients' shared adapters A_s; the local adapters never leave a client.
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from math import inf
-from typing import Literal
+from random import sample
+from typing import Literal, cast
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
@@ -18,6 +19,7 @@ from .checks import is_private
 from .inbox import Request, accept
 from .membership import Members
 from .observer import Phase, RoundObserver
+from .quorum import Quorum
 from .replies import alike, as_sent, bytes_of, scalars
 from .sampling import MembersGrid, seeded
 from .wrapper import StrategyWrapper, weight_key
@@ -41,7 +43,7 @@ class FedDAT(StrategyWrapper):
         How long to wait for nodes and for their handshake; then the run ends with an error.
     seed : int
         With the round it decides which partitions are sampled, whatever the ids of their nodes.
-    expected : Mapping[str, str], optional
+    expected : Mapping[str, str | int], optional
         What a client must say of itself in the handshake, such as the backbone's fingerprint.
     handshake : bool
         False for ClientApps without a query function: partitions are then the ranks of the node ids.
@@ -50,13 +52,23 @@ class FedDAT(StrategyWrapper):
     observer : RoundObserver, optional
         Told of every reply.
     max_change : float
-        A reply that changes the arrays by more than so many times their norm (or than so much, where the norm
-        is below 1) is refused.
+        A reply that changes the arrays by more than so many times the median change of the round, in norm, is
+        refused. With fewer than three replies the measure is the norm of what was sent, or 1 if that is more.
+    min_clients : int
+        Valid replies that a round of training needs.
+    max_failure_rate : float
+        Largest share of a round's clients that may give no valid reply, in [0, 1].
+    round_timeout : float
+        Seconds to wait for replies when a round is tried again; at first it is the `timeout` of `start`.
 
     Notes
     -----
+    A round of training without enough valid replies is tried once more, with clients that were not asked
+    before as far as there are such. If that fails too, the run ends with an error.
+
     A wrapper that changes replies before they are averaged, such as Flower's differential privacy, belongs
-    inside: `FedDAT(DifferentialPrivacy…(FedAvg()))`, so that it works on checked replies.
+    inside: `FedDAT(DifferentialPrivacy…(FedAvg()))`. There it works on checked replies; outside, it would not
+    see those of a second try.
     """
 
     def __init__(
@@ -67,11 +79,14 @@ class FedDAT(StrategyWrapper):
         expected_nodes: int | None = None,
         wait_seconds: float = 120,
         seed: int = 0,
-        expected: Mapping[str, str] | None = None,
+        expected: Mapping[str, str | int] | None = None,
         handshake: bool = True,
         evaluate_on: Callable[[int], bool] | None = None,
         observer: RoundObserver | None = None,
         max_change: float = inf,
+        min_clients: int = 1,
+        max_failure_rate: float = 1.0,
+        round_timeout: float = 3600,
     ) -> None:
         super().__init__(strategy)
         if weighting not in ("uniform", "num-examples"):
@@ -81,9 +96,12 @@ class FedDAT(StrategyWrapper):
         self.evaluate_on = evaluate_on
         self.observer = observer
         self.max_change = max_change
+        self.quorum = Quorum(min_clients, max_failure_rate)
+        self.round_timeout = round_timeout
         joined = observer.joined if observer is not None else lambda answers: None
         self._members = Members(expected_nodes, wait_seconds, dict(expected or {}), handshake, joined)
         self._requests: dict[int, Request] = {}
+        self._said: dict[int, float] = {}  # by partition: the first count of examples
         self._weight_key = weight_key(strategy)
 
     @property
@@ -114,13 +132,21 @@ class FedDAT(StrategyWrapper):
         Raises
         ------
         RuntimeError
-            Nodes are missing or not what was expected.
+            Nodes are missing or not what was expected, or fewer are sampled than must reply.
         ValueError
             An array with a private name was about to be sent.
         """
+        self._grid = grid
         members = MembersGrid(grid, self._members, server_round)
         with seeded(f"{self.seed} {server_round} train"):
-            return self._sending(super().configure_train(server_round, arrays, config, members))
+            messages = self._sending(super().configure_train(server_round, arrays, config, members))
+        if 0 < len(messages) < self.quorum.min_clients:
+            raise RuntimeError(
+                f"round {server_round}: {len(messages)} clients are sampled, fewer than min_clients ="
+                f" {self.quorum.min_clients}: start others, sample more, or lower it"
+                " (in a run-config: fraction-train, min-clients)"
+            )
+        return messages
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -135,26 +161,52 @@ class FedDAT(StrategyWrapper):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Pass the valid replies on, in the order of their partitions.
+        """Pass the valid replies on, in the order of their partitions; ask again if there are too few.
 
         Raises
         ------
         RuntimeError
-            Clients were asked, and none gave a valid reply: a run must not go on as if it trained.
+            There are too few the second time as well, or the strategy makes nothing of them: a run must
+            not go on as if it trained.
         """
-        valid, reasons = self._receive(server_round, "train", replies)
-        if self._requests and not valid:
-            why = "; ".join(dict.fromkeys(reasons))
-            raise RuntimeError(
-                f"round {server_round}: no valid reply from {len(self._requests)} clients: {why}"
-            )
-        arrays, metrics = super().aggregate_train(server_round, valid)
+        valid, lack = self._trained(server_round, replies)
+        if lack:
+            log.warning("round %d: %s; trying once more", server_round, lack)
+            valid, lack = self._trained(server_round, self._ask_again(server_round))
+        if lack:
+            raise RuntimeError(f"round {server_round}, tried twice: {lack}")
+        for reply in valid:
+            partition = self._requests[reply.metadata.src_node_id].partition_id
+            self._said.setdefault(partition, cast(float, scalars(reply)[self._weight_key]))
+        arrays, metrics = super().aggregate_train(server_round, self._take(server_round, "train", valid))
+        if valid and arrays is None:
+            name = type(self.strategy).__name__
+            raise RuntimeError(f"round {server_round}: {name} makes nothing of {len(valid)} valid replies")
         return arrays and as_sent(arrays, self._sent()), metrics
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Pass the valid replies on, in the order of their partitions; without any there is no result."""
         valid, _ = self._receive(server_round, "evaluate", replies)
-        return super().aggregate_evaluate(server_round, valid) if valid else None
+        if not valid:
+            return None
+        return super().aggregate_evaluate(server_round, self._take(server_round, "evaluate", valid))
+
+    def _trained(self, server_round: int, replies: Iterable[Message]) -> tuple[list[Message], str | None]:
+        """Return the valid replies, and what they lack to be averaged."""
+        valid, reasons = self._receive(server_round, "train", replies)
+        return valid, self.quorum.lack(len(self._requests), len(valid), reasons)
+
+    def _ask_again(self, server_round: int) -> Iterable[Message]:
+        """Send the round's message to as many clients as before, first to those who have not had it."""
+        asked = self._requests
+        content = next(iter(asked.values())).message.content
+        there = list(MembersGrid(self._grid, self._members, server_round).get_node_ids())
+        others = [node for node in there if node not in asked]
+        with seeded(f"{self.seed} {server_round} again"):
+            others = sample(others, min(len(others), len(asked)))
+        nodes = (others + [node for node in there if node in asked])[: len(asked)]
+        messages = [Message(content, dst_node_id=node, message_type=MessageType.TRAIN) for node in nodes]
+        return self._grid.send_and_receive(self._sending(messages), timeout=self.round_timeout)
 
     def _sending(self, messages: Iterable[Message]) -> list[Message]:
         """Check what is about to be sent, and remember it for the check of the replies."""
@@ -167,7 +219,7 @@ class FedDAT(StrategyWrapper):
             if private := next(filter(is_private, arrays), None):
                 raise ValueError(f"array '{private}' is private; only the shared adapter may be sent")
             node = message.metadata.dst_node_id
-            self._requests[node] = Request(self._members.partitions[node], arrays)
+            self._requests[node] = Request(self._members.partitions[node], message)
         return messages
 
     def _sent(self) -> ArrayRecord:
@@ -177,18 +229,22 @@ class FedDAT(StrategyWrapper):
     def _receive(
         self, server_round: int, phase: Phase, replies: Iterable[Message]
     ) -> tuple[list[Message], list[str]]:
-        """Tell the valid replies, ready for the strategy, from the reasons to refuse others; report both."""
-        trained, requests = phase == "train", self._requests
-        valid, refused = accept(requests, replies, trained, self._weight_key, self.max_change)
+        """Tell the valid replies from the reasons to refuse others, and report those."""
+        valid, refused = accept(
+            self._requests, replies, phase == "train", self._weight_key, self.max_change, self._said
+        )
         for partition_id, reason in refused:
             log.warning("round %d, %s: partition %d refused: %s", server_round, phase, partition_id, reason)
             if self.observer is not None:
                 self.observer.refused(server_round, phase, partition_id, reason)
+        return valid, [reason for _, reason in refused]
+
+    def _take(self, server_round: int, phase: Phase, valid: list[Message]) -> list[Message]:
+        """Report valid replies, and make them ready for the strategy."""
         for reply in valid:
-            request = requests[reply.metadata.src_node_id]
+            request = self._requests[reply.metadata.src_node_id]
             traffic = {"bytes-down": request.arrays.count_bytes(), "bytes-up": bytes_of(reply)}
             if self.observer is not None:
                 self.observer.replied(server_round, phase, request.partition_id, scalars(reply) | traffic)
-        names = list(self._sent()) if trained else []
-        reasons = [reason for _, reason in refused]
-        return alike(valid, names, self._weight_key, self.weighting == "uniform"), reasons
+        names = list(self._sent()) if phase == "train" else []
+        return alike(valid, names, self._weight_key, self.weighting == "uniform")

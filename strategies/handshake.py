@@ -18,7 +18,10 @@ def ask(grid: Grid, node_ids: Iterable[int], server_round: int, timeout: float) 
 
 
 def judge(
-    node_ids: Iterable[int], replies: Iterable[Message], expected: Mapping[str, str], known: Mapping[int, int]
+    node_ids: Iterable[int],
+    replies: Iterable[Message],
+    expected: Mapping[str, str | int],
+    known: Mapping[int, int],
 ) -> tuple[dict[int, ConfigRecord], list[str]]:
     """Decide who may take part.
 
@@ -28,7 +31,7 @@ def judge(
         The nodes that were asked.
     replies : Iterable[Message]
         Their replies, in any order: a record `handshake` with `partition-id` and what the node runs.
-    expected : Mapping[str, str]
+    expected : Mapping[str, str | int]
         What the server runs: every key must have the same value on the node.
     known : Mapping[int, int]
         Partitions of the nodes that take part already, by node id.
@@ -76,7 +79,7 @@ def _answer(reply: Message | None) -> ConfigRecord | str:
         return f"error in the handshake: {why}{hint}"
     answer = reply.content.config_records.get("handshake", ConfigRecord())
     partition = answer.get("partition-id")
-    if not isinstance(partition, int) or partition < 0:
+    if type(partition) is not int or partition < 0:  # True is an int to Python
         return f"the handshake's partition-id is {one_line(partition, 40)}; a whole number from 0 is needed"
     return answer
 

@@ -2,20 +2,28 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import cast
 
 from flwr.app import ArrayRecord, Message
 
 from .checks import cause, reason_to_refuse
+from .outliers import absurd_counts, change, far_changes
+from .replies import scalars
 
 STRANGER = -1
 
 
 @dataclass(frozen=True)
 class Request:
-    """What one node was sent: `arrays`, which it holds as partition `partition_id`."""
+    """What one node was sent, which takes part as partition `partition_id`."""
 
     partition_id: int
-    arrays: ArrayRecord
+    message: Message
+
+    @property
+    def arrays(self) -> ArrayRecord:
+        """The arrays in the message."""
+        return next(iter(self.message.content.array_records.values()))
 
 
 def accept(
@@ -24,6 +32,7 @@ def accept(
     trained: bool,
     weight_key: str,
     max_change: float,
+    said: Mapping[int, float],
 ) -> tuple[list[Message], list[tuple[int, str]]]:
     """Tell the replies that count from those that do not.
 
@@ -38,16 +47,18 @@ def accept(
     weight_key : str
         The metric that weighs a reply.
     max_change : float
-        See `checks.reason_to_refuse`.
+        See `outliers.far_changes`.
+    said : Mapping[int, float]
+        See `outliers.absurd_counts`.
 
     Returns
     -------
     list[Message]
         The good replies, ordered by partition.
     list[tuple[int, str]]
-        Partition (-1 for a node that was not asked) and reason of each refusal, those without a reply last.
+        Partition (-1 for a node that was not asked) and reason of each refusal.
     """
-    valid: list[Message] = []
+    good: dict[int, Message] = {}
     refused: list[tuple[int, str]] = []
     pending = dict(requests)
 
@@ -57,18 +68,31 @@ def accept(
 
     for reply in sorted(replies, key=partition):
         node = reply.metadata.src_node_id
+        asked = requests.get(node)
+        if asked and reply.metadata.reply_to_message_id != asked.message.metadata.message_id:
+            # Of an earlier message; the reply to this one may still be among the others.
+            refused.append((partition(reply), "late reply"))
+            continue
         request = pending.pop(node, None)
         if request is None:
-            reason: str | None = "second reply" if node in requests else f"node {node} was not asked"
+            reason: str | None = "second reply" if asked else f"node {node} was not asked"
         elif reply.has_error():
             reason = cause(reply.error)
         else:
-            reason = reason_to_refuse(
-                request.arrays if trained else None, reply.content, weight_key, max_change
-            )
+            reason = reason_to_refuse(request.arrays if trained else None, reply.content, weight_key)
         if reason is None:
-            valid.append(reply)
+            good[partition(reply)] = reply
         else:
             refused.append((partition(reply), reason))
     refused += [(silent, "no reply in time") for silent in sorted(r.partition_id for r in pending.values())]
-    return valid, refused
+    if trained and good:
+        counts = {index: cast(float, scalars(reply)[weight_key]) for index, reply in good.items()}
+        sent = {request.partition_id: request.arrays for request in requests.values()}
+        changes = {
+            index: change(sent[index], next(iter(reply.content.array_records.values())))
+            for index, reply in good.items()
+        }
+        far = far_changes(changes, next(iter(sent.values())), max_change) | absurd_counts(counts, said)
+        refused += far.items()
+        good = {index: reply for index, reply in good.items() if index not in far}
+    return list(good.values()), refused

@@ -27,7 +27,7 @@ class Members:
         in the handshake), else one.
     wait_seconds : float
         How long to wait for nodes, and for their answers to the handshake.
-    expected : Mapping[str, str]
+    expected : Mapping[str, str | int]
         What a node must say of itself, see `handshake.judge`.
     handshake : bool
         False: nodes are not asked; the partition is the rank of the node id.
@@ -44,7 +44,7 @@ class Members:
         self,
         expected_nodes: int | None,
         wait_seconds: float,
-        expected: Mapping[str, str],
+        expected: Mapping[str, str | int],
         handshake: bool,
         on_joined: Callable[[dict[int, ConfigRecord]], None],
     ) -> None:

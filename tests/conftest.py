@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from flwr.app import ArrayRecord, Message
 from flwr.supercore.task_identity import TaskIdentity
@@ -20,6 +21,16 @@ from benchmarks.in_process import Federation
 
 ROOT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("FEDDAT_SHARED", ROOT.parent / "shared"))
+
+# The same examples in every run, whatever else the machine has to do, and no files.
+hypothesis.settings.register_profile(
+    "repeatable",
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=list(hypothesis.HealthCheck),
+)
+hypothesis.settings.load_profile("repeatable")
 
 # Small enough for milliseconds a step; and what tests count on, whatever the defaults are.
 SMALL = {

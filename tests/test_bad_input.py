@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from app.backbones import load_backbone
+from app.records import SCHEMA
 from app.source import source_hash
 from strategies import membership
 
@@ -55,6 +56,8 @@ SETTINGS = [
     ("reduction-factor", 5, r"reduction-factor = 5; allowed: a divisor of the backbone's width, 32"),
     ("reduction-factor", 64, r"reduction-factor = 64; allowed: a divisor of the backbone's width, 32"),
     ("max-change", 0.0, r"max-change = 0\.0; allowed: greater than 0"),
+    ("min-clients", 0, r"min-clients = 0; allowed: greater than 0"),
+    ("max-failure-rate", 1.5, r"max-failure-rate = 1\.5; allowed: less than or equal to 1"),
     ("run-name", "../elsewhere", r"run-name = '\.\./elsewhere'; allowed: .*"),
     ("rounds", 3, r"rounds = 3 is not a setting; allowed: .*num-rounds.*"),
 ]
@@ -134,9 +137,10 @@ def test_two_nodes_with_one_partition_are_refused(federation, home):
 # --- Another backbone or source at a client ---
 
 
-@pytest.mark.parametrize("key", ["backbone", "source", "version"])
+@pytest.mark.parametrize("key", ["backbone", "source", "version", "schema"])
 def test_a_client_that_runs_something_else_ends_the_run(federation, home, small_backbone, key):
-    other = {"version": "0.0.9"}.get(key, "f" * 64)
+    other = {"version": "0.0.9", "schema": 99}.get(key, "f" * 64)
+    said = str(other)[:12]
 
     def alter(node, reply):
         if node == 993:
@@ -147,9 +151,10 @@ def test_a_client_that_runs_something_else_ends_the_run(federation, home, small_
         "backbone": load_backbone(str(small_backbone)).fingerprint[:12],
         "source": source_hash()[:12],
         "version": "0.1.0",
+        "schema": SCHEMA,
     }[key]
     assert error_of(federation(3, alter=alter), home) == (
-        f"partition 1 (node 993): {key} is {other[:12]} on the client but {servers} on the server: "
+        f"partition 1 (node 993): {key} is {said} on the client but {servers} on the server: "
         f"give both the same {key}"
     )
 
@@ -402,7 +407,10 @@ def test_a_run_of_bad_replies_alone_fails(federation, home):
     clients = federation(2, alter=altered(missing, {993, 1000}))
     with pytest.raises(RuntimeError) as caught:
         clients.serve()
-    assert str(caught.value) == f"round 1: no valid reply from 2 clients: array '{NAME}' is missing"
+    assert str(caught.value) == (
+        "round 1, tried twice: 0 of 2 clients gave a valid reply, with min_clients = 1,"
+        f" max_failure_rate = 0.5: array '{NAME}' is missing"
+    )
     assert not (home / "runs" / "test" / "adapter").exists()
     assert not any(message.metadata.message_type == "evaluate" for _, message in clients.wire)
 

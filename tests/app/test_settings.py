@@ -40,10 +40,11 @@ class TestDocumentation:
 WORDS = ("method", "loss", "update", "step", "backbone-weights", "adapter", "split-by", "on-bad-row")
 WORDS = (*WORDS, "strategy", "weighting")
 COUNTS = ("num-rounds", "reduction-factor", "lora-rank", "batch-size", "local-epochs", "evaluate-every")
+COUNTS = (*COUNTS, "min-clients")
 SIZES = ("seed", "num-clients", "train-examples", "test-examples")  # 0 is allowed
 POSITIVE = ("wait-seconds", "round-timeout", "temperature", "learning-rate", "dirichlet-alpha")
 POSITIVE = (*POSITIVE, "server-learning-rate", "fraction-train", "max-change")
-WEIGHTS = ("alpha", "beta", "weight-decay", "warmup", "proximal-mu")  # 0 is allowed
+WEIGHTS = ("alpha", "beta", "weight-decay", "warmup", "proximal-mu", "max-failure-rate")  # 0 is allowed
 TEXTS = ("run-name", "backbone", "device", "benchmark", "heterogeneity", "data-dir")
 
 NO_INTEGER = [(True, "integer"), (False, "integer"), (1.5, "integer"), ("3", "integer"), ("many", "integer")]
@@ -67,6 +68,7 @@ WRONG = [
     ("num-answers", 1, "greater than 1"),
     ("warmup", 1.0, "less than 1"),
     ("fraction-train", 1.01, "less than or equal to 1"),
+    ("max-failure-rate", 1.01, "less than or equal to 1"),
 ]
 
 
@@ -134,6 +136,7 @@ def test_a_missing_key_is_named(key):
         ({"weighting": "num-examples", "strategy": "krum"}, "weighting = 'num-examples'", "'uniform'"),
         ({"update": "joint", "step": "reference"}, "update = 'joint'", "step = 'fast'"),
         ({"strategy": "fedprox"}, "proximal-mu = 0", "more than 0"),
+        ({"num-clients": 3, "min-clients": 4}, "min-clients = 4", "at most num-clients"),
         ({"benchmark": "vqa-domains"}, "data-dir = ''", "absolute path"),
         ({"data_dir": "data/vqa"}, "data-dir = 'data/vqa'", "absolute path"),
         ({"data_dir": "a\nb"}, r"data-dir = 'a\nb'", "absolute path"),
@@ -149,6 +152,7 @@ def test_settings_that_contradict_each_other_are_refused(changes, names, allowed
     "changes",
     [
         {"step": "reference"},
+        {"num-clients": 3, "min-clients": 3},
         {"update": "joint"},
         {"strategy": "fedprox", "proximal-mu": 0.01},
         {"benchmark": "vqa-domains", "data-dir": "/data"},

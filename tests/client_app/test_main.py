@@ -1,12 +1,14 @@
 """The ClientApp: what it says of itself, what it refuses, what it keeps, what it sends."""
 
+import errno
+import os
 import platform
 
 import flwr
 import numpy as np
 import pytest
 import torch
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from app.backbones import load_backbone
 from app.dual_adapter import DualAdapter, adapter_config
@@ -17,7 +19,7 @@ from app.settings import read_settings
 from app.source import source_hash
 from client_app import local_training, main
 from client_app.client import data_options
-from client_app.private_state import load_private_state
+from client_app.private_state import PrivateState, Shelf, load_private_state
 from data_partitions.benchmarks import load_partition, text_only_baseline
 
 
@@ -33,7 +35,12 @@ def fresh(small_backbone):
 def call(federation, small_backbone, fresh):
     """Send one client a message and return its reply; the arrays are the run's first."""
     first = to_record(fresh().state("shared"))
-    identity = {"backbone": load_backbone(str(small_backbone)).fingerprint, "source": source_hash()}
+    identity = {
+        "backbone": load_backbone(str(small_backbone)).fingerprint,
+        "source": source_hash(),
+        "run": "test",
+        "run-token": TOKEN,
+    }
 
     def call(clients, kind, partition=0, server_round=1, arrays=first, **config):
         content = {"config": ConfigRecord({**identity, "server-round": server_round, **config})}
@@ -48,6 +55,9 @@ def call(federation, small_backbone, fresh):
     return call
 
 
+TOKEN = "0123456789abcdef"
+
+
 def bytes_of(record):
     return {name: array.data for name, array in record.items()}
 
@@ -57,8 +67,26 @@ def refusal(reply):
     return reply.error.reason.split("occurred. Message: ")[1].removesuffix("'>")
 
 
-def private(clients, partition=0):
-    return load_private_state(clients.contexts[clients.node_id(partition)])
+@pytest.fixture
+def private(home, fresh):
+    """Load what a client has kept on the disk, or None."""
+
+    def private(clients, partition=0):
+        answers = len(load_partition("scenes", partition, clients.num_clients, options(clients)).answers)
+        first = PrivateState(fresh().state("local"), new_head(32, answers, seed=0).state_dict())
+        context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
+        shelf = Shelf(home / "clients", "test", TOKEN, partition)
+        state, lost = load_private_state(context, shelf, 99, first)
+        assert lost == 0
+        return None if state is first else state
+
+    return private
+
+
+def same(one, other):
+    """Whether two private states are equal to the bit."""
+    pairs = ((getattr(one, part), getattr(other, part)) for part in ("local", "head"))
+    return all(a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a) for a, b in pairs)
 
 
 def test_the_handshake_says_who_it_is_and_what_it_runs(federation, call, small_backbone):
@@ -105,7 +133,7 @@ def test_the_first_local_adapter_and_head_are_functions_of_the_seed(federation, 
     assert all(torch.equal(value, seen[0][1][name]) for name, value in head.items())
 
 
-def test_the_private_state_of_a_round_is_where_the_next_begins(federation, call, monkeypatch):
+def test_the_private_state_of_a_round_is_where_the_next_begins(federation, call, monkeypatch, private):
     clients = federation()
     call(clients, "train")
     kept, begun, train_round = private(clients), {}, main.train_round
@@ -122,21 +150,19 @@ def test_the_private_state_of_a_round_is_where_the_next_begins(federation, call,
         assert any(not torch.equal(value, now[name]) for name, value in before.items())
 
 
-def test_clients_of_one_process_do_not_touch_each_other(federation, call):
+def test_clients_of_one_process_do_not_touch_each_other(federation, call, private):
     alone = federation()
     expected = [call(alone, "train", 1, server_round) for server_round in (1, 2)]
-    shared = federation()
+    kept, shared = private(alone, 1), federation()
     for server_round, reply in zip((1, 2), expected, strict=True):
         call(shared, "train", 0, server_round)
         call(shared, "evaluate", 0, server_round)
         other = call(shared, "train", 1, server_round)
         assert bytes_of(other.content["arrays"]) == bytes_of(reply.content["arrays"])
-    for part in ("local", "head"):
-        one, other = getattr(private(alone, 1), part), getattr(private(shared, 1), part)
-        assert all(torch.equal(value, other[name]) for name, value in one.items())
+    assert same(private(shared, 1), kept)
 
 
-def test_a_round_that_fails_leaves_the_private_state_as_it_was(federation, call, monkeypatch):
+def test_a_round_that_fails_leaves_the_private_state_as_it_was(federation, call, monkeypatch, private):
     clients = federation()
     call(clients, "train")
     before, step = private(clients), local_training._step
@@ -151,25 +177,139 @@ def test_a_round_that_fails_leaves_the_private_state_as_it_was(federation, call,
     monkeypatch.setattr(local_training, "_step", breaks_late)
     reply = call(clients, "train", server_round=2)
     assert refusal(reply) == "the GPU fell off"
-    for part in ("local", "head"):
-        after = getattr(private(clients), part)
-        assert all(torch.equal(value, after[name]) for name, value in getattr(before, part).items())
+    assert same(private(clients), before)
 
 
-def test_evaluation_leaves_the_private_state_as_it_was(federation, call):
+def restart(clients, partition=0):
+    """Let a client forget all that it has in memory."""
+    clients.contexts[clients.node_id(partition)].state = RecordDict()
+
+
+def test_a_client_that_is_restarted_before_every_message_does_the_same(federation, call, private):
+    def run(clients, before_each):
+        arrays = []
+        for server_round in (1, 2, 3):
+            for kind in ("train", "evaluate"):
+                before_each(clients)
+                reply = call(clients, kind, server_round=server_round)
+            before_each(clients)
+            scores = {k: v for k, v in reply.content["metrics"].items() if "seconds" not in k}
+            arrays.append((scores, private(clients)))
+        return arrays
+
+    first = run(federation(), lambda clients: None)
+    second = run(federation(), restart)
+    for (scores, state), (expected, kept) in zip(second, first, strict=True):
+        assert scores == expected
+        assert same(state, kept)
+
+
+@pytest.mark.parametrize("forget", [restart, lambda clients: None], ids=["restarted", "running"])
+def test_a_round_that_is_tried_again_begins_where_it_began(federation, call, private, forget):
+    clients = federation()
+    call(clients, "train", server_round=1)
+    reply, kept = call(clients, "train", server_round=2), private(clients)
+    call(clients, "evaluate", server_round=2)
+    forget(clients)
+    again = call(clients, "train", server_round=2)
+    assert bytes_of(again.content["arrays"]) == bytes_of(reply.content["arrays"])
+    assert same(private(clients), kept)
+
+
+def test_a_corrupt_state_is_told_in_the_reply(federation, call, home):
+    clients = federation()
+    for server_round in (1, 2):
+        call(clients, "train", server_round=server_round)
+    expected = call(clients, "train", server_round=2)
+    newest = home / "clients" / "test" / "0" / "round-000002.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-5])
+    restart(clients)
+    reply = call(clients, "evaluate", server_round=2)
+    assert reply.content["metrics"]["state-recovered"] == 1
+    again = call(clients, "train", server_round=2)
+    assert "state-recovered" not in again.content["metrics"]
+    assert bytes_of(again.content["arrays"]) == bytes_of(expected.content["arrays"])
+
+
+def test_a_full_disk_is_an_error_and_the_client_goes_on_from_its_last_round(
+    federation, call, private, monkeypatch, home
+):
+    clients = federation()
+    call(clients, "train", server_round=1)
+    kept, expected = private(clients), call(clients, "train", server_round=2)
+    for path in (home / "clients" / "test" / "0").glob("*2.safetensors"):
+        path.unlink()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        reply = call(clients, "train", server_round=2)
+    path = home / "clients" / "test" / "0" / "round-000002.safetensors"
+    assert refusal(reply) == f"private state cannot be written to {path}: No space left on device"
+    assert same(private(clients), kept)
+    again = call(clients, "train", server_round=2)
+    assert bytes_of(again.content["arrays"]) == bytes_of(expected.content["arrays"])
+
+
+def test_a_site_says_where_its_private_states_lie(federation, call, home, tmp_path):
+    clients = federation(node_config={"state-dir": str(tmp_path / "safe")})
+    call(clients, "train", partition=1)
+    assert [str(p.relative_to(tmp_path / "safe")) for p in (tmp_path / "safe").rglob("*.safetensors")] == [
+        "test/1/round-000001.safetensors"
+    ]
+    assert not (home / "clients").exists()
+
+
+def test_a_relative_state_dir_is_refused(federation, call):
+    reply = call(federation(node_config={"state-dir": "here"}), "train")
+    assert refusal(reply) == "node-config: state-dir = 'here' is relative; allowed: an absolute path"
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("run", "../../x"), ("run", "/x"), ("run", ""), ("run", 3), ("run-token", ""), ("run-token", "x y")],
+)
+def test_a_server_cannot_lead_a_client_out_of_its_folder(federation, call, home, kind, key, value):
+    reply = call(federation(), kind, **{key: value})
+    assert refusal(reply).startswith(f"{key} = {value!r} in the server's message; allowed: text like ")
+    assert not (home / "clients").exists()
+
+
+def test_another_run_of_the_same_name_begins_anew(federation, call, fresh, monkeypatch):
+    clients, seen = federation(), []
+    call(clients, "train", server_round=1)
+    monkeypatch.setattr(
+        main,
+        "train_round",
+        lambda adapter, *_, **__: seen.append(adapter.state("local")) or {"num-examples": 1},
+    )
+    call(clients, "train", server_round=2, **{"run-token": "ffff"})
+    assert all(torch.equal(value, seen[0][name]) for name, value in fresh().state("local").items())
+
+
+def test_evaluation_leaves_the_private_state_as_it_was(federation, call, home):
+    def kept():
+        records = clients.contexts[1000].state.array_records
+        files = {path: path.read_bytes() for path in (home / "clients").rglob("*") if path.is_file()}
+        return {key: bytes_of(record) for key, record in records.items()}, files
+
     clients = federation()
     call(clients, "train")
-    before = {key: bytes_of(r) for key, r in clients.contexts[1000].state.array_records.items()}
+    before = kept()
+    assert len(before[1]) == 1
     reply = call(clients, "evaluate")
     assert set(reply.content) == {"metrics"}
-    assert {key: bytes_of(r) for key, r in clients.contexts[1000].state.array_records.items()} == before
+    assert kept() == before
 
 
 def options(clients):
     return data_options(read_settings(clients.run_config))
 
 
-def test_every_branch_is_evaluated_with_what_has_just_arrived(federation, call, fresh, monkeypatch):
+def test_every_branch_is_evaluated_with_what_has_just_arrived(federation, call, fresh, monkeypatch, private):
     """The teacher's frozen copy too: the published code evaluates it with the round before's (fault 4)."""
     clients = federation(learning_rate=0.02)
     trained = call(clients, "train").content["arrays"]
@@ -225,7 +365,7 @@ def test_the_pull_comes_with_the_message(federation, call, monkeypatch):
 @pytest.mark.parametrize("kind", ["train", "evaluate"])
 @pytest.mark.parametrize("key", ["source", "backbone"])
 def test_a_server_with_another_source_or_backbone_is_refused(
-    federation, call, kind, key, small_backbone, monkeypatch
+    federation, call, kind, key, small_backbone, monkeypatch, private
 ):
     monkeypatch.setattr(main, "train_round", pytest.fail)
     clients = federation()

@@ -1,48 +1,421 @@
-"""The private state: kept in the client's context, whole or not at all."""
+"""The private state: in files that are there complete or not at all, of the last two rounds."""
+
+import errno
+import os
+import signal
+import stat
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from flwr.app import ArrayRecord, Context, RecordDict
+from flwr.app import Context, RecordDict
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
-from client_app.private_state import PrivateState, load_private_state, save_private_state
+from client_app import private_state
+from client_app.private_state import PrivateState, Shelf, load_private_state, save_private_state
+
+ROOT = Path(__file__).parents[2]
+
+
+def state_of(value):
+    return PrivateState(
+        {"x.down": torch.full((3, 2), value), "x.up": torch.full((2,), -value)},
+        {"fc.bias": torch.full((1,), value)},
+    )
+
+
+FIRST = state_of(0.0)
 
 
 @pytest.fixture
-def context():
-    return Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
+def shelf(tmp_path):
+    return Shelf(tmp_path / "clients", "test", "0123abcd", 3)
 
 
-def test_what_was_kept_comes_back_bit_for_bit(context):
+@pytest.fixture
+def new_process():
+    """Make the context of a process that knows nothing yet."""
+    return lambda: Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
+
+
+@pytest.fixture
+def save(shelf, new_process):
+    def save(*rounds, shelf=shelf):
+        for server_round in rounds:
+            save_private_state(new_process(), shelf, server_round, state_of(float(server_round)))
+
+    return save
+
+
+@pytest.fixture
+def load(shelf, new_process):
+    """Load in a new process; return the round that a state is of, and how many files were set aside."""
+
+    def load(up_to, shelf=shelf, first=FIRST):
+        state, lost = load_private_state(new_process(), shelf, up_to, first)
+        return state.head["fc.bias"].item(), lost
+
+    return load
+
+
+def names(shelf):
+    return sorted(path.name for path in shelf.folder.iterdir())
+
+
+def test_what_was_kept_comes_back_bit_for_bit(shelf, new_process):
     state = PrivateState(
-        {"x.down": torch.randn(3, 2)}, {"fc.weight": torch.randn(2), "fc.bias": torch.ones(1)}
+        {"x.down": torch.randn(3, 2).T, "x.up": torch.tensor([float("nan"), -0.0])},
+        {"fc.bias": torch.randn(1)},
     )
-    save_private_state(context, state)
-    for part in ("local", "head"):
-        kept, back = getattr(state, part), getattr(load_private_state(context), part)
-        assert kept.keys() == back.keys()
-        assert all(torch.equal(kept[name], back[name]) for name in kept)
+    first = PrivateState({"x.down": torch.zeros(2, 3), "x.up": torch.zeros(2)}, FIRST.head)
+    context = new_process()
+    save_private_state(context, shelf, 1, state)
+    for where in (context, new_process()):  # from the cache, and from the file
+        back, lost = load_private_state(where, shelf, 1, first)
+        assert lost == 0
+        for part in ("local", "head"):
+            kept = getattr(state, part)
+            assert kept.keys() == getattr(back, part).keys()
+            for name, value in getattr(back, part).items():
+                assert value.contiguous().numpy().tobytes() == kept[name].contiguous().numpy().tobytes()
 
 
-def test_a_copy_is_kept(context):
-    weight = torch.ones(2)
-    save_private_state(context, PrivateState({"x": weight}, {"y": torch.ones(1)}))
-    weight.zero_()
-    load_private_state(context).local["x"].zero_()
-    assert load_private_state(context).local["x"].tolist() == [1, 1]
+def test_a_copy_is_kept(shelf, new_process):
+    context, state = new_process(), state_of(1.0)
+    save_private_state(context, shelf, 1, state)
+    state.head["fc.bias"].zero_()
+    load_private_state(context, shelf, 1, FIRST)[0].head["fc.bias"].zero_()
+    assert load_private_state(context, shelf, 1, FIRST)[0].head["fc.bias"].item() == 1
 
 
-def test_the_first_round_has_none(context):
-    assert load_private_state(context) is None
+def test_a_client_that_has_none_begins_with_the_first_weights(load):
+    assert load(5) == (0, 0)
 
 
-@pytest.mark.parametrize("part", ["local", "head"])
-def test_half_a_state_is_none(context, part):
-    context.state[f"private-{part}"] = ArrayRecord()
-    assert load_private_state(context) is None
+def test_the_file_says_what_it_is(shelf, save):
+    save(5)
+    path = shelf.state_dir / "test" / "3" / "round-000005.safetensors"
+    assert load_file(path).keys() == {"local.x.down", "local.x.up", "head.fc.bias"}
+    with safe_open(path, "pt") as file:
+        facts = file.metadata()
+    assert len(facts.pop("sha256")) == 64
+    assert facts == {"schema": "1", "run-token": "0123abcd", "partition": "3", "round": "5"}
 
 
-def test_a_later_state_replaces_the_earlier(context):
-    for value in (1.0, 2.0):
-        save_private_state(context, PrivateState({"x": torch.tensor([value])}, {"y": torch.tensor([value])}))
-    assert load_private_state(context).local["x"].item() == 2
-    assert set(context.state) == {"private-local", "private-head"}
+@pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX")
+def test_nobody_else_can_read_it(shelf, save):
+    before = os.umask(0)
+    try:
+        save(1)
+    finally:
+        os.umask(before)
+    folders = (shelf.folder, *shelf.folder.parents[:2])
+    assert folders[-1] == shelf.state_dir
+    assert [stat.S_IMODE(folder.stat().st_mode) for folder in folders] == [0o700] * 3
+    assert stat.S_IMODE(shelf.file(1).stat().st_mode) == 0o600
+
+
+def test_training_takes_a_round_before_and_evaluation_the_same(save, load):
+    save(2, 7)
+    assert [load(up_to)[0] for up_to in (1, 2, 6, 7, 9)] == [0, 2, 2, 7, 7]
+
+
+def test_the_last_two_rounds_are_kept(shelf, save):
+    save(1, 4, 5)
+    assert names(shelf) == ["round-000004.safetensors", "round-000005.safetensors"]
+
+
+def test_a_round_that_is_tried_again_replaces_its_file_and_drops_later_ones(shelf, save, load):
+    save(3, 4, 5)
+    save(4)
+    assert names(shelf) == ["round-000004.safetensors"]
+    save(5)
+    assert load(4) == (4, 0)
+
+
+def test_rounds_are_ordered_as_numbers(shelf, save, load):
+    save(999_999, 1_000_000)
+    assert load(1_000_000) == (1_000_000, 0)
+    save(1_000_001)
+    assert names(shelf) == ["round-1000000.safetensors", "round-1000001.safetensors"]
+
+
+# --- The cache ---
+
+
+def test_the_cache_spares_the_reading(shelf, new_process, monkeypatch):
+    context = new_process()
+    save_private_state(context, shelf, 1, state_of(1.0))
+    monkeypatch.setattr(private_state, "safe_open", pytest.fail)
+    assert load_private_state(context, shelf, 1, FIRST)[0].head["fc.bias"].item() == 1
+
+
+@pytest.mark.parametrize("other", [{"run_token": "ffff"}, {"partition_id": 4}], ids=str)
+def test_a_cache_of_another_run_or_client_is_not_used(shelf, new_process, save, other):
+    context = new_process()
+    save_private_state(context, replace(shelf, **other), 1, state_of(7.0))
+    save(1)
+    assert load_private_state(context, shelf, 1, FIRST)[0].head["fc.bias"].item() == 1
+
+
+def test_a_cache_of_another_round_is_not_used(shelf, new_process, save):
+    """As after a resume, in a process that went on to round 2."""
+    context = new_process()
+    for server_round in (1, 2):
+        save_private_state(context, shelf, server_round, state_of(float(server_round)))
+    assert load_private_state(context, shelf, 1, FIRST)[0].head["fc.bias"].item() == 1
+    save(3)  # another process went on
+    assert load_private_state(context, shelf, 3, FIRST)[0].head["fc.bias"].item() == 3
+
+
+# --- Files that are not good ---
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def cut_in_the_header(path):
+    path.write_bytes(path.read_bytes()[:40])
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def longer(path):
+    path.write_bytes(path.read_bytes() + b"\0")
+
+
+def noise(path):
+    path.write_bytes(b"\x80\x04\x95 a pickle, or anything else" * 30)
+
+
+def other_metadata(path, **changes):
+    with safe_open(path, "pt") as file:
+        facts = {**file.metadata(), **changes}
+    save_file(load_file(path), path, facts)
+
+
+def of_another_run(path):
+    other_metadata(path, **{"run-token": "ffff"})
+
+
+def of_another_client(path):
+    other_metadata(path, partition="4")
+
+
+def of_another_round(path):
+    other_metadata(path, round="4")
+
+
+def of_another_schema(path):
+    other_metadata(path, schema="2")
+
+
+def without_metadata(path):
+    save_file(load_file(path), path)
+
+
+def one_value_changed(path):
+    with safe_open(path, "pt") as file:
+        facts = file.metadata()
+    tensors = load_file(path)
+    tensors["head.fc.bias"] += 1e-6
+    save_file(tensors, path, facts)
+
+
+BROKEN = [
+    cut,
+    cut_in_the_header,
+    empty,
+    longer,
+    noise,
+    of_another_run,
+    of_another_client,
+    of_another_round,
+    of_another_schema,
+    without_metadata,
+    one_value_changed,
+]
+
+
+@pytest.mark.parametrize("break_file", BROKEN, ids=lambda function: function.__name__)
+def test_a_bad_file_is_kept_aside_and_the_one_before_is_taken(shelf, save, load, caplog, break_file):
+    save(4, 5)
+    break_file(shelf.file(5))
+    broken = shelf.file(5).read_bytes()
+    assert load(5) == (4, 1)
+    aside = shelf.file(5).with_name("round-000005.safetensors.corrupt")
+    assert aside.read_bytes() == broken
+    assert names(shelf) == ["round-000004.safetensors", aside.name]
+    assert [text.split(":")[0] for text in caplog.messages] == [
+        f"private state {shelf.file(5)} is kept aside as .corrupt"
+    ]
+    assert load(5) == (4, 0)
+    save(5, 6)
+    assert names(shelf)[:2] == ["round-000005.safetensors", aside.name]
+
+
+def test_a_state_of_another_run_with_the_same_name_is_never_taken(shelf, save, load):
+    save(1, 2, shelf=replace(shelf, run_token="ffff"))
+    assert load(2) == (0, 2)
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        PrivateState({**FIRST.local, "x.up": torch.zeros(3)}, FIRST.head),
+        PrivateState({**FIRST.local, "x.up": torch.zeros(2, dtype=torch.float64)}, FIRST.head),
+        PrivateState({**FIRST.local, "x.more": torch.zeros(2)}, FIRST.head),
+        PrivateState({"x.up": torch.zeros(2)}, FIRST.head),
+        PrivateState(FIRST.head, FIRST.local),
+    ],
+    ids=["shape", "dtype", "missing", "more", "parts"],
+)
+def test_a_state_that_does_not_fit_the_model_is_not_taken(shelf, save, new_process, first):
+    save(5)
+    assert load_private_state(new_process(), shelf, 5, first) == (first, 1)
+
+
+def test_when_none_is_good_the_client_begins_again_and_says_so(shelf, save, load, caplog):
+    save(4, 5)
+    for server_round in (4, 5):
+        noise(shelf.file(server_round))
+    assert load(5) == (0, 2)
+    assert caplog.messages[-1] == (
+        f"no private state up to round 5 is left in {shelf.folder}: going on from the first weights"
+    )
+
+
+def test_a_run_that_goes_back_further_than_is_kept_says_so(save, load, caplog):
+    save(4)
+    assert load(3) == (0, 0)  # round 4 was this client's first
+    save(5)
+    assert load(3) == (0, 1)
+    assert caplog.messages[-1].startswith("no private state up to round 3 is left in")
+
+
+def test_one_flipped_bit_anywhere_is_noticed(shelf, save, load):
+    """Every bit of the header, in which lengths, names and facts stand, and of the weights."""
+    save(5)
+    good = shelf.file(5).read_bytes()
+    for position in range(len(good)):
+        bad = bytearray(good)
+        bad[position] ^= 1 << position % 8
+        shelf.file(5).write_bytes(bad)
+        assert load(5) == (0, 1), position
+
+
+def test_a_file_cut_anywhere_is_noticed(shelf, save, load):
+    save(5)
+    good = shelf.file(5).read_bytes()
+    for length in range(len(good)):
+        shelf.file(5).write_bytes(good[:length])
+        assert load(5) == (0, 1), length
+
+
+def test_a_file_that_cannot_be_read_is_not_called_corrupt(shelf, save, load, monkeypatch):
+    def closed(path, *_):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    save(5)
+    monkeypatch.setattr(private_state, "safe_open", closed)
+    with pytest.raises(OSError, match=r"Permission denied: .*round-000005.safetensors"):
+        load(5)
+    assert names(shelf) == ["round-000005.safetensors"]
+
+
+# --- Writing that fails ---
+
+
+def full(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_is_named_and_leaves_the_old_state(shelf, new_process, load, monkeypatch):
+    context = new_process()
+    for server_round in (1, 2):
+        save_private_state(context, shelf, server_round, state_of(float(server_round)))
+    before = names(shelf)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError) as error:
+            save_private_state(context, shelf, 3, state_of(3.0))
+    line = f"private state cannot be written to {shelf.file(3)}: No space left on device"
+    assert str(error.value) == line
+    assert names(shelf) == before
+    assert load(3) == (2, 0)
+    assert load_private_state(context, shelf, 3, FIRST)[0].head["fc.bias"].item() == 2
+
+
+def test_a_folder_that_cannot_be_made_is_named(shelf, save):
+    shelf.state_dir.write_text("a file, not a folder")
+    with pytest.raises(OSError, match=r"^private state cannot be written to .*round-000001.safetensors: "):
+        save(1)
+
+
+CHILD = """
+import sys, torch
+from flwr.app import Context, RecordDict
+from client_app.private_state import PrivateState, Shelf, save_private_state
+from pathlib import Path
+
+shelf = Shelf(Path(sys.argv[1]), "test", "0123abcd", 3)
+print("ready", flush=True)
+server_round = int(sys.argv[2])
+while True:
+    server_round += 1
+    value = float(server_round)
+    state = PrivateState({"x": torch.full((200_000,), value)}, {"y": torch.full((1,), value)})
+    context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
+    save_private_state(context, shelf, server_round, state)
+    print(server_round, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_process_killed_while_it_writes_goes_on_from_its_last_round(shelf, new_process):
+    """Killed with SIGKILL at twelve different moments, a few of them in the middle of a file."""
+    first = PrivateState({"x": torch.zeros(200_000)}, {"y": torch.zeros(1)})
+    committed, drafts = 0, 0
+    for attempt in range(12):
+        process = subprocess.Popen(
+            [sys.executable, "-c", CHILD, str(shelf.state_dir), str(committed)],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout.readline() == "ready\n"
+        # A draft in the folder: the process is in the middle of writing. Which one differs.
+        seen = 0
+        while seen <= attempt:
+            seen += any(shelf.folder.glob(".round-*"))
+        process.send_signal(signal.SIGKILL)
+        said = [int(line) for line in process.stdout]
+        process.wait()
+        process.stdout.close()
+        drafts += any(shelf.folder.glob(".round-*"))
+        state, lost = load_private_state(new_process(), shelf, 10**6, first)
+        value = state.head["y"].item()
+        assert lost == 0
+        assert torch.equal(state.local["x"], torch.full((200_000,), value))
+        last = max([committed, *said])
+        assert value in (last, last + 1)  # renamed, and killed before it could say so
+        committed = int(value)
+    assert drafts  # otherwise no kill hit a writing
+    save_private_state(new_process(), shelf, committed + 1, first)
+    assert not list(shelf.folder.glob(".round-*"))
+
+
+def test_the_file_of_a_killed_writing_is_cleared_away(shelf, save, load):
+    save(1)
+    (shelf.folder / ".round-000002.safetensors.x7f").write_bytes(b"half")
+    assert load(2) == (1, 0)
+    save(2)
+    assert names(shelf) == ["round-000001.safetensors", "round-000002.safetensors"]

@@ -1,8 +1,11 @@
 """The ServerApp: which settings it passes on, and in which order it works."""
 
+import json
+
 import pytest
 
 from app.backbones import load_backbone
+from app.records import SCHEMA
 from app.source import source_hash
 from server_app import main
 
@@ -23,11 +26,13 @@ def strategies(monkeypatch):
 
 def test_settings_reach_the_strategy(federation, strategies):
     settings = {"weighting": "num-examples", "num-clients": 2, "wait-seconds": 7.0, "strategy": "fedadam"}
-    federation(2, seed=4, **settings).serve()
+    wall = {"max-change": 7.5, "min-clients": 2, "max-failure-rate": 0.25, "round-timeout": 99.0}
+    federation(2, seed=4, **settings, **wall).serve()
     (made,) = strategies
     assert type(made["strategy"]).__name__ == "FedAdam"
     assert made["weighting"] == "num-examples"
     assert (made["expected_nodes"], made["wait_seconds"], made["seed"]) == (2, 7.0, 4)
+    assert {key: made[key.replace("-", "_")] for key in wall} == wall
 
 
 def test_all_nodes_of_the_federation_are_expected_by_default(federation, strategies):
@@ -42,11 +47,20 @@ def test_clients_must_run_the_servers_source_backbone_and_version(federation, st
         "source": source_hash(),
         "backbone": load_backbone(str(small_backbone)).fingerprint,
         "version": main.__version__,
+        "schema": SCHEMA,
     }
     assert strategies[0]["expected"] == identity
     for way, message in clients.wire:
         if way == "to client" and message.metadata.message_type != "query":
             assert message.content["config"].items() >= identity.items()
+
+
+def test_messages_name_the_run_and_its_token(federation):
+    clients = federation()
+    token = json.loads((clients.serve() / "settings.json").read_text())["run-token"]
+    sent = [m.content["config"] for way, m in clients.wire if way == "to client" and "arrays" in m.content]
+    assert len(sent) == 8
+    assert {(config["run"], config["run-token"]) for config in sent} == {("test", token)}
 
 
 def test_the_handshake_comes_before_anything_is_written_or_sent(federation, home):

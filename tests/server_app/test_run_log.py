@@ -92,7 +92,36 @@ def test_the_settings_are_kept_with_what_ran(make, run_config):
     run = make({"source-hash": "abc"}, seed=3)
     run.open()
     kept = json.loads((run.folder / "settings.json").read_text())
-    assert kept == {**run_config(seed=3), "source-hash": "abc"}
+    assert re.fullmatch("[0-9a-f]{32}", run.token)
+    assert kept == {**run_config(seed=3), "source-hash": "abc", "run-token": run.token}
+
+
+def test_two_runs_of_one_name_have_different_tokens(make):
+    assert make().token != make().token
+
+
+def test_a_client_that_went_back_to_an_earlier_state_is_said_and_kept(make, caplog):
+    run = make()
+    run.open()
+    run.joined({0: answer("clean")})
+    run.replied(4, "train", 0, {"num-examples": 12, "state-recovered": 1})
+    assert caplog.messages[-1].startswith("round 4, train: partition 0 lost its newest private state")
+    run.end_round(4)
+    assert rows_of(run)[0]["state-recovered"] == 1
+
+
+@pytest.mark.parametrize("name", [None, 3, b"x", ["a"], "", "\n\x1b[2J"])
+def test_what_a_client_should_not_say_of_itself_ends_nothing(make, name):
+    """Its words reach the console and the files: one line, or none."""
+    run = make()
+    run.open()
+    words = {"name": name, "text-only": "much", "natural-partitions": 2.5, "skipped": True}
+    run.joined({0: {key: value for key, value in words.items() if value is not None}})
+    run.replied(1, "train", 0, {"num-examples": 12})
+    run.end_round(1)
+    (row,) = rows_of(run)
+    assert (row["text-only"], row["unanswerable"]) == (0, 0)
+    assert row["name"] == ("[2J" if name == "\n\x1b[2J" else "partition 0")
 
 
 def test_a_run_without_a_name_gets_one(make, home):

@@ -45,6 +45,8 @@ INNER = {
     "FedMedian": (lambda: flower.FedMedian(), 4.5),
     "FedTrimmedAvg": (lambda: flower.FedTrimmedAvg(beta=0.25), 4.5),
     "Krum": (lambda: flower.Krum(), 4.0),
+    "MultiKrum": (lambda: flower.MultiKrum(num_nodes_to_select=3), 2 * 5.5 / 3),
+    "Bulyan": (lambda: flower.Bulyan(), 2 * MEAN),  # nobody is hostile: the mean of all
     "server-side DP": (lambda: dp("ServerSideFixed", flower.FedAvg(), *fixed), 2 * MEAN),
     "clipping": (lambda: dp("ServerSideFixed", flower.FedAvg(), 0.0, sqrt(6), 4), 2.0),
     "adaptive DP": (lambda: dp("ServerSideAdaptive", flower.FedAvg(), *adaptive), 2 * MEAN),

@@ -1,5 +1,7 @@
 """Replies that do not count: left out, reported with a reason, and never the end of the others' round."""
 
+from itertools import count
+
 import numpy as np
 import pytest
 from flwr.app import Array, Message, MetricRecord
@@ -59,11 +61,48 @@ def test_replies_of_strangers_and_second_replies_are_refused(toy, federation, ar
     assert refused == [(-1, "node 77 was not asked"), (2, "second reply")]
 
 
+def with_ids(grid):
+    """Let the grid number messages when it sends them, as a real one does; replies name the number."""
+    send = grid.send_and_receive
+
+    def numbered(messages, *, timeout=None):
+        messages = list(messages)
+        for message in messages:
+            message.metadata.__dict__["_message_id"] = f"message {next(numbers)}"
+        return send(messages, timeout=timeout)
+
+    numbers, grid.send_and_receive = count(), numbered
+    return grid
+
+
+def test_a_reply_to_the_round_before_does_not_count_for_this_one(toy, federation, arrays):
+    """It has the right names and shapes, and comes before or after the reply that is awaited, or alone."""
+    for place in ("before", "after", "alone"):
+        notes, grid, late = toy.Notes(), with_ids(federation()), []
+
+        def delay(replies, place=place, late=late):
+            if replies[0].metadata.message_type != "train":
+                return replies
+            own = next(reply for reply in replies if reply.metadata.src_node_id == 30)
+            others = [reply for reply in replies if reply is not own]
+            late.append(own)
+            if len(late) == 1:
+                return others
+            return others + {"before": [late[0], own], "after": [own, late[0]], "alone": [late[0]]}[place]
+
+        grid.order = delay
+        result = FedDAT(flower.FedAvg(), observer=notes).start(grid, arrays, num_rounds=2)
+        refused = [(note[0], *note[2:]) for note in notes if isinstance(note[3], str)]
+        silent = [(2, 2, "no reply in time")] if place == "alone" else []
+        assert refused == [(1, 2, "no reply in time"), (2, 2, "late reply"), *silent]
+        assert toy.value(result) == pytest.approx(8.0 if place == "alone" else 4 + 3.625)
+
+
 def test_a_round_without_a_valid_reply_ends_the_run(federation, arrays):
     grid = federation()
     for client in grid.nodes.values():
         client.alter = lambda content: "out of\nmemory"
-    with pytest.raises(RuntimeError, match=r"^round 1: no valid reply from 4 clients: out of memory$"):
+    with pytest.raises(RuntimeError, match=r"^round 1, tried twice: 0 of 4 clients .*: out of memory$"):
         FedDAT(flower.FedAvg()).start(grid, arrays, num_rounds=3)
 
 

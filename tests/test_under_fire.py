@@ -1,0 +1,149 @@
+"""Whole runs of the real apps with clients that fail, hang or attack: the others carry the run to its end."""
+
+import json
+
+import numpy as np
+import pytest
+from flwr.app import Array, Error, Message
+from safetensors.numpy import load_file
+
+
+def rows_of(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def adapter_of(folder):
+    return load_file(folder / "adapter" / "adapter_model.safetensors")
+
+
+def raises(reply):
+    return Message(Error(code=2, reason="CUDA error"), reply_to=reply)
+
+
+def is_killed(reply):
+    """Answer as Flower's simulation does for a worker that the system killed for its memory."""
+    text = "The worker died unexpectedly while executing this task.\n\tWorker ID: 1f Node IP: 127.0.0.1"
+    return Message(
+        Error(code=0, reason=f"<class 'ray.exceptions.WorkerCrashedError'>:<'{text}'>"), reply_to=reply
+    )
+
+
+def hangs(reply):
+    """Give no reply before the deadline: the grid returns without it."""
+
+
+FAULTS = {raises: "CUDA error", is_killed: "worker died unexpectedly", hangs: "no reply in time"}
+
+
+def test_with_a_third_of_the_clients_failing_in_each_round_the_run_ends_and_reports_them(federation, caplog):
+    """Three of ten: one raises, one is killed for its memory, one hangs past the deadline."""
+    faults, trained = list(FAULTS), []
+
+    def alter(node, reply):
+        partition = (1000 - node) // 7
+        if reply.metadata.message_type == "train":
+            trained.append(partition)
+            server_round = (len(trained) - 1) // 10 + 1
+            if (fault := (partition - 3 * server_round) % 10) < 3:
+                return faults[fault](reply)
+        return reply
+
+    clients = federation(10, alter=alter, num_rounds=4, train_examples=4, evaluate_every=4, min_clients=7)
+    folder = clients.serve()
+    rows = rows_of(folder)
+    failed = {r: [(3 * r + k) % 10 for k in range(3)] for r in range(1, 5)}
+    for server_round, partitions in failed.items():
+        now = [row for row in rows if row["round"] == server_round]
+        reasons = {row["partition"]: row["refused"] for row in now if "refused" in row}
+        for partition, said in zip(partitions, FAULTS.values(), strict=True):
+            assert said in reasons.pop(partition)
+            line = f"round {server_round}, train: partition {partition} refused"
+            assert any(message.startswith(line) for message in caplog.messages)
+        assert not reasons
+        assert {row["partition"] for row in now if "delta-shared" in row} == set(range(10)) - set(partitions)
+    assert len(trained) == 40
+    assert sum(row["round"] == 4 and "student" in row for row in rows) == 10
+    assert all(np.isfinite(array).all() for array in adapter_of(folder).values())
+
+
+def test_when_most_fail_the_run_fails_and_says_why(federation, home, caplog):
+    """As with a dead worker of the simulation, which fails every message that it gets."""
+    clients = federation(5, alter=lambda node, reply: is_killed(reply) if is_training(node, reply) else reply)
+    with pytest.raises(RuntimeError) as error:
+        clients.serve()
+    lines = str(error.value).splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith(
+        "round 1, tried twice: 2 of 5 clients gave a valid reply, with min_clients = 1"
+    )
+    assert "worker died unexpectedly" in lines[0]
+    assert sum(message.startswith("refused 2 times: ") for message in caplog.messages) == 3
+    assert not (home / "runs" / "test" / "adapter").exists()
+
+
+def is_training(node, reply):
+    return reply.metadata.message_type == "train" and node > 980
+
+
+# --- Poison ---
+
+HONEST, ATTACKERS = 5, 2
+
+
+@pytest.fixture
+def score(federation):
+    """Run with or without attackers; return the honest clients' mean score in points, and the adapter.
+
+    The attackers send what they learned with the other sign, a hundred times as far.
+    """
+
+    def score(attacked, **settings):
+        def alter(node, reply):
+            if reply.metadata.message_type == "train" and (1000 - node) // 7 >= HONEST:
+                sent = next(m for way, m in clients.wire[::-1] if way == "to client").content["arrays"]
+                arrays = reply.content["arrays"]
+                for name in arrays:
+                    before = sent[name].numpy()
+                    arrays[name] = Array(before - 100 * (arrays[name].numpy() - before))
+            return reply
+
+        nodes = HONEST + ATTACKERS * attacked
+        clients = federation(
+            nodes,
+            alter=alter,
+            node_config={"num-partitions": HONEST + ATTACKERS},
+            **{"num-clients": nodes, "run-name": f"{attacked} {len(settings)}".replace(" ", "-")},
+            **settings,
+        )
+        folder = clients.serve()
+        scores = [r["student"] for r in rows_of(folder) if "student" in r and r["partition"] < HONEST]
+        return 100 * np.mean(scores[-HONEST:]), adapter_of(folder)
+
+    return score
+
+
+POISONED = [
+    pytest.param({"train_examples": 60, "test_examples": 60, "num_rounds": 3}, id="small"),
+    pytest.param(
+        {
+            "backbone": "tiny-vilt",
+            "reduction_factor": 16,
+            "train_examples": 40,
+            "test_examples": 40,
+            "num_rounds": 2,
+        },
+        id="tiny-vilt",
+        marks=pytest.mark.slow,
+    ),
+]
+
+
+@pytest.mark.parametrize("settings", POISONED)
+def test_two_poisoning_clients_of_seven_cost_the_honest_ones_nothing(score, settings):
+    settings = {**settings, "evaluate_every": settings["num_rounds"]}
+    without, adapter = score(False, **settings)
+    poisoned, protected = score(True, **settings)
+    assert abs(poisoned - without) < 2
+    assert all(np.array_equal(array, protected[name]) for name, array in adapter.items())
+    unprotected, _ = score(True, max_change=1e9, **settings)
+    assert unprotected < without - 2

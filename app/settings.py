@@ -16,6 +16,10 @@ Method = Literal["feddat", "adapter"]
 Strategy = Literal[
     "fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "fedmedian", "fedtrimmedavg", "krum"
 ]
+Privacy = Literal["none", "server-fixed", "server-adaptive", "client-fixed", "client-adaptive", "local"]
+
+# A run's name is a folder's.
+RUN_NAME = r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$"
 
 
 class SettingsError(ValueError):
@@ -33,7 +37,8 @@ class Settings(BaseModel):
         alias_generator=lambda name: name.replace("_", "-"),
     )
 
-    run_name: str = Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$", max_length=100)
+    run_name: str = Field(pattern=RUN_NAME, max_length=100)
+    resume: str = Field(pattern=RUN_NAME, max_length=100)
     seed: int = Field(ge=0, lt=2**31)
     num_rounds: int = Field(gt=0)
     num_clients: int = Field(ge=0)
@@ -79,6 +84,12 @@ class Settings(BaseModel):
     fraction_train: float = Field(gt=0, le=1)
     evaluate_every: int = Field(gt=0)
 
+    dp: Privacy
+    dp_clipping_norm: float = Field(gt=0)
+    dp_noise_multiplier: float = Field(gt=0)
+    dp_epsilon: float = Field(gt=0, lt=1)
+    dp_delta: float = Field(gt=0, lt=1)
+
     @model_validator(mode="after")
     def _combinations(self) -> Self:
         for wrong, message in (
@@ -105,6 +116,20 @@ class Settings(BaseModel):
             (
                 self.strategy == "fedprox" and self.proximal_mu == 0,
                 "proximal-mu = 0 makes strategy = 'fedprox' plain 'fedavg'; allowed: more than 0",
+            ),
+            (
+                bool(self.resume) and self.run_name not in ("", self.resume),
+                f"run-name = {self.run_name!r} with resume = {self.resume!r}; allowed: '', a run keeps its name",
+            ),
+            (
+                self.dp not in ("none", "local") and self.strategy not in ("fedavg", "fedprox"),
+                f"dp = {self.dp!r} with strategy = {self.strategy!r}; allowed: 'fedavg', 'fedprox', whose plain"
+                " mean is what its noise is made for",
+            ),
+            (
+                self.dp not in ("none", "local") and self.weighting != "uniform",
+                f"dp = {self.dp!r} with weighting = {self.weighting!r}; allowed: 'uniform', the plain mean is"
+                " what its noise is made for",
             ),
             (
                 self.benchmark == "vqa-domains" and not self.data_dir,

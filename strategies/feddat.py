@@ -20,7 +20,7 @@ from .membership import Members
 from .observer import Phase, RoundObserver
 from .replies import alike, as_sent, bytes_of, scalars
 from .sampling import MembersGrid, seeded
-from .wrapper import StrategyWrapper, weight_key
+from .wrapper import StrategyWrapper, is_private_mean, weight_key
 
 log = logging.getLogger("flwr")
 
@@ -55,8 +55,14 @@ class FedDAT(StrategyWrapper):
 
     Notes
     -----
-    A wrapper that changes replies before they are averaged, such as Flower's differential privacy, belongs
-    inside: `FedDAT(DifferentialPrivacy…(FedAvg()))`, so that it works on checked replies.
+    A wrapper that changes replies before they are averaged, such as differential privacy, belongs inside:
+    `FedDAT(ServerFixedClipping(FedAvg(), …))`, so that it works on checked replies. What changes the aggregate
+    afterwards belongs outside.
+
+    Raises
+    ------
+    ValueError
+        The weighting is unknown, or not uniform around differential privacy; or the order is wrong.
     """
 
     def __init__(
@@ -76,6 +82,11 @@ class FedDAT(StrategyWrapper):
         super().__init__(strategy)
         if weighting not in ("uniform", "num-examples"):
             raise ValueError(f"weighting is {weighting!r}; allowed: 'uniform', 'num-examples'")
+        if weighting != "uniform" and is_private_mean(strategy):
+            raise ValueError(
+                f"weighting is {weighting!r}; allowed around differential privacy: 'uniform', since its noise"
+                " hides a client in the plain mean"
+            )
         self.weighting = weighting
         self.seed = seed
         self.evaluate_on = evaluate_on

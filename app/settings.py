@@ -119,17 +119,17 @@ class Settings(BaseModel):
             ),
             (
                 bool(self.resume) and self.run_name not in ("", self.resume),
-                f"run-name = {self.run_name!r} with resume = {self.resume!r}; allowed: '', a run keeps its name",
+                f"run-name = {self.run_name!r} with resume = {self.resume!r}; allowed: '' or the same",
             ),
             (
                 self.dp not in ("none", "local") and self.strategy not in ("fedavg", "fedprox"),
-                f"dp = {self.dp!r} with strategy = {self.strategy!r}; allowed: 'fedavg', 'fedprox', whose plain"
-                " mean is what its noise is made for",
+                f"dp = {self.dp!r} with strategy = {self.strategy!r}; allowed: 'fedavg' and 'fedprox', for"
+                " whose plain mean its noise is made",
             ),
             (
                 self.dp not in ("none", "local") and self.weighting != "uniform",
-                f"dp = {self.dp!r} with weighting = {self.weighting!r}; allowed: 'uniform', the plain mean is"
-                " what its noise is made for",
+                f"dp = {self.dp!r} with weighting = {self.weighting!r}; allowed: 'uniform', the plain mean"
+                " for which its noise is made",
             ),
             (
                 self.benchmark == "vqa-domains" and not self.data_dir,

@@ -1,4 +1,4 @@
-"""Differential privacy where the data are: a Flower mod that clips, and under local privacy blurs, what is sent."""
+"""Differential privacy where the data are: a Flower mod that clips, or clips and blurs, what is sent."""
 
 import numpy as np
 from flwr.app import Context, Message
@@ -20,11 +20,23 @@ def private_training(message: Message, context: Context, call_next: ClientAppCal
         case "client-adaptive":
             return adaptiveclipping_mod(message, context, call_next)
         case "local":
-            # Flower draws from NumPy's global generator, and whoever seeded that could subtract the noise.
-            np.random.seed()
-            return local_privacy(settings)(message, context, call_next)
+            return local_privacy(settings)(message, context, _unseeded(call_next))
         case _:
             return call_next(message, context)
+
+
+def _unseeded(call_next: ClientAppCallable) -> ClientAppCallable:
+    """Seed NumPy's global generator, which Flower draws noise from, from the operating system's entropy.
+
+    Whoever knows the seed that another set could subtract the noise.
+    """
+
+    def call(message: Message, context: Context) -> Message:
+        reply = call_next(message, context)
+        np.random.seed()
+        return reply
+
+    return call
 
 
 def local_privacy(settings: Settings) -> LocalDpMod:

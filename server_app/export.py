@@ -1,5 +1,6 @@
 """The federation's result as a PEFT checkpoint."""
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,7 +18,8 @@ def export_adapter(folder: Path, settings: Settings, shared: Mapping[str, Tensor
     Parameters
     ----------
     folder : Path
-        A new folder; gets ``adapter_model.safetensors``, ``adapter_config.json`` and the model card.
+        Gets ``adapter_model.safetensors``, ``adapter_config.json`` and the model card; one that is there is
+        replaced.
     settings : Settings
         Name the backbone and the adapter.
     shared : Mapping
@@ -39,4 +41,6 @@ def export_adapter(folder: Path, settings: Settings, shared: Mapping[str, Tensor
     fresh = folder.with_name(f".{folder.name}.new")
     model.save_pretrained(str(fresh))
     (fresh / "README.md").write_text(card, encoding="utf-8")
+    if folder.exists():
+        shutil.rmtree(folder)
     fresh.rename(folder)

@@ -15,10 +15,12 @@ from app.records import from_record, to_record
 from app.settings import SettingsError, read_settings
 from app.source import source_hash
 from data_partitions.benchmarks import BENCHMARKS
-from strategies import FedDAT
+from strategies import FedDAT, Resumable
 
+from .checkpoints import Checkpoints, DamagedError
 from .export import export_adapter
-from .report import model_card, results_table, write_report
+from .report import model_card, privacy_line, results_table, write_report
+from .resuming import kept_facts, last_checkpoint
 from .run_log import RunLog
 from .strategy import make_strategy
 
@@ -43,9 +45,12 @@ def main(grid: Grid, context: Context) -> None:
         "version": __version__,
     }
     versions = {"flwr": flwr.__version__, "torch": torch.__version__}
-    run = RunLog(settings, {f"{key}-hash": identity[key] for key in ("backbone", "source")} | versions)
+    facts = {f"{key}-hash": identity[key] for key in ("backbone", "source")} | versions
+    run = RunLog(settings, facts, kept_facts(settings, facts) if settings.resume else None)
+    checkpoints = Checkpoints(run.folder / "checkpoints", run.best_round)
+    checkpoint = last_checkpoint(settings, checkpoints) if settings.resume else None
 
-    strategy = FedDAT(
+    federation = FedDAT(
         make_strategy(settings),
         weighting=settings.weighting,
         expected_nodes=settings.num_clients or None,
@@ -57,8 +62,15 @@ def main(grid: Grid, context: Context) -> None:
         max_change=settings.max_change,
     )
 
-    strategy.gather(grid)
-    run.open()
+    strategy = Resumable(federation, checkpoints, checkpoint)
+
+    federation.gather(grid)
+    if checkpoint:
+        run.reopen(checkpoint.server_round)
+    else:
+        run.open()
+    if private := privacy_line(run.facts):
+        log.info("privacy: %s", private)
 
     def end_round(server_round: int, arrays: ArrayRecord) -> None:
         if server_round:
@@ -73,9 +85,17 @@ def main(grid: Grid, context: Context) -> None:
         evaluate_config=ConfigRecord(identity),
         evaluate_fn=end_round,
     )
-    export_adapter(
-        run.folder / "adapter", settings, from_record(result.arrays), model_card(run.facts, run.rows)
-    )
+
+    def export(name: str, arrays: ArrayRecord, last_round: int) -> None:
+        rows = [row for row in run.rows if row["round"] <= last_round]
+        export_adapter(run.folder / name, settings, from_record(arrays), model_card(run.facts, rows))
+
+    export("adapter", result.arrays, settings.num_rounds)
+    if best := run.best_round(settings.num_rounds):
+        try:
+            export("adapter-best", checkpoints.load(best).arrays, best)
+        except DamagedError as error:
+            log.warning("there is no adapter-best: %s", error)
     write_report(run.folder, run.facts, run.rows, run.seconds)
     Console().print(results_table(run.rows))
     log.info("the run is in %s", run.folder)

@@ -20,7 +20,7 @@ from strategies import central_privacy
 
 
 def make_strategy(settings: Settings) -> Strategy:
-    """Make the inner strategy, which samples clients and averages their shared adapters, privately if asked."""
+    """Make the inner strategy, which samples clients and averages their shared adapters."""
     strategy = _aggregation(settings)
     if settings.dp in ("none", "local"):
         return strategy

@@ -56,7 +56,7 @@ class FedDAT(StrategyWrapper):
     Notes
     -----
     A wrapper that changes replies before they are averaged, such as differential privacy, belongs inside:
-    `FedDAT(ServerFixedClipping(FedAvg(), …))`, so that it works on checked replies. What changes the aggregate
+    `FedDAT(ServerFixedClipping(FedAvg(), …))`, so that it works on checked replies. What changes the mean
     afterwards belongs outside.
 
     Raises

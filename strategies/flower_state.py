@@ -16,8 +16,7 @@ def flower_state(strategy: Strategy) -> dict[str, np.ndarray]:
     """Return the state of one strategy, without that of the strategy inside it.
 
     FedAdam, FedYogi and FedAdagrad have moments; FedAvgM its momentum and its own copy of the aggregate;
-    adaptive clipping its norm; fixed clipping its accountant, if it was given one. The others start every round
-    afresh.
+    adaptive clipping its norm; fixed clipping its accountant, if it was given one. The others have none.
     """
     state: dict[str, np.ndarray] = {}
     if isinstance(strategy, FedOpt):

@@ -25,8 +25,8 @@ def epsilon(noise_multiplier: float, releases: int, delta: float) -> float:
     """Return the ε for which `releases` Gaussian releases are (ε, δ)-differentially private together.
 
     Each is 1/(2 z²)-zCDP, together they are their sum ρ, and ρ-zCDP is (ρ + 2 √(ρ ln 1/δ), δ)-DP: Bun &
-    Steinke, 2016, https://arxiv.org/abs/1605.02065, propositions 1.3 and 1.6 and lemma 1.7. No amplification by
-    sampling is claimed.
+    Steinke, 2016, https://arxiv.org/abs/1605.02065, propositions 1.3 and 1.6, lemma 1.7. Sampling is not
+    counted as an amplification.
 
     Parameters
     ----------

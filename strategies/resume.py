@@ -57,8 +57,8 @@ class Resumable(StrategyWrapper):
     """Keep a checkpoint after every round, and go on from one.
 
     It belongs outermost: `Resumable(FedDAT(FedAvg()), store)`. The state of every layer is kept: of a wrapper
-    by its `state_dict`, of Flower's own strategies by `flower_state`. Sampling is a function of seed and round
-    and has none.
+    by its `state_dict`, of Flower's own strategies by `flower_state`. Sampling has none: it is a function of
+    seed and round.
 
     Parameters
     ----------

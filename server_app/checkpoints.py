@@ -81,23 +81,21 @@ def _pack(checkpoint: Checkpoint) -> bytes:
     arrays |= {f"state/{name}": array for name, array in checkpoint.state.items()}
     # Safetensors writes memory as it lies.
     arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-    metadata = {
-        "round": str(checkpoint.server_round),
-        # Safetensors sorts; some strategies pair arrays by position.
-        "names": json.dumps(list(arrays)),
-        "sha256": _checksum(checkpoint.server_round, arrays),
-    }
-    return save(arrays, metadata)
+    # Safetensors sorts names, while some strategies pair arrays by position; and it shuffles metadata, so one
+    # key holds all.
+    about = {"names": list(arrays), "sha256": _checksum(checkpoint.server_round, arrays)}
+    return save(arrays, {"checkpoint": json.dumps(about)})
 
 
 def _unpack(path: Path, server_round: int) -> Checkpoint:
     try:
         with safe_open(path, "np") as file:
-            metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in json.loads(metadata["names"])}
+            about = json.loads(file.metadata()["checkpoint"])
+            arrays = {name: file.get_tensor(name) for name in about["names"]}
+            intact = about["sha256"] == _checksum(server_round, arrays)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"{path} cannot be read: {error}") from None
-    if metadata.get("sha256") != _checksum(server_round, arrays):
+    if not intact:
         raise DamagedError(f"{path} is damaged: its checksum is not that of what it holds")
 
     def part(prefix: str) -> dict[str, np.ndarray]:

@@ -37,14 +37,14 @@ class Checkpoints:
         self.best_round = best_round
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint, then delete those that are no longer needed."""
+        """Write a checkpoint, then delete what is no longer needed; an interrupted write leaves its draft."""
         last = checkpoint.server_round
         self.folder.mkdir(exist_ok=True)
         write_atomically(self._path(last), _pack(checkpoint))
         # The round before is what a damaged file falls back to, and has a best of its own.
-        needed = {last, last - 1, self.best_round(last), self.best_round(last - 1)}
-        for server_round in self._rounds() - needed:
-            self._path(server_round).unlink()
+        needed = {last, last - 1, self.best_round(last), self.best_round(last - 1)} - {None}
+        for path in set(self.folder.iterdir()) - set(map(self._path, needed)):
+            path.unlink()
 
     def load(self, server_round: int) -> Checkpoint:
         """Read the checkpoint of one round.

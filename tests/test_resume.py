@@ -3,18 +3,22 @@
 import hashlib
 import json
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, Message, MessageType, RecordDict
 from safetensors.numpy import load_file, save_file
 
 from server_app.checkpoints import Checkpoints
 from strategies import FedDAT
-from tests.conftest import Federation, own_home
+from tests.conftest import ROOT, Federation, own_home
 
 
 class Stopped(BaseException):
@@ -207,3 +211,84 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(sites, wh
     assert stopped == whole
     assert any(message.startswith(f"{newest} cannot be read") for message in caplog.messages)
     assert "going on after round 1 of 3" in caplog.messages
+
+
+def test_the_norm_of_adaptive_clipping_goes_on(sites, drawn):
+    """A norm of 10⁻⁶ clips both clients in each round and so grows by e^0.1; the count's noise is tiny."""
+    settings = {
+        "dp": "server-adaptive",
+        "dp_clipping_norm": 1e-6,
+        "dp_noise_multiplier": 1e-9,
+        "num_rounds": 4,
+    }
+    folder, _ = finish(*sites(**settings), drawn, ("before its checkpoint", 3))
+    kept = load_file(folder / "checkpoints" / "round-000004.safetensors")
+    norm = kept["state/1.ServerAdaptiveClipping/clipping-norm"]
+    assert norm == pytest.approx(1e-6 * np.exp(4 * 0.1))
+
+
+def test_a_finished_run_goes_on_for_more_rounds(sites, drawn):
+    home, federation = sites(num_rounds=2)
+    folder, before = finish(home, federation, drawn)
+    federation.run_config |= {"resume": "test", "num-rounds": 4, "evaluate-every": 4}
+    folder, after = finish(home, federation, drawn, ("after its checkpoint", 4))
+    assert after["rows"][:4] == before["rows"]
+    assert [dict(row)["round"] for row in after["rows"]] == [1, 1, 2, 2, 3, 3, 4, 4]
+    assert after["adapter"] != before["adapter"]
+    settings = json.loads((folder / "settings.json").read_text())
+    assert (settings["num-rounds"], settings["resumed-after"]) == (4, [2, 4])
+
+
+def test_the_best_round_is_exported_beside_the_last(sites, drawn, monkeypatch):
+    """The mean of the clients' scores is best in round 2, though one of them does better in round 3."""
+    from client_app import main
+
+    scores = {(1, 0): 0.3, (1, 1): 0.3, (2, 0): 0.5, (2, 1): 0.4, (3, 0): 0.1, (3, 1): 0.7}
+    evaluate, calls = main.evaluate, iter(scores.values())
+    monkeypatch.setattr(main, "evaluate", lambda *args: evaluate(*args) | {"student": next(calls)})
+    folder, left = finish(*sites(), drawn)
+    assert left["best adapter"] != left["adapter"]
+    for name, server_round in (("adapter", 3), ("adapter-best", 2)):
+        kept = load_file(folder / "checkpoints" / f"round-{server_round:06d}.safetensors")
+        exported = load_file(folder / name / "adapter_model.safetensors")
+        assert {f"arrays/{key}" for key in exported} == {key for key in kept if key.startswith("arrays/")}
+        for key, array in exported.items():
+            np.testing.assert_array_equal(array, kept[f"arrays/{key}"])
+    cards = [(folder / name / "README.md").read_text() for name in ("adapter", "adapter-best")]
+    assert ["| mean | 40.0 |" in card for card in cards] == [True, False]
+    assert ["| mean | 45.0 |" in card for card in cards] == [False, True]
+
+
+def main(point: str, server_round: str, home: str, drawn: str, run_config: str) -> None:
+    """Serve in a process of its own, which kills itself at a point; with no point it goes on to the end."""
+    from server_app import main
+
+    main.write_report = lambda folder, *_: (folder / "report.md").touch()
+    federation = Sites(json.loads(run_config), 2)
+    killing = stop(point, int(server_round), lambda: os.kill(os.getpid(), signal.SIGKILL))
+    with own_home(Path(home), Path(drawn)), killing:
+        federation.serve()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("point", "server_round"), [(POINTS[1], 1), (POINTS[2], 2), (POINTS[3], 3)])
+def test_a_killed_process_loses_nothing(tmp_path, drawn, run_config, whole, point, server_round):
+    config = run_config(num_rounds=3)
+    for kill, resume, code in ((point, "", -signal.SIGKILL), ("", "test", 0)):
+        arguments = [
+            kill,
+            str(server_round),
+            str(tmp_path),
+            str(drawn),
+            json.dumps(config | {"resume": resume}),
+        ]
+        process = subprocess.run(
+            [sys.executable, "-c", "import sys, tests.test_resume as t; t.main(*sys.argv[1:])", *arguments],
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            timeout=240,
+        )
+        assert process.returncode == code, process.stderr.decode()[-2000:]
+    folder = tmp_path / "home" / "runs" / "test"
+    left = {path.name: digest(path) for path in sorted((tmp_path / "home" / "sites").iterdir())}
+    assert outcome(folder) | {"private": left} == whole

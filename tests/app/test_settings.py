@@ -43,7 +43,7 @@ COUNTS = ("num-rounds", "reduction-factor", "lora-rank", "batch-size", "local-ep
 SIZES = ("seed", "num-clients", "train-examples", "test-examples")  # 0 is allowed
 POSITIVE = ("wait-seconds", "round-timeout", "temperature", "learning-rate", "dirichlet-alpha")
 POSITIVE = (*POSITIVE, "server-learning-rate", "fraction-train", "max-change", "dp-clipping-norm")
-POSITIVE = (*POSITIVE, "dp-noise-multiplier", "dp-epsilon", "dp-delta")
+POSITIVE = (*POSITIVE, "dp-noise-multiplier")
 WEIGHTS = ("alpha", "beta", "weight-decay", "warmup", "proximal-mu")  # 0 is allowed
 TEXTS = ("run-name", "resume", "backbone", "device", "benchmark", "heterogeneity", "data-dir")
 
@@ -65,6 +65,7 @@ WRONG = [
     ],
     *[(key, "a" * 101, "100") for key in ("run-name", "resume")],
     *[(key, 1.0, "less than 1") for key in ("dp-epsilon", "dp-delta")],
+    *[(key, 0.0, "greater than 0") for key in ("dp-epsilon", "dp-delta")],
     ("backbone", "", "at least 1"),
     ("seed", 2**31, str(2**31)),
     ("num-answers", 1, "greater than 1"),
@@ -135,6 +136,10 @@ def test_a_missing_key_is_named(key):
         ({"update": "joint", "method": "adapter"}, "update = 'joint'", "method = 'feddat'"),
         ({"proximal-mu": 0.5}, "proximal-mu = 0.5", "strategy = 'fedprox'"),
         ({"weighting": "num-examples", "strategy": "krum"}, "weighting = 'num-examples'", "'uniform'"),
+        ({"dp": "server-fixed", "strategy": "fedmedian"}, "dp = 'server-fixed' with strategy", "'fedavg'"),
+        ({"dp": "client-adaptive", "strategy": "fedadam"}, "dp = 'client-adaptive'", "'fedprox'"),
+        ({"dp": "server-fixed", "weighting": "num-examples"}, "weighting = 'num-examples'", "'uniform'"),
+        ({"resume": "one", "run-name": "two"}, "run-name = 'two' with resume = 'one'", "''"),
         ({"update": "joint", "step": "reference"}, "update = 'joint'", "step = 'fast'"),
         ({"strategy": "fedprox"}, "proximal-mu = 0", "more than 0"),
         ({"benchmark": "vqa-domains"}, "data-dir = ''", "absolute path"),

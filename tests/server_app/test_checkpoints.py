@@ -123,3 +123,10 @@ def test_only_the_last_two_can_be_gone_on_from(store, caplog):
 
 def test_no_folder_is_no_checkpoint(store):
     assert store.newest() is None
+
+
+def test_what_an_interrupted_write_left_is_deleted(store):
+    store.folder.mkdir()
+    (store.folder / ".round-000003.safetensors.abc").write_bytes(b"half")
+    store.save(checkpoint())
+    assert [path.name for path in store.folder.iterdir()] == ["round-000003.safetensors"]

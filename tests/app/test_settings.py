@@ -138,7 +138,7 @@ def test_a_missing_key_is_named(key):
         ({"weighting": "num-examples", "strategy": "krum"}, "weighting = 'num-examples'", "'uniform'"),
         ({"dp": "server-fixed", "strategy": "fedmedian"}, "dp = 'server-fixed' with strategy", "'fedavg'"),
         ({"dp": "client-adaptive", "strategy": "fedadam"}, "dp = 'client-adaptive'", "'fedprox'"),
-        ({"dp": "server-fixed", "weighting": "num-examples"}, "weighting = 'num-examples'", "'uniform'"),
+        ({"dp": "server-fixed", "weighting": "num-examples"}, "dp = 'server-fixed'", "'uniform'"),
         ({"resume": "one", "run-name": "two"}, "run-name = 'two' with resume = 'one'", "''"),
         ({"update": "joint", "step": "reference"}, "update = 'joint'", "step = 'fast'"),
         ({"strategy": "fedprox"}, "proximal-mu = 0", "more than 0"),

@@ -42,8 +42,8 @@ class Checkpoints:
         self.folder.mkdir(exist_ok=True)
         write_atomically(self._path(last), _pack(checkpoint))
         # The round before is what a damaged file falls back to, and has a best of its own.
-        needed = {last, last - 1, self.best_round(last), self.best_round(last - 1)} - {None}
-        for path in set(self.folder.iterdir()) - set(map(self._path, needed)):
+        needed = (last, last - 1, self.best_round(last), self.best_round(last - 1))
+        for path in set(self.folder.iterdir()) - {self._path(r) for r in needed if r is not None}:
             path.unlink()
 
     def load(self, server_round: int) -> Checkpoint:

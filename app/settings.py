@@ -16,7 +16,7 @@ Method = Literal["feddat", "adapter", "full"]
 Strategy = Literal[
     "fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "fedmedian", "fedtrimmedavg", "krum"
 ]
-
+Privacy = Literal["none", "server-fixed", "server-adaptive", "client-fixed", "client-adaptive", "local"]
 
 RUN_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"  # it names folders, here and at the clients
 
@@ -37,6 +37,7 @@ class Settings(BaseModel):
     )
 
     run_name: str = Field(pattern=rf"^({RUN_NAME})?$", max_length=100)
+    resume: str = Field(pattern=rf"^({RUN_NAME})?$", max_length=100)
     seed: int = Field(ge=0, lt=2**31)
     num_rounds: int = Field(gt=0)
     num_clients: int = Field(ge=0)
@@ -108,6 +109,12 @@ class Settings(BaseModel):
     public_examples: int = Field(gt=1)
     server_device: str
 
+    dp: Privacy
+    dp_clipping_norm: float = Field(gt=0)
+    dp_noise_multiplier: float = Field(gt=0)
+    dp_epsilon: float = Field(gt=0, lt=1)
+    dp_delta: float = Field(gt=0, lt=1)
+
     @model_validator(mode="after")
     def _combinations(self) -> Self:
         for wrong, message in (
@@ -164,6 +171,20 @@ class Settings(BaseModel):
                 0 < self.num_clients < self.min_clients,
                 f"min-clients = {self.min_clients} with num-clients = {self.num_clients};"
                 f" allowed: at most num-clients",
+            ),
+            (
+                bool(self.resume) and self.run_name not in ("", self.resume),
+                f"run-name = {self.run_name!r} with resume = {self.resume!r}; allowed: '' or the same",
+            ),
+            (
+                self.dp not in ("none", "local") and self.strategy not in ("fedavg", "fedprox"),
+                f"dp = {self.dp!r} with strategy = {self.strategy!r}; allowed: 'fedavg' and 'fedprox', for"
+                " whose plain mean its noise is made",
+            ),
+            (
+                self.dp not in ("none", "local") and self.weighting != "uniform",
+                f"dp = {self.dp!r} with weighting = {self.weighting!r}; allowed: 'uniform', the plain mean"
+                " for which its noise is made",
             ),
             (
                 bool(self.data_dir) and not Path(self.data_dir).expanduser().is_absolute(),

@@ -101,9 +101,9 @@ def _long_tail(imbalance: float) -> Plan:
             f"CIFAR-10-LT, imbalance {imbalance:g}, Dirichlet 0.5, 20 clients of which 8 train a round, 30 "
             "rounds of 2 epochs, ResNet-8 from random weights, all of it averaged; n_max 2,500 (published: "
             "5,000, 200 rounds of 10 epochs). Balanced accuracy on 4,000 test images, over all classes "
-            "and those with many, medium and few examples. The pool (800 images to align on, 200 held out) is "
-            "no client's, not the teacher's and in no test set; nothing was pretrained. The teacher is a toy: a "
-            "small network trained on 20,000 other CIFAR images."
+            "and those with many, medium and few examples. The pool (800 images to align on, 200 held out) "
+            "is no client's, not the teacher's and in no test set; nothing was pretrained. The teacher is a "
+            "toy: a small network trained on 20,000 other CIFAR images."
         ),
     )
 

@@ -18,6 +18,7 @@ from data_partitions.benchmarks import text_only_baseline
 
 from .client import Client
 from .local_training import evaluate, train_round
+from .privacy import private_training
 from .private_state import PrivateState, save_private_state
 
 # What an evaluation scores; a single adapter has no teacher and no local branch.
@@ -57,7 +58,7 @@ def query(message: Message, context: Context) -> Message:
     return Message(RecordDict({"handshake": answer}), reply_to=message)
 
 
-@app.train()
+@app.train(mods=[private_training])
 def train(message: Message, context: Context) -> Message:
     """Train for one round; reply with what is shared and scalars."""
     client, config = _called(message, context)

@@ -1,6 +1,7 @@
 """The federation's result in files that stock tools load."""
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -23,9 +24,10 @@ def export_result(
     Parameters
     ----------
     folder : Path
-        A new folder; gets a PEFT checkpoint for ``PeftModel.from_pretrained`` (``adapter_model.safetensors``,
+        Gets a PEFT checkpoint for ``PeftModel.from_pretrained`` (``adapter_model.safetensors``,
         ``adapter_config.json``), or under ``method = "full"`` a whole model for `load_backbone`. A head that
-        travels is in ``classifier.safetensors``, its answers in that file's metadata.
+        travels is in ``classifier.safetensors``, its answers in that file's metadata. A folder that is there
+        is replaced.
     settings : Settings
         Name the backbone, and the adapter or method.
     arrays : Mapping
@@ -44,6 +46,8 @@ def export_result(
         weights = {name: value.contiguous() for name, value in classifier.items()}
         save_file(weights, fresh / "classifier.safetensors", {"answers": json.dumps(list(answers))})
     (fresh / "README.md").write_text(card, encoding="utf-8")
+    if folder.exists():
+        shutil.rmtree(folder)
     fresh.rename(folder)
 
 

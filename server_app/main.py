@@ -1,27 +1,32 @@
 """The ServerApp: runs the federation and leaves its result in the run's folder."""
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import flwr
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context
 from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import Strategy
 from rich.console import Console
 
 from app import __version__
 from app.full_model import open_model
 from app.heads import new_head, with_classifier
 from app.records import SCHEMA, from_record, to_record
-from app.settings import SettingsError, read_settings
+from app.settings import Settings, SettingsError, read_settings
 from app.source import source_hash
 from data_partitions.benchmarks import BENCHMARKS
-from strategies import FedDAT
+from strategies import FedDAT, MLLMAlignment, Resumable
 
+from .alignment import open_aligner
 from .central_evaluation import CentralEvaluation, common_test
+from .checkpoints import Checkpoints, DamagedError
 from .export import export_result
 from .global_model import GlobalModel
-from .report import classifier_card, model_card, refusals, results_table, write_report
+from .report import classifier_card, model_card, privacy_line, refusals, results_table, write_report
+from .resuming import kept_facts, last_checkpoint
 from .run_log import RunLog
 from .strategy import make_strategy
 
@@ -32,7 +37,7 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Check the settings, federate, export the adapter, report."""
+    """Check the settings, federate, export the result, report."""
     settings = read_settings(context.run_config)
     if settings.benchmark not in BENCHMARKS:
         raise SettingsError(
@@ -40,13 +45,15 @@ def main(grid: Grid, context: Context) -> None:
         )
     test = common_test(settings)
     # Where only clients compute, their device need not be here.
-    device = settings.server_device if test else "cpu"
+    device = settings.server_device if test or settings.align != "none" else "cpu"
     model = open_model(settings.model_copy(update={"device": device}))
-    initial, evaluation = model.initial_shared, None
+    head, initial, answers, evaluation = None, model.initial_shared, None, None
     if test:
-        head = new_head(model.backbone.width, len(test.answers), settings.seed, "shared")
+        answers = test.answers
+        head = new_head(model.backbone.width, len(answers), settings.seed, "shared")
         initial = with_classifier(initial, head)
         evaluation = CentralEvaluation(GlobalModel(model, head, head_travels=True), test)
+
     identity: dict[str, Any] = {
         "version": __version__,
         "schema": SCHEMA,
@@ -54,12 +61,15 @@ def main(grid: Grid, context: Context) -> None:
         "backbone": model.backbone.fingerprint,
     }
     versions = {"flwr": flwr.__version__, "torch": torch.__version__}
-    run = RunLog(settings, {f"{key}-hash": identity[key] for key in ("backbone", "source")} | versions)
+    facts = {f"{key}-hash": identity[key] for key in ("backbone", "source")} | versions
+    run = RunLog(settings, facts, kept_facts(settings, facts) if settings.resume else None)
+    checkpoints = Checkpoints(run.folder / "checkpoints", run.best_round)
+    checkpoint = last_checkpoint(settings, checkpoints) if settings.resume else None
 
     def evaluated(server_round: int) -> bool:
         return server_round % settings.evaluate_every == 0 or server_round == settings.num_rounds
 
-    strategy = FedDAT(
+    federation = FedDAT(
         make_strategy(settings),
         weighting=settings.weighting,
         expected_nodes=settings.num_clients or None,
@@ -73,9 +83,25 @@ def main(grid: Grid, context: Context) -> None:
         max_failure_rate=settings.max_failure_rate,
         round_timeout=settings.round_timeout,
     )
+    strategy: Strategy = federation
+    if settings.align != "none":
+        aligner = open_aligner(settings, model, head, answers)
+        strategy = MLLMAlignment(
+            federation,
+            aligner,
+            every=1 if settings.align == "each-round" else "end",
+            last_round=settings.num_rounds,
+            observer=run,
+        )
+    strategy = Resumable(strategy, checkpoints, checkpoint)
 
-    strategy.gather(grid)
-    run.open()
+    federation.gather(grid)
+    if checkpoint:
+        run.reopen(checkpoint.server_round)
+    else:
+        run.open()
+    if private := privacy_line(run.facts):
+        log.info("privacy: %s", private)
 
     def end_round(server_round: int, arrays: ArrayRecord) -> None:
         if not server_round:
@@ -84,7 +110,7 @@ def main(grid: Grid, context: Context) -> None:
             run.measured(server_round, evaluation(from_record(arrays)))
         run.end_round(server_round)
 
-    config = {**identity, "run": run.name, "run-token": run.token}
+    config: dict[str, Any] = {**identity, "run": run.name, "run-token": run.token}
     try:
         result = strategy.start(
             grid,
@@ -98,11 +124,26 @@ def main(grid: Grid, context: Context) -> None:
     finally:
         for (name, phase, reason), times in refusals(run.rows).most_common():
             log.warning("refused %d times: %s, %s: %s", times, name, phase, reason)
-    answers = test.answers if test else ()
-    make_card = classifier_card if test else model_card
-    name = "model" if settings.method == "full" else "adapter"
-    card = make_card(run.facts, run.rows)
-    export_result(run.folder / name, settings, from_record(result.arrays), card, answers)
+    _export(run, settings, checkpoints, result.arrays, answers or ())
     write_report(run.folder, run.facts, run.rows, run.seconds)
     Console().print(results_table(run.rows))
     log.info("the run is in %s", run.folder)
+
+
+def _export(
+    run: RunLog, settings: Settings, checkpoints: Checkpoints, last: ArrayRecord, answers: tuple[str, ...]
+) -> None:
+    """Export the result of the last round and of the best one."""
+    name = "model" if settings.method == "full" else "adapter"
+    make_card = classifier_card if answers else model_card
+
+    def export(folder: str, arrays: Mapping[str, torch.Tensor], server_round: int) -> None:
+        rows = [row for row in run.rows if row["round"] <= server_round]
+        export_result(run.folder / folder, settings, arrays, make_card(run.facts, rows), answers)
+
+    export(name, from_record(last), settings.num_rounds)
+    if best := run.best_round(settings.num_rounds):
+        try:
+            export(f"{name}-best", from_record(checkpoints.load(best).arrays), best)
+        except DamagedError as error:
+            log.warning("there is no %s-best: %s", name, error)

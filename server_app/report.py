@@ -5,6 +5,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from math import log, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from rich.table import Table
 from safetensors import safe_open
 
 from app.files import write_atomically
+from strategies.privacy import epsilon
 
 from .curves import draw_curves
-from .rows import ALL, GROUPS, Rows, central, last_round, names_of
+from .rows import ALL, GROUPS, Rows, best_round, by_round, central, last_round, names_of
 
 SCORES = {
     "student": "student\n(A_s, deployed)",
@@ -43,7 +45,9 @@ def results_table(rows: Rows) -> Table:
     return table
 
 
-def progress_line(rows: Rows, server_round: int, num_rounds: int, seconds: float) -> str:
+def progress_line(
+    rows: Rows, server_round: int, num_rounds: int, seconds: float, rounds_before: int = 0
+) -> str:
     """Say how a round went: scores if it was evaluated, else the mean loss.
 
     Parameters
@@ -53,7 +57,7 @@ def progress_line(rows: Rows, server_round: int, num_rounds: int, seconds: float
     server_round, num_rounds : int
         The round that just ended, counted from 1, and how many there are.
     seconds : float
-        How long the rounds up to this one took.
+        How long the rounds from `rounds_before`, where the run was resumed, up to this one took.
     """
     names = names_of(rows)
     now = [row for row in rows if row["round"] == server_round]
@@ -72,7 +76,7 @@ def progress_line(rows: Rows, server_round: int, num_rounds: int, seconds: float
         state = "nothing measured"
     if refused := sum("refused" in row for row in now):
         state += f"; {refused} refused"
-    left = seconds / server_round * (num_rounds - server_round)
+    left = seconds / (server_round - rounds_before) * (num_rounds - server_round)
     time = f"{_clock(left)} left" if server_round < num_rounds else f"{_clock(seconds)} in all"
     return f"round {server_round}/{num_rounds}: {state}; {time}"
 
@@ -160,6 +164,21 @@ logits = head(features)  # such as torch.nn.Linear(backbone.width, num_answers),
 """
 
 
+def privacy_line(settings: Mapping[str, Any]) -> str:
+    """Say what the run's differential privacy amounts to; nothing without any."""
+    if (kind := settings["dp"]) == "none":
+        return ""
+    # A round that was repeated after a stop may have been released twice.
+    releases = settings["num-rounds"] + len(settings.get("resumed-after", []))
+    delta, multiplier = settings["dp-delta"], settings["dp-noise-multiplier"]
+    if kind == "local":
+        multiplier = sqrt(2 * log(1.25 / delta)) / settings["dp-epsilon"]
+    spent = epsilon(multiplier, releases, delta)
+    return (
+        f"{kind}, ε = {spent:.3g} at δ = {delta:g} for what a client sent to be averaged in {releases} rounds"
+    )
+
+
 def classifier_card(settings: Mapping[str, Any], rows: Rows) -> str:
     """Return the README.md of an exported result that has its classifier with it."""
     backbone = json.dumps(settings["backbone"])
@@ -219,13 +238,17 @@ def _report(folder: Path, settings: Mapping[str, Any], rows: Rows, seconds: floa
     size = f", {_num_parameters(weights):,} parameters" if weights.is_file() else ""
     facts = {
         "rounds": f"{last_round(rows)} of {settings['num-rounds']}",
+        "best round": _best(rows),
         "clients": ", ".join(names_of(rows).values()),
         "method": f"{settings['method']} under {settings['strategy']}, weighting {settings['weighting']}",
         "backbone": f"{settings['backbone']} ({settings['backbone-weights']} weights)",
         "adapter": ("none, all weights" if full else settings["adapter"]) + size,
         "sent": _traffic(rows),
+        "privacy": privacy_line(settings),
         "time": f"{seconds / 60:.1f} minutes",
     }
+    if resumed := settings.get("resumed-after"):
+        facts["time"] += f" since the run was resumed after round {resumed[-1]}"
     refused = refusals(rows)
     parts = [
         f"# {_cell(settings['run-name'])}",
@@ -299,6 +322,13 @@ def _traffic(rows: Rows) -> str:
     ways = {way: [row[f"bytes-{way}"] for row in rows if f"bytes-{way}" in row] for way in ("down", "up")}
     mean = " and ".join(f"{np.mean(sent):,.0f} bytes {way}" for way, sent in ways.items() if sent)
     return mean and f"{mean} a client and round, evaluation included; {sum(map(sum, ways.values())):,} in all"
+
+
+def _best(rows: Rows) -> str:
+    best = best_round(rows, last_round(rows))
+    if best is None:
+        return ""
+    return f"{best}, mean student {100 * np.mean(by_round(rows, 'student')[best]):.1f}, in adapter-best/"
 
 
 def _num_parameters(weights: Path) -> int:

@@ -6,6 +6,8 @@ has the accuracy over all classes as ``student``, and those of the groups of cla
 """
 
 from collections.abc import Mapping, Sequence
+from math import isfinite
+from statistics import fmean
 from typing import Any
 
 Rows = Sequence[Mapping[str, Any]]
@@ -41,3 +43,9 @@ def by_round(rows: Rows, key: str) -> dict[int, list[float]]:
         if key in row:
             values.setdefault(row["round"], []).append(row[key])
     return values
+
+
+def best_round(rows: Rows, until: int) -> int | None:
+    """Return the round up to `until` with the best mean student score, the first of equals."""
+    means = {r: fmean(scores) for r, scores in by_round(rows, "student").items() if r <= until}
+    return max((r for r, mean in means.items() if isfinite(mean)), key=means.__getitem__, default=None)

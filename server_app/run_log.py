@@ -2,11 +2,12 @@
 
 import json
 import logging
+import os
 import secrets
 import time
 from collections.abc import Mapping
 from datetime import datetime
-from math import isfinite
+from math import isfinite, nan
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from app.settings import Settings, SettingsError, feddat_home
 from strategies import one_line
 
 from .report import progress_line
-from .rows import SERVER
+from .rows import SERVER, best_round
 
 log = logging.getLogger("flwr")  # Flower's own logger: what it gets is in `flwr log`
 
@@ -35,45 +36,69 @@ class RunLog:
         The run's settings. An empty run-name becomes benchmark, method and time.
     facts : Mapping
         What else to keep in ``settings.json``: fingerprints, versions.
+    kept : Mapping, optional
+        ``settings.json`` of the run that goes on. What is in it stays, but for the settings that changed.
 
     Raises
     ------
     SettingsError
-        If a run of that name is there already.
+        If a run of that name is there already and is not to go on.
     """
 
-    def __init__(self, settings: Settings, facts: Mapping[str, Any]) -> None:
+    def __init__(
+        self, settings: Settings, facts: Mapping[str, Any], kept: Mapping[str, Any] | None = None
+    ) -> None:
         self.settings = settings
-        self.name = (
-            settings.run_name or f"{settings.benchmark}-{settings.method}-{datetime.now():%Y%m%d-%H%M%S}"
-        )
+        made = f"{settings.benchmark}-{settings.method}-{datetime.now():%Y%m%d-%H%M%S}"
+        self.name = settings.resume or settings.run_name or made
         self.folder: Path = feddat_home() / "runs" / self.name
-        if self.folder.exists():
+        if kept is None and self.folder.exists():
             raise SettingsError(
                 f"run-name = {self.name!r} is taken: {self.folder}; "
                 f"allowed: another name, or '' for one made of the time"
             )
-        # Tells this run from another of its name, at clients that keep private states of both.
-        self.token = secrets.token_hex(16)
-        self.facts = {
-            **settings.model_dump(by_alias=True),
-            **facts,
-            "run-name": self.name,
-            "run-token": self.token,
-        }
+        given = settings.model_dump(by_alias=True)
+        # The token tells this run from another of its name, at clients that keep private states of both.
+        first = {**facts, "run-token": secrets.token_hex(16), **(kept or {})}
+        self.facts: dict[str, Any] = {**given, **first, **given, "run-name": self.name, "resume": ""}
         self.rows: list[dict[str, Any]] = []
         self._facts: dict[int, dict[str, Any]] = {}
         self._round: dict[int, dict[str, Any]] = {}
+        self._done = 0
         self._started = time.monotonic()
 
     def open(self) -> None:
         """Make the folder, with ``settings.json``; before that a run leaves nothing behind."""
         self.folder.mkdir(parents=True)
-        write_atomically(self.folder / "settings.json", json.dumps(self.facts, indent=2) + "\n")
+        self._write_facts()
+
+    def reopen(self, last_round: int) -> None:
+        """Go on after a round: cut off the rows of later ones, which will be run again."""
+        self._done = last_round
+        self.facts["resumed-after"] = [*self.facts.get("resumed-after", []), last_round]
+        self._write_facts()
+        metrics = self.folder / "metrics.jsonl"
+        text = metrics.read_text() if metrics.exists() else ""
+        # A line without an end was cut in the middle.
+        lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+        kept = [(line, row) for line in lines if (row := json.loads(line))["round"] <= last_round]
+        write_atomically(metrics, "".join(line for line, _ in kept))
+        self.rows = [{key: nan if value is None else value for key, value in row.items()} for _, row in kept]
+        # The report is written last: it marks a run that is finished.
+        (self.folder / "report.md").unlink(missing_ok=True)
+
+    def best_round(self, until: int) -> int | None:
+        """Return the round up to `until` with the best mean score."""
+        return best_round(self.rows, until)
+
+    @property
+    def token(self) -> str:
+        """Identity of the run, the same after it was resumed."""
+        return self.facts["run-token"]
 
     @property
     def seconds(self) -> float:
-        """Seconds since the run began."""
+        """Seconds since the run began, or was resumed."""
         return time.monotonic() - self._started
 
     def joined(self, answers: Mapping[int, Mapping[str, Any]]) -> None:
@@ -130,8 +155,8 @@ class RunLog:
         row.update({"round": server_round, **self._facts[partition_id]})
 
     def measured(self, server_round: int, metrics: Mapping[str, float]) -> None:
-        """Add a row of what the server measured itself."""
-        self._round[SERVER] = {"round": server_round, "partition": SERVER, **metrics}
+        """Add what the server measured itself to its own row of the round."""
+        self._round.setdefault(SERVER, {"round": server_round, "partition": SERVER}).update(metrics)
 
     def refused(self, server_round: int, phase: str, partition_id: int, reason: str) -> None:
         """Add a row for a reply that did not count."""
@@ -143,12 +168,19 @@ class RunLog:
         """Write the round's rows and say how far the run is."""
         self._write([self._round[partition] for partition in sorted(self._round)])
         self._round = {}
-        log.info("%s", progress_line(self.rows, server_round, self.settings.num_rounds, self.seconds))
+        total = self.settings.num_rounds
+        log.info("%s", progress_line(self.rows, server_round, total, self.seconds, self._done))
+
+    def _write_facts(self) -> None:
+        write_atomically(self.folder / "settings.json", json.dumps(self.facts, indent=2) + "\n")
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
         self.rows += rows
         with (self.folder / "metrics.jsonl").open("a") as file:
             file.writelines(json.dumps(_finite(row), allow_nan=False) + "\n" for row in rows)
+            # A checkpoint on the disk vouches for the rows of its round.
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def _said(partition: int, answer: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,10 +16,18 @@ from flwr.serverapp.strategy import (
 )
 
 from app.settings import Settings
+from strategies import central_privacy
 
 
 def make_strategy(settings: Settings) -> Strategy:
     """Make the inner strategy, which samples clients and averages their shared adapters."""
+    strategy = _aggregation(settings)
+    if settings.dp in ("none", "local"):
+        return strategy
+    return central_privacy(settings.dp, strategy, settings.dp_noise_multiplier, settings.dp_clipping_norm)
+
+
+def _aggregation(settings: Settings) -> Strategy:
     common: dict[str, Any] = {
         "fraction_train": settings.fraction_train,
         "fraction_evaluate": 1.0,

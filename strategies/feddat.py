@@ -22,7 +22,7 @@ from .observer import Phase, RoundObserver
 from .quorum import Quorum
 from .replies import alike, as_sent, bytes_of, scalars
 from .sampling import MembersGrid, seeded
-from .wrapper import StrategyWrapper, weight_key
+from .wrapper import StrategyWrapper, is_private_mean, weight_key
 
 log = logging.getLogger("flwr")
 
@@ -66,9 +66,14 @@ class FedDAT(StrategyWrapper):
     A round of training without enough valid replies is tried once more, with clients that were not asked
     before as far as there are such. If that fails too, the run ends with an error.
 
-    A wrapper that changes replies before they are averaged, such as Flower's differential privacy, belongs
-    inside: `FedDAT(DifferentialPrivacy…(FedAvg()))`. There it works on checked replies; outside, it would not
-    see those of a second try.
+    A wrapper that changes replies before they are averaged, such as differential privacy, belongs inside:
+    `FedDAT(ServerFixedClipping(FedAvg(), …))`. There it works on checked replies; outside, it would not see
+    those of a second try. What changes the mean afterwards belongs outside.
+
+    Raises
+    ------
+    ValueError
+        The weighting is unknown, or not uniform around differential privacy; or the order is wrong.
     """
 
     def __init__(
@@ -91,6 +96,11 @@ class FedDAT(StrategyWrapper):
         super().__init__(strategy)
         if weighting not in ("uniform", "num-examples"):
             raise ValueError(f"weighting is {weighting!r}; allowed: 'uniform', 'num-examples'")
+        if weighting != "uniform" and is_private_mean(strategy):
+            raise ValueError(
+                f"weighting is {weighting!r}; allowed around differential privacy: 'uniform', since its noise"
+                " hides a client in the plain mean"
+            )
         self.weighting = weighting
         self.seed = seed
         self.evaluate_on = evaluate_on

@@ -7,12 +7,12 @@ steps on its own data, under the supervision of a multimodal LLM.
 
 import logging
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from flwr.app import Array, ArrayRecord, Message, MetricRecord
-from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Result, Strategy
+from flwr.serverapp.strategy import Strategy
 
+from .observer import RoundObserver
 from .wrapper import StrategyWrapper
 
 log = logging.getLogger("flwr")
@@ -40,12 +40,14 @@ class MLLMAlignment(StrategyWrapper):
     every : int or "end"
         Align after every so many rounds; "end": only after the last one.
     last_round : int, optional
-        Which that is, where a wrapper around this one runs the rounds. None: the `num_rounds` of `start`.
+        Which that is; "end" needs it.
+    observer : RoundObserver, optional
+        Told of every alignment.
 
     Raises
     ------
     ValueError
-        If `every` is neither.
+        If `every` is neither, or "end" without a last round.
     """
 
     def __init__(
@@ -54,20 +56,17 @@ class MLLMAlignment(StrategyWrapper):
         aligner: Aligner,
         every: int | Literal["end"] = 1,
         last_round: int | None = None,
+        observer: RoundObserver | None = None,
     ) -> None:
         super().__init__(strategy)
         if every != "end" and (not isinstance(every, int) or isinstance(every, bool) or every < 1):
             raise ValueError(f"every is {every!r}; allowed: 1 or more, or 'end'")
+        if every == "end" and last_round is None:
+            raise ValueError("last_round is None with every = 'end'; allowed: the number of rounds")
         self.aligner = aligner
+        self.observer = observer
         self.every = every
-        self.last_round = self._end = last_round
-
-    def start(
-        self, grid: Grid, initial_arrays: ArrayRecord, num_rounds: int = 3, *arguments: Any, **keywords: Any
-    ) -> Result:
-        """Run the rounds; see Flower's `Strategy.start`."""
-        self._end = self.last_round or num_rounds
-        return super().start(grid, initial_arrays, num_rounds, *arguments, **keywords)
+        self.last_round = last_round
 
     def summary(self) -> None:
         """Log when it aligns, then what the strategy inside is set to."""
@@ -89,13 +88,14 @@ class MLLMAlignment(StrategyWrapper):
         if arrays is None or not self._due(server_round):
             return arrays, metrics
         aligned, measured = self.aligner.align(server_round, arrays)
-        together = MetricRecord(dict(metrics or {}))
-        together.update({f"align/{name}": float(value) for name, value in measured.items()})
-        return _like(aligned, arrays), together
+        named = {f"align/{name}": float(value) for name, value in measured.items()}
+        if self.observer is not None:
+            self.observer.measured(server_round, named)
+        return _like(aligned, arrays), MetricRecord({**(metrics or {}), **named})
 
     def _due(self, server_round: int) -> bool:
         if self.every == "end":
-            return server_round == self._end
+            return server_round == self.last_round
         return server_round % self.every == 0
 
 

@@ -19,3 +19,6 @@ class RoundObserver(Protocol):
 
     def refused(self, server_round: int, phase: Phase, partition_id: int, reason: str) -> None:
         """Take the reason why a reply does not count; the partition is -1 when the sender was not asked."""
+
+    def measured(self, server_round: int, metrics: Mapping[str, float]) -> None:
+        """Take what the server measured itself."""

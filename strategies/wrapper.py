@@ -1,10 +1,15 @@
 """A Flower strategy around another: every hook is passed on, a subclass writes only what it changes."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
+import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Strategy
+from flwr.serverapp.strategy import FedAvg, Strategy
+from flwr.serverapp.strategy.dp_adaptive_clipping import DifferentialPrivacyAdaptiveBase
+from flwr.serverapp.strategy.dp_fixed_clipping import DifferentialPrivacyFixedClippingBase
+
+CENTRAL_PRIVACY = (DifferentialPrivacyFixedClippingBase, DifferentialPrivacyAdaptiveBase)
 
 
 class StrategyWrapper(Strategy):
@@ -16,9 +21,15 @@ class StrategyWrapper(Strategy):
     ----------
     strategy : Strategy
         The strategy inside; it may be a wrapper itself.
+
+    Raises
+    ------
+    ValueError
+        The strategies stand in an order in which one of them does not work.
     """
 
     def __init__(self, strategy: Strategy) -> None:
+        _check_order(strategy)
         self.strategy = strategy
 
     def configure_train(
@@ -47,11 +58,45 @@ class StrategyWrapper(Strategy):
         """Log what the strategy inside is set to."""
         self.strategy.summary()
 
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Return what this wrapper, not the strategy inside, carries from round to round, by any names."""
+        return {}
 
-def weight_key(strategy: Strategy | None) -> str:
+    def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
+        """Put back what `state_dict` returned."""
+
+
+def layers(strategy: Strategy) -> Iterator[Strategy]:
+    """Yield a strategy, the one it wraps, and so on inwards."""
+    layer: Strategy | None = strategy
+    while layer is not None:
+        yield layer
+        layer = getattr(layer, "strategy", None)
+
+
+def is_private_mean(strategy: Strategy) -> bool:
+    """Whether the strategy, or one that it wraps, adds the noise of central differential privacy."""
+    return any(isinstance(layer, CENTRAL_PRIVACY) for layer in layers(strategy))
+
+
+def _check_order(strategy: Strategy) -> None:
+    for layer in layers(strategy):
+        name = type(layer).__name__
+        if type(layer).start is not Strategy.start:
+            raise ValueError(
+                f"{name} has a loop of its own, so it belongs outermost: {name}(FedDAT(FedAvg()))"
+            )
+        if isinstance(layer, CENTRAL_PRIVACY):
+            inside = layer.strategy
+            # Elsewhere its noise would not be what hides one client in the result.
+            if not isinstance(inside, FedAvg) or type(inside).aggregate_train is not FedAvg.aggregate_train:
+                raise ValueError(
+                    f"{name} must stand around FedAvg's mean, not around {type(inside).__name__};"
+                    f" the right order: FedDAT({name}(FedAvg()))"
+                )
+
+
+def weight_key(strategy: Strategy) -> str:
     """Name of the metric by which a strategy, or the one it wraps, weighs the replies."""
-    while strategy is not None:
-        if key := getattr(strategy, "weighted_by_key", None):
-            return key
-        strategy = getattr(strategy, "strategy", None)
-    return "num-examples"
+    keys = (getattr(layer, "weighted_by_key", None) for layer in layers(strategy))
+    return next(filter(None, keys), "num-examples")

@@ -98,8 +98,9 @@ def drawn(tmp_path_factory) -> Path:
 def own_home(folder: Path, drawn: Path) -> Iterator[Path]:
     """Make a FEDDAT_HOME with the drawn data of all tests, inside a Flower task."""
     home = folder / "home"
-    home.mkdir()
-    (home / "data").symlink_to(drawn, target_is_directory=True)
+    if not home.exists():
+        home.mkdir()
+        (home / "data").symlink_to(drawn, target_is_directory=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FEDDAT_HOME", str(home))
         # Messages can only be made inside a Flower task.

@@ -126,7 +126,8 @@ def test_a_run_ends_well_and_a_second_one_gives_the_same_bytes(lab, run_config, 
         run = lab.run(run_config(run_name=folder.name))
         assert run["status"] == "finished:completed", run
     kept = {path.name for path in folders[0].iterdir()}
-    assert kept == {"settings.json", "metrics.jsonl", "adapter", "report.md", "curves.png"}
+    files = {"settings.json", "metrics.jsonl", "report.md", "curves.png"}
+    assert kept == files | {"adapter", "adapter-best", "checkpoints"}
     rows = [json.loads(line) for line in (folders[0] / "metrics.jsonl").read_text().splitlines()]
     assert [(row["round"], row["name"]) for row in rows] == [
         (server_round, name) for server_round in (1, 2) for name in ("clean", "sketch")

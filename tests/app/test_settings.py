@@ -38,14 +38,15 @@ class TestDocumentation:
 
 
 WORDS = ("method", "loss", "update", "step", "backbone-weights", "adapter", "split-by", "on-bad-row")
-WORDS = (*WORDS, "strategy", "weighting")
+WORDS = (*WORDS, "strategy", "weighting", "dp")
 COUNTS = ("num-rounds", "reduction-factor", "lora-rank", "batch-size", "local-epochs", "evaluate-every")
 COUNTS = (*COUNTS, "min-clients")
 SIZES = ("seed", "num-clients", "train-examples", "test-examples")  # 0 is allowed
 POSITIVE = ("wait-seconds", "round-timeout", "temperature", "learning-rate", "dirichlet-alpha")
-POSITIVE = (*POSITIVE, "server-learning-rate", "fraction-train", "max-change")
+POSITIVE = (*POSITIVE, "server-learning-rate", "fraction-train", "max-change", "dp-clipping-norm")
+POSITIVE = (*POSITIVE, "dp-noise-multiplier")
 WEIGHTS = ("alpha", "beta", "weight-decay", "warmup", "proximal-mu", "max-failure-rate")  # 0 is allowed
-TEXTS = ("run-name", "backbone", "device", "benchmark", "heterogeneity", "data-dir")
+TEXTS = ("run-name", "resume", "backbone", "device", "benchmark", "heterogeneity", "data-dir")
 
 NO_INTEGER = [(True, "integer"), (False, "integer"), (1.5, "integer"), ("3", "integer"), ("many", "integer")]
 NO_NUMBER = [(True, "number"), ("0.1", "number"), (math.nan, "finite"), (math.inf, "finite")]
@@ -59,10 +60,13 @@ WRONG = [
     *[(key, value, said) for key in (*POSITIVE, *WEIGHTS) for value, said in [*NO_NUMBER, (-math.inf, "")]],
     *[(key, value, "string") for key in TEXTS for value in (1, True)],
     *[
-        ("run-name", name, "A-Za-z0-9")
+        (key, name, "A-Za-z0-9")
+        for key in ("run-name", "resume")
         for name in ("a/b", "..", "../a", ".hidden", "a b", "a\n", "é", "a\\b")
     ],
-    ("run-name", "a" * 101, "100"),
+    *[(key, "a" * 101, "100") for key in ("run-name", "resume")],
+    *[(key, 1.0, "less than 1") for key in ("dp-epsilon", "dp-delta")],
+    *[(key, 0.0, "greater than 0") for key in ("dp-epsilon", "dp-delta")],
     ("backbone", "", "at least 1"),
     ("seed", 2**31, str(2**31)),
     ("num-answers", 1, "greater than 1"),
@@ -134,6 +138,10 @@ def test_a_missing_key_is_named(key):
         ({"update": "joint", "method": "adapter"}, "update = 'joint'", "method = 'feddat'"),
         ({"proximal-mu": 0.5}, "proximal-mu = 0.5", "strategy = 'fedprox'"),
         ({"weighting": "num-examples", "strategy": "krum"}, "weighting = 'num-examples'", "'uniform'"),
+        ({"dp": "server-fixed", "strategy": "fedmedian"}, "dp = 'server-fixed' with strategy", "'fedavg'"),
+        ({"dp": "client-adaptive", "strategy": "fedadam"}, "dp = 'client-adaptive'", "'fedprox'"),
+        ({"dp": "server-fixed", "weighting": "num-examples"}, "dp = 'server-fixed'", "'uniform'"),
+        ({"resume": "one", "run-name": "two"}, "run-name = 'two' with resume = 'one'", "''"),
         ({"update": "joint", "step": "reference"}, "update = 'joint'", "step = 'fast'"),
         ({"strategy": "fedprox"}, "proximal-mu = 0", "more than 0"),
         ({"num-clients": 3, "min-clients": 4}, "min-clients = 4", "at most num-clients"),

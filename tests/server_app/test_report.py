@@ -24,6 +24,7 @@ SETTINGS = {
     "backbone": "tiny-vilt",
     "backbone-weights": "pretrained",
     "adapter": "bottleneck",
+    "dp": "none",
 }
 LOSSES = {"ce-student": 2.0, "kl-student": 0.5, "ce-teacher": 3.0, "kl-teacher": 0.25}
 TRAINED = {**LOSSES, "delta-shared": 0.1, "delta-local": 0.2, "bytes-down": 1000, "bytes-up": 1000}

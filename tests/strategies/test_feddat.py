@@ -7,7 +7,7 @@ import pytest
 from flwr.app import Array, ArrayRecord
 from flwr.serverapp import strategy as flower
 
-from strategies import FedDAT, StrategyWrapper
+from strategies import FedDAT
 
 MEAN = 3.625  # of the clients' steps 1, 2, 2.5 and 9
 WEIGHTED = 6.3125  # (1 + 2 + 2.5 + 5 * 9) / 8: by their examples 1, 1, 1 and 5
@@ -61,13 +61,10 @@ def test_every_strategy_runs_inside(toy, federation, arrays, make, expected):
     assert result.train_metrics_clientapp.keys() == result.evaluate_metrics_clientapp.keys() == {1, 2}
 
 
-@pytest.mark.parametrize("kind", ["ServerSideFixed", "ServerSideAdaptive", "ClientSideFixed"])
-def test_flowers_wrappers_run_outside(toy, federation, arrays, kind):
-    inner = FedDAT(flower.FedAvg(), expected_nodes=4)
-    args = adaptive if kind.endswith("Adaptive") else fixed
-    result = StrategyWrapper(dp(kind, inner, *args)).start(federation(), arrays, num_rounds=2)
-    assert toy.value(result) == pytest.approx(2 * MEAN)
-    assert inner.partitions == {40: 0, 10: 1, 30: 2, 20: 3}
+def test_partitions_are_known_by_node(federation, arrays):
+    strategy = FedDAT(flower.FedAvg(), expected_nodes=4)
+    strategy.start(federation(), arrays, num_rounds=1)
+    assert strategy.partitions == {40: 0, 10: 1, 30: 2, 20: 3}
 
 
 def test_weighting_by_examples(toy, federation, arrays):

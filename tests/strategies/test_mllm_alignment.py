@@ -58,7 +58,7 @@ def test_what_was_aligned_is_sent_next_and_is_the_result(federation, arrays, toy
 @pytest.mark.parametrize(("every", "calls"), [(1, [1, 2, 3, 4, 5]), (2, [2, 4]), ("end", [5])])
 def test_it_aligns_when_it_was_told_to(federation, arrays, every, calls):
     aligner = Adding(1)
-    MLLMAlignment(FedDAT(FedAvg(**ALL)), aligner, every).start(federation(), arrays, num_rounds=5)
+    MLLMAlignment(FedDAT(FedAvg(**ALL)), aligner, every, 5).start(federation(), arrays, num_rounds=5)
     assert aligner.calls == calls
 
 
@@ -101,3 +101,8 @@ def test_an_aligner_that_changes_the_layout_is_refused(federation, arrays, chang
 def test_a_senseless_rhythm_is_refused(every):
     with pytest.raises(ValueError, match=r"every is .*; allowed: 1 or more, or 'end'"):
         MLLMAlignment(FedAvg(), Adding(1), every)
+
+
+def test_at_the_end_of_nobody_knows_when_is_refused():
+    with pytest.raises(ValueError, match="last_round is None"):
+        MLLMAlignment(FedAvg(), Adding(1), "end")

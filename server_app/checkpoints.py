@@ -1,0 +1,113 @@
+"""A run's checkpoints: one safetensors file a round, of which the last two and the best stay."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+from flwr.app import Array, ArrayRecord
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from app.files import write_atomically
+from strategies import Checkpoint
+
+log = logging.getLogger("flwr")
+
+
+class DamagedError(ValueError):
+    """A checkpoint that is not what was written."""
+
+
+class Checkpoints:
+    """Keeps the checkpoints of one run (`strategies.CheckpointStore`).
+
+    Parameters
+    ----------
+    folder : Path
+        Where they are, ``round-000003.safetensors`` for the third round.
+    best_round : Callable[[int], int or None]
+        Best round of those up to a given one; its checkpoint stays.
+    """
+
+    def __init__(self, folder: Path, best_round: Callable[[int], int | None]) -> None:
+        self.folder = folder
+        self.best_round = best_round
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write a checkpoint, then delete what is no longer needed; an interrupted write leaves its draft."""
+        last = checkpoint.server_round
+        self.folder.mkdir(exist_ok=True)
+        write_atomically(self._path(last), _pack(checkpoint))
+        # The round before is what a damaged file falls back to, and has a best of its own.
+        needed = (last, last - 1, self.best_round(last), self.best_round(last - 1))
+        for path in set(self.folder.iterdir()) - {self._path(r) for r in needed if r is not None}:
+            path.unlink()
+
+    def load(self, server_round: int) -> Checkpoint:
+        """Read the checkpoint of one round.
+
+        Raises
+        ------
+        DamagedError
+            It is missing, cut, or its checksum is wrong.
+        """
+        return _unpack(self._path(server_round), server_round)
+
+    def newest(self) -> Checkpoint | None:
+        """Read the last checkpoint, or if that is damaged the one before, saying so; None without either.
+
+        The best is no place to go on from when it is older: clients keep their last two rounds.
+        """
+        last = max(self._rounds(), default=-1)
+        for server_round in sorted({last, last - 1} & self._rounds(), reverse=True):
+            try:
+                return self.load(server_round)
+            except DamagedError as error:
+                log.warning("%s", error)
+        return None
+
+    def _path(self, server_round: int) -> Path:
+        return self.folder / f"round-{server_round:06d}.safetensors"
+
+    def _rounds(self) -> set[int]:
+        return {int(path.stem.removeprefix("round-")) for path in self.folder.glob("round-*.safetensors")}
+
+
+def _pack(checkpoint: Checkpoint) -> bytes:
+    arrays = {f"arrays/{name}": array.numpy() for name, array in checkpoint.arrays.items()}
+    arrays |= {f"state/{name}": array for name, array in checkpoint.state.items()}
+    # Safetensors writes memory as it lies.
+    arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    # Safetensors sorts names, while some strategies pair arrays by position; and it shuffles metadata, so one
+    # key holds all.
+    about = {"names": list(arrays), "sha256": _checksum(checkpoint.server_round, arrays)}
+    return save(arrays, {"checkpoint": json.dumps(about)})
+
+
+def _unpack(path: Path, server_round: int) -> Checkpoint:
+    try:
+        with safe_open(path, "np") as file:
+            about = json.loads(file.metadata()["checkpoint"])
+            arrays = {name: file.get_tensor(name) for name in about["names"]}
+            intact = about["sha256"] == _checksum(server_round, arrays)
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise DamagedError(f"{path} cannot be read: {error}") from None
+    if not intact:
+        raise DamagedError(f"{path} is damaged: its checksum is not that of what it holds")
+
+    def part(prefix: str) -> dict[str, np.ndarray]:
+        return {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}
+
+    record = ArrayRecord({name: Array(array) for name, array in part("arrays/").items()})
+    return Checkpoint(server_round, record, part("state/"))
+
+
+def _checksum(server_round: int, arrays: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256(str(server_round).encode())
+    for name, array in arrays.items():
+        digest.update(f"\n{name} {array.dtype.str} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

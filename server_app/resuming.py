@@ -1,0 +1,83 @@
+"""Whether a run can be gone on with, and from where."""
+
+import json
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from app.settings import Settings, SettingsError, feddat_home
+from strategies import Checkpoint
+
+from .checkpoints import Checkpoints
+
+log = logging.getLogger("flwr")
+
+MAY_CHANGE = {"run-name", "resume", "num-rounds", "evaluate-every", "wait-seconds", "round-timeout"}
+
+
+def kept_facts(settings: Settings, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``settings.json`` of the run that `settings.resume` names.
+
+    Parameters
+    ----------
+    settings : Settings
+        Must be that run's, but for what `MAY_CHANGE` names.
+    facts : Mapping
+        What runs now: versions and fingerprints. Another backbone is an error, anything else is said.
+
+    Raises
+    ------
+    SettingsError
+        There is no such run, or its settings differ.
+    """
+    runs = feddat_home() / "runs"
+    try:
+        kept = json.loads((runs / settings.resume / "settings.json").read_text())
+    except FileNotFoundError:
+        names = sorted(path.parent.name for path in runs.glob("*/settings.json"))
+        raise SettingsError(
+            f"resume = {settings.resume!r} is no run in {runs}; allowed: {', '.join(names) or 'none yet'}"
+        ) from None
+    except ValueError as error:
+        raise SettingsError(
+            f"resume = {settings.resume!r}: its settings.json cannot be read: {error}"
+        ) from None
+    given = settings.model_dump(by_alias=True) | {"backbone-hash": facts["backbone-hash"]}
+    differing = [
+        f"{key}: {kept.get(key)!r} → {value!r}"
+        for key, value in given.items()
+        if key not in MAY_CHANGE and kept.get(key) != value
+    ]
+    if differing:
+        raise SettingsError(
+            f"resume = {settings.resume!r} was begun with other settings (kept → given):"
+            f" {', '.join(differing)}; allowed to differ: {', '.join(sorted(MAY_CHANGE))}"
+        )
+    for key, value in facts.items():
+        if key in kept and kept[key] != value:
+            log.warning("%s was %s when the run was begun and is %s now", key, kept[key], value)
+    return kept
+
+
+def last_checkpoint(settings: Settings, checkpoints: Checkpoints) -> Checkpoint:
+    """Return the checkpoint to go on from.
+
+    Raises
+    ------
+    SettingsError
+        There is none, or nothing is left to do after it.
+    """
+    checkpoint = checkpoints.newest()
+    if checkpoint is None:
+        raise SettingsError(
+            f"resume = {settings.resume!r} has no checkpoint that can be read in {checkpoints.folder};"
+            " allowed: a run with one, or '' to begin anew"
+        )
+    done, folder = checkpoint.server_round, checkpoints.folder.parent
+    # A run that was stopped after its last round has its result still to write.
+    if done > settings.num_rounds or (done == settings.num_rounds and (folder / "report.md").exists()):
+        raise SettingsError(
+            f"resume = {settings.resume!r} is finished: round {done} is done and num-rounds = "
+            f"{settings.num_rounds}; allowed: more rounds"
+        )
+    return checkpoint

@@ -1,0 +1,146 @@
+"""Which run may be gone on with: anything else ends with one line, before a client is asked anything."""
+
+import json
+import shutil
+
+import pytest
+
+from app.settings import SettingsError
+from server_app.checkpoints import Checkpoints
+
+
+@pytest.fixture
+def folder(home, finished):
+    """Return a finished run of two rounds."""
+    return shutil.copytree(finished.folder, home / "runs" / "test")
+
+
+@pytest.fixture
+def resume(folder, federation, finished):
+    """Go on with the run; keywords are settings."""
+
+    def serve(**overrides):
+        given = finished.federation.run_config | {"resume": "test", "run-name": ""}
+        clients = federation(3, **given | {key.replace("_", "-"): value for key, value in overrides.items()})
+        clients.serve()
+        return clients
+
+    return serve
+
+
+@pytest.fixture
+def refusal(folder, resume):
+    """Return the line that going on ends with; nothing in the folder was touched."""
+
+    def error(**overrides):
+        before = {path: path.read_bytes() for path in folder.rglob("*.*") if path.is_file()}
+        with pytest.raises(SettingsError) as caught:
+            resume(**overrides)
+        assert {path: path.read_bytes() for path in folder.rglob("*.*") if path.is_file()} == before
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    return error
+
+
+def change(folder, **facts):
+    """Change what was kept of the run."""
+    path = folder / "settings.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | facts))
+
+
+def test_settings_that_differ_are_listed(refusal):
+    line = refusal(learning_rate=0.5, strategy="fedadam", num_rounds=9, evaluate_every=2, wait_seconds=1.0)
+    assert line == (
+        "resume = 'test' was begun with other settings (kept → given): learning-rate: 0.002 → 0.5,"
+        " strategy: 'fedavg' → 'fedadam'; allowed to differ: evaluate-every, num-rounds, resume,"
+        " round-timeout, run-name, wait-seconds"
+    )
+
+
+def test_another_backbone_of_the_same_name_is_refused(folder, refusal):
+    change(folder, **{"backbone-hash": "abc"})
+    assert "(kept → given): backbone-hash: 'abc' → '" in refusal(num_rounds=3)
+
+
+def test_another_name_is_refused(refusal):
+    assert refusal(run_name="other") == "run-name = 'other' with resume = 'test'; allowed: '' or the same"
+
+
+def test_an_unknown_run_is_refused_with_those_that_there_are(folder, refusal):
+    assert refusal(resume="tset") == f"resume = 'tset' is no run in {folder.parent}; allowed: test"
+
+
+def test_settings_that_cannot_be_read_are_refused(folder, refusal):
+    (folder / "settings.json").write_text("{")
+    assert refusal().startswith("resume = 'test': its settings.json cannot be read: ")
+
+
+def test_a_run_without_a_checkpoint_is_refused(folder, refusal):
+    shutil.rmtree(folder / "checkpoints")
+    assert refusal(num_rounds=3) == (
+        f"resume = 'test' has no checkpoint that can be read in {folder / 'checkpoints'};"
+        " allowed: a run with one, or '' to begin anew"
+    )
+
+
+@pytest.mark.parametrize("num_rounds", [1, 2])
+def test_a_finished_run_is_refused(refusal, num_rounds):
+    assert refusal(num_rounds=num_rounds) == (
+        f"resume = 'test' is finished: round 2 is done and num-rounds = {num_rounds}; allowed: more rounds"
+    )
+
+
+def test_another_source_or_version_is_said(folder, resume, caplog):
+    change(folder, **{"source-hash": "abc", "torch": "1.0"})
+    resume(num_rounds=3)
+    said = [message.split(" was ")[0] for message in caplog.messages if "when the run was begun" in message]
+    assert said == ["source-hash", "torch"]
+    kept = json.loads((folder / "settings.json").read_text())
+    assert (kept["source-hash"], kept["num-rounds"]) == ("abc", 3)
+
+
+def test_what_else_is_kept_of_a_run_stays(folder, resume):
+    """Such as the token by which clients know it."""
+    change(folder, **{"run-token": "0123abcd"})
+    resume(num_rounds=3)
+    assert json.loads((folder / "settings.json").read_text())["run-token"] == "0123abcd"
+
+
+def test_a_cut_line_and_rows_of_later_rounds_are_cut_off(folder, resume):
+    path = folder / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    refused = json.dumps({"round": 1, "partition": -1, "phase": "train", "refused": "second reply"}) + "\n"
+    nothing = json.dumps({"round": 2, "partition": 0, "student": None}) + "\n"
+    later = json.dumps({"round": 3, "partition": 0}) + "\n"
+    path.write_text("".join([refused, refused, *lines, nothing, later, later[:9]]))
+    resume(num_rounds=3)
+    after = path.read_text().splitlines(keepends=True)
+    assert after[:-3] == [refused, refused, *lines, nothing]
+    assert [json.loads(line)["name"] for line in after[-3:]] == ["clean", "sketch", "noisy"]
+
+
+def test_a_run_stopped_before_its_report_is_finished(folder, resume):
+    for name in ("report.md", "adapter/adapter_model.safetensors"):
+        (folder / name).unlink()
+    clients = resume()
+    assert {message.metadata.message_type for _, message in clients.wire} == {"query"}
+    assert (folder / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_without_the_best_checkpoint_the_rest_is_exported(folder, resume, caplog, monkeypatch):
+    shutil.rmtree(folder / "adapter-best")
+    (folder / "report.md").unlink()
+    newest = Checkpoints.newest
+
+    def then_damage(store):
+        checkpoint = newest(store)
+        for path in store.folder.iterdir():
+            path.write_bytes(b"")
+        return checkpoint
+
+    monkeypatch.setattr(Checkpoints, "newest", then_damage)
+    resume()
+    assert any(message.startswith("there is no adapter-best: ") for message in caplog.messages)
+    assert (folder / "adapter").is_dir()
+    assert not (folder / "adapter-best").exists()

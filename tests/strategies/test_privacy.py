@@ -1,0 +1,164 @@
+"""Central differential privacy: what it clips, the noise it adds, and the one order in which it works."""
+
+from math import log, sqrt
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.serverapp import strategy as flower
+
+from strategies import FedDAT, Resumable, StrategyWrapper, central_privacy, privacy
+from strategies.privacy import CENTRAL, epsilon
+
+SIZE = 40_000
+
+
+def replies_of(*changes):
+    """Make one reply a change: arrays of `SIZE` values whose L2 norm is the number."""
+    replies = []
+    for i, norm in enumerate(changes):
+        arrays = ArrayRecord({"x": Array(np.full(SIZE, norm / sqrt(SIZE), np.float32))})
+        content = RecordDict(
+            {"arrays": arrays, "metrics": MetricRecord({"num-examples": 1.0, "norm_bit": 0})}
+        )
+        asked = Message(RecordDict(), dst_node_id=i + 1, message_type=MessageType.TRAIN)
+        replies.append(Message(content, reply_to=asked))
+    return replies
+
+
+def aggregate(strategy, *changes, server_round=1):
+    """Let a strategy that sent zeros average replies, and return the mean."""
+    strategy.current_arrays = ArrayRecord({"x": Array(np.zeros(SIZE, np.float32))})
+    arrays, _ = strategy.aggregate_train(server_round, replies_of(*changes))
+    return arrays["x"].numpy()
+
+
+@pytest.fixture
+def fixed_seed(monkeypatch):
+    """Let the noise repeat: it is drawn from the operating system's entropy otherwise."""
+    seed = np.random.seed
+    monkeypatch.setattr(privacy.np.random, "seed", lambda *args: seed(*args or (20240607,)))
+
+
+# What the noise's standard deviation must be, for z = 0.8, a norm of 3 and two replies: z C / n; where the
+# norm adapts, 2/√3 times that, since the count of clipped replies is released too (Andrew et al., theorem 1,
+# with a noise of z on the count: (z⁻² − (2 z)⁻²)^(−1/2) = 2/√3 z).
+STANDARD = 0.8 * 3 / 2
+DEVIATIONS = {kind: STANDARD * (2 / sqrt(3) if kind.endswith("adaptive") else 1.0) for kind in CENTRAL}
+
+
+@pytest.mark.parametrize("kind", CENTRAL)
+def test_the_noise_has_the_variance_that_it_should(fixed_seed, kind):
+    noise = aggregate(central_privacy(kind, flower.FedAvg(), 0.8, 3.0), 0.0, 0.0).astype(float)
+    # The sample variance of n normal values has a relative standard error of √(2/n), the mean one of σ/√n.
+    assert noise.var() == pytest.approx(DEVIATIONS[kind] ** 2, rel=5 * sqrt(2 / SIZE))
+    assert abs(noise.mean()) < 5 * DEVIATIONS[kind] / sqrt(SIZE)
+    # Normal: 68.27 % within one standard deviation, 95.45 % within two.
+    for deviations, share in ((1, 0.6827), (2, 0.9545)):
+        within = np.mean(np.abs(noise) < deviations * DEVIATIONS[kind])
+        assert within == pytest.approx(share, abs=5 * sqrt(share * (1 - share) / SIZE))
+
+
+@pytest.mark.parametrize("kind", CENTRAL)
+def test_the_noise_is_made_for_the_replies_that_are_there(fixed_seed, kind):
+    """One reply instead of two may change the mean twice as much."""
+    strategy = central_privacy(kind, flower.FedAvg(), 0.8, 3.0)
+    aggregate(strategy, 0.0, 0.0)
+    strategy.clipping_norm = np.float64(3.0)
+    noise = aggregate(strategy, 0.0, server_round=2).astype(float)
+    assert noise.std() == pytest.approx(2 * DEVIATIONS[kind], rel=0.02)
+
+
+@pytest.mark.parametrize("kind", ["server-fixed", "server-adaptive"])
+def test_clipping_clips_what_is_longer_and_nothing_else(kind):
+    # A noise too small to see; the changes are parallel, so their norms are averaged.
+    mean = aggregate(central_privacy(kind, flower.FedAvg(), 1e-9, 3.0), 30.0, 1.0, 0.0)
+    assert np.linalg.norm(mean) == pytest.approx((3 + 1 + 0) / 3, rel=1e-4)
+
+
+def test_noise_does_not_follow_a_seed_that_somebody_set():
+    drawn = []
+    for _ in range(2):
+        np.random.seed(0)
+        drawn.append(aggregate(central_privacy("server-fixed", flower.FedAvg(), 1.0, 1.0), 0.5))
+    assert not np.array_equal(*drawn)
+
+
+@pytest.mark.parametrize(("changes", "factor"), [((9.0, 9.0), 1.1), ((0.1, 0.1), 1 / 1.1)])
+def test_an_adaptive_norm_moves_towards_the_changes(changes, factor):
+    """All clipped: e^(0.2 (1 − 1/2)) = e^0.1 times as large; none: e^−0.1."""
+    strategy = central_privacy("server-adaptive", flower.FedAvg(), 1e-9, 3.0)
+    aggregate(strategy, *changes)
+    assert strategy.clipping_norm == pytest.approx(3.0 * np.exp(0.1 * np.sign(factor - 1)))
+
+
+def test_an_adaptive_norm_finds_the_median_of_the_changes():
+    strategy = central_privacy("server-adaptive", flower.FedAvg(), 1e-9, 0.1)
+    for server_round in range(1, 80):
+        aggregate(strategy, 1.0, 2.0, 5.0, server_round=server_round)
+    assert 1.5 < strategy.clipping_norm < 2.5
+
+
+def test_noise_fits_the_norm_that_was_clipped_to(fixed_seed):
+    """The norm of the next round is e^−0.1 times as large: a noise made for it would be too small."""
+    strategy = central_privacy("server-adaptive", flower.FedAvg(), 0.01, 3.0)
+    noise = aggregate(strategy, 0.0, 0.0)
+    assert strategy.clipping_norm < 2.8
+    assert noise.std() == pytest.approx(0.01 * 3 / 2 * 2 / sqrt(3), rel=0.02)
+
+
+def test_epsilon_by_hand():
+    """For z = 2 and 8 releases: ρ = 8 / (2·4) = 1; ε = 1 + 2 √(ln 1/δ)."""
+    assert epsilon(2.0, 8, 1e-5) == pytest.approx(1 + 2 * sqrt(log(1e5)))
+    assert epsilon(2.0, 8, 1e-5) == pytest.approx(7.786, abs=1e-3)
+
+
+DP = flower.DifferentialPrivacyServerSideFixedClipping
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda: DP(FedDAT(flower.FedAvg()), 1.0, 1.0, 2),
+        lambda: central_privacy("client-adaptive", FedDAT(flower.FedAvg()), 1.0, 1.0),
+        *(
+            lambda name=name: DP(getattr(flower, name)(), 1.0, 1.0, 2)
+            for name in ("FedMedian", "FedTrimmedAvg", "Krum", "FedAdam", "FedYogi", "FedAvgM")
+        ),
+        lambda: DP(DP(flower.FedAvg(), 1.0, 1.0, 2), 1.0, 1.0, 2),
+    ],
+)
+@pytest.mark.parametrize("wrap", [FedDAT, StrategyWrapper, lambda s: Resumable(s, store=None)])
+def test_a_wrong_order_is_refused_with_the_right_one(wrong, wrap):
+    with pytest.raises(
+        ValueError, match=r"must stand around FedAvg's mean.*the right order: FedDAT\(\w+\(FedAvg\(\)\)\)"
+    ):
+        wrap(wrong())
+
+
+def test_a_loop_of_its_own_belongs_outermost():
+    inner = Resumable(FedDAT(flower.FedAvg()), store=None)
+    with pytest.raises(
+        ValueError, match=r"Resumable .* belongs outermost: Resumable\(FedDAT\(FedAvg\(\)\)\)"
+    ):
+        StrategyWrapper(inner)
+
+
+@pytest.mark.parametrize("inner", [flower.FedAvg, lambda: flower.FedProx(proximal_mu=0.1)])
+def test_the_right_order_is_taken(inner):
+    FedDAT(StrategyWrapper(DP(inner(), 1.0, 1.0, 2)))
+
+
+def test_weighting_by_examples_is_refused():
+    private = central_privacy("server-fixed", flower.FedAvg(), 1.0, 1.0)
+    with pytest.raises(ValueError, match="'num-examples'; allowed around differential privacy: 'uniform'"):
+        FedDAT(private, weighting="num-examples")
+
+
+@pytest.mark.parametrize("kind", ["server-fixed", "server-adaptive"])
+def test_under_feddat_the_mean_moves_as_far_as_clipping_lets_it(toy, federation, arrays, kind):
+    """Steps of 1, 2, 2.5, 9 on six values, clipped to 2.5 √6: the mean is (1 + 2 + 2.5 + 2.5) / 4 = 2."""
+    private = central_privacy(kind, flower.FedAvg(), 1e-9, 2.5 * sqrt(6))
+    result = FedDAT(private).start(federation(), arrays, num_rounds=1)
+    values = np.concatenate([array.numpy().ravel() for array in result.arrays.values()])
+    np.testing.assert_allclose(values, 2.0, rtol=1e-5)

@@ -1,0 +1,294 @@
+"""A run that was stopped at any moment and resumed is, to the byte, one that never stopped."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, Message, MessageType, RecordDict
+from safetensors.numpy import load_file, save_file
+
+from server_app.checkpoints import Checkpoints
+from strategies import FedDAT
+from tests.conftest import ROOT, Federation, own_home
+
+
+class Stopped(BaseException):
+    """Ends the server's process; nothing may catch it."""
+
+
+class Sites(Federation):
+    """Clients that outlive the server, each with a file of its private state for every round that it trained.
+
+    As a site promises: training in round r begins with the newest state of a round before r.
+    """
+
+    @property
+    def folder(self) -> Path:
+        folder = Path(os.environ["FEDDAT_HOME"]) / "sites"
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout=None) -> list[Message]:
+        replies = []
+        for message in messages:
+            node, kind = message.metadata.dst_node_id, message.metadata.message_type
+            if kind == MessageType.TRAIN:
+                server_round = message.content["config"]["server-round"]
+                self.contexts[node].state = self.state_before(node, server_round)
+            replies += super().send_and_receive([message], timeout=timeout)
+            if kind == MessageType.TRAIN:
+                records = self.contexts[node].state.array_records
+                flat = {f"{part} {name}": a.numpy() for part, r in records.items() for name, a in r.items()}
+                save_file(flat, self.folder / f"{node}-{server_round:03d}")
+        return replies
+
+    def state_before(self, node: int, server_round: int) -> RecordDict:
+        files = sorted(self.folder.glob(f"{node}-*"))
+        files = [file for file in files if int(file.name.partition("-")[2]) < server_round]
+        parts: dict[str, dict[str, Array]] = {}
+        for key, array in sorted(load_file(files[-1]).items()) if files else ():
+            part, name = key.split(" ")
+            parts.setdefault(part, {})[name] = Array(array)
+        return RecordDict({part: ArrayRecord(arrays) for part, arrays in parts.items()})
+
+    def private(self) -> dict[str, str]:
+        """Return the private state of every client and round."""
+        return {file.name: digest(file) for file in sorted(self.folder.iterdir())}
+
+
+@contextmanager
+def stop(point: str, server_round: int, act: Callable[[], None]):
+    """Act when the server comes to a point of a round."""
+    save, configure = Checkpoints.save, FedDAT.configure_evaluate
+    replace = Path.replace
+
+    def saving(store, checkpoint):
+        now = checkpoint.server_round == server_round
+        if now and point == "before its checkpoint":
+            act()
+        save(store, checkpoint)
+        if now and point == "after its checkpoint":
+            act()
+
+    def renaming(path, target):
+        if point == "while its checkpoint is written" and f"round-{server_round:06d}" in target.name:
+            act()
+        return replace(path, target)
+
+    def configuring(strategy, now, *rest):
+        if now == server_round and point == "before its evaluation":
+            act()
+        return configure(strategy, now, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoints, "save", saving)
+        patch.setattr(Path, "replace", renaming)
+        patch.setattr(FedDAT, "configure_evaluate", configuring)
+        yield
+
+
+POINTS = (
+    "before its evaluation",
+    "before its checkpoint",
+    "while its checkpoint is written",
+    "after its checkpoint",
+)
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    """Return what a run leaves, without its name and how long things took."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {
+        "adapter": digest(folder / "adapter" / "adapter_model.safetensors"),
+        "best adapter": digest(folder / "adapter-best" / "adapter_model.safetensors"),
+        "rows": [[pair for pair in row.items() if "seconds" not in pair[0]] for row in rows],
+        "checkpoints": {path.name: digest(path) for path in (folder / "checkpoints").iterdir()},
+    }
+
+
+@pytest.fixture
+def sites(tmp_path, drawn, run_config, monkeypatch):
+    """Build federations that share nothing but what they are made of; keywords are settings."""
+    from server_app import main
+
+    monkeypatch.setattr(main, "write_report", lambda folder, *_: (folder / "report.md").touch())
+    homes = iter(range(99))
+
+    def build(num_clients=2, **overrides):
+        (tmp_path / str(home := next(homes))).mkdir()
+        return tmp_path / str(home), Sites(run_config(**{"num_rounds": 3, **overrides}), num_clients)
+
+    with own_home(tmp_path, drawn):
+        yield build
+
+
+def stopped() -> None:
+    raise Stopped
+
+
+def finish(home, federation, drawn, *stops, act=stopped):
+    """Run to the end, stopped and resumed at each of `stops`; return the folder and what is left."""
+    with own_home(home, drawn):
+        for point, server_round in stops:
+            with stop(point, server_round, act), pytest.raises(Stopped):
+                federation.serve()
+            federation.run_config["resume"] = "test"
+        folder = federation.serve()
+        return folder, outcome(folder) | {"private": federation.private()}
+
+
+@pytest.fixture
+def whole_and_stopped(sites, drawn):
+    """Run the same settings without a stop and with; return both outcomes."""
+
+    def both(*stops, **settings):
+        _, whole = finish(*sites(**settings), drawn)
+        _, stopped = finish(*sites(**settings), drawn, *stops)
+        return whole, stopped
+
+    return both
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, drawn, run_config):
+    """Return the outcome of three rounds of two clients without a stop."""
+    home = tmp_path_factory.mktemp("whole")
+    _, whole = finish(home, Sites(run_config(num_rounds=3), 2), drawn)
+    return whole
+
+
+@pytest.mark.parametrize(
+    ("point", "server_round"), [*((point, 2) for point in POINTS), (POINTS[0], 1), (POINTS[1], 3)]
+)
+def test_a_stop_in_any_round_changes_nothing(sites, whole, drawn, point, server_round):
+    _, stopped = finish(*sites(), drawn, (point, server_round))
+    assert stopped == whole
+
+
+def test_a_stop_before_the_first_round_and_one_after_another_change_nothing(sites, whole, drawn):
+    stops = ("after its checkpoint", 0), ("before its checkpoint", 1), ("before its evaluation", 1)
+    folder, stopped = finish(*sites(), drawn, *stops, ("after its checkpoint", 3))
+    assert stopped == whole
+    assert json.loads((folder / "settings.json").read_text())["resumed-after"] == [0, 0, 0, 3]
+
+
+KINDS = [
+    *({"strategy": name} for name in ("fedadam", "fedyogi", "fedavgm")),
+    {"num_clients": 4, "fraction_train": 0.5},
+    {"evaluate_every": 2},
+]
+
+
+@pytest.mark.parametrize("settings", KINDS, ids=lambda settings: " ".join(map(str, settings.values())))
+def test_every_kind_of_run_goes_on_exactly(whole_and_stopped, settings):
+    whole, stopped = whole_and_stopped(("before its checkpoint", 3), **settings)
+    assert stopped == whole
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(sites, whole, drawn, caplog):
+    home, federation = sites()
+    newest = home / "home" / "runs" / "test" / "checkpoints" / "round-000002.safetensors"
+
+    def damage():
+        newest.write_bytes(newest.read_bytes()[:-1])
+        raise Stopped
+
+    caplog.set_level("INFO", "flwr")
+    _, stopped = finish(home, federation, drawn, (POINTS[3], 2), act=damage)
+    assert stopped == whole
+    assert any(message.startswith(f"{newest} cannot be read") for message in caplog.messages)
+    assert "going on after round 1 of 3" in caplog.messages
+
+
+def test_the_norm_of_adaptive_clipping_goes_on(sites, drawn):
+    """A norm of 10⁻⁶ clips both clients in each round and so grows by e^0.1; the count's noise is tiny."""
+    settings = {
+        "dp": "server-adaptive",
+        "dp_clipping_norm": 1e-6,
+        "dp_noise_multiplier": 1e-9,
+        "num_rounds": 4,
+    }
+    folder, _ = finish(*sites(**settings), drawn, ("before its checkpoint", 3))
+    kept = load_file(folder / "checkpoints" / "round-000004.safetensors")
+    norm = kept["state/1.ServerAdaptiveClipping/clipping-norm"]
+    assert norm == pytest.approx(1e-6 * np.exp(4 * 0.1))
+
+
+def test_a_finished_run_goes_on_for_more_rounds(sites, drawn):
+    home, federation = sites(num_rounds=2)
+    folder, before = finish(home, federation, drawn)
+    federation.run_config |= {"resume": "test", "num-rounds": 4, "evaluate-every": 4}
+    folder, after = finish(home, federation, drawn, ("after its checkpoint", 4))
+    assert after["rows"][:4] == before["rows"]
+    assert [dict(row)["round"] for row in after["rows"]] == [1, 1, 2, 2, 3, 3, 4, 4]
+    assert after["adapter"] != before["adapter"]
+    settings = json.loads((folder / "settings.json").read_text())
+    assert (settings["num-rounds"], settings["resumed-after"]) == (4, [2, 4])
+
+
+def test_the_best_round_is_exported_beside_the_last(sites, drawn, monkeypatch):
+    """The mean of the clients' scores is best in round 2, though one of them does better in round 3."""
+    from client_app import main
+
+    scores = {(1, 0): 0.3, (1, 1): 0.3, (2, 0): 0.5, (2, 1): 0.4, (3, 0): 0.1, (3, 1): 0.7}
+    evaluate, calls = main.evaluate, iter(scores.values())
+    monkeypatch.setattr(main, "evaluate", lambda *args: evaluate(*args) | {"student": next(calls)})
+    folder, left = finish(*sites(), drawn)
+    assert left["best adapter"] != left["adapter"]
+    for name, server_round in (("adapter", 3), ("adapter-best", 2)):
+        kept = load_file(folder / "checkpoints" / f"round-{server_round:06d}.safetensors")
+        exported = load_file(folder / name / "adapter_model.safetensors")
+        assert {f"arrays/{key}" for key in exported} == {key for key in kept if key.startswith("arrays/")}
+        for key, array in exported.items():
+            np.testing.assert_array_equal(array, kept[f"arrays/{key}"])
+    cards = [(folder / name / "README.md").read_text() for name in ("adapter", "adapter-best")]
+    assert ["| mean | 40.0 |" in card for card in cards] == [True, False]
+    assert ["| mean | 45.0 |" in card for card in cards] == [False, True]
+
+
+def main(point: str, server_round: str, home: str, drawn: str, run_config: str) -> None:
+    """Serve in a process of its own, which kills itself at a point; with no point it goes on to the end."""
+    from server_app import main
+
+    main.write_report = lambda folder, *_: (folder / "report.md").touch()
+    federation = Sites(json.loads(run_config), 2)
+    killing = stop(point, int(server_round), lambda: os.kill(os.getpid(), signal.SIGKILL))
+    with own_home(Path(home), Path(drawn)), killing:
+        federation.serve()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("point", "server_round"), [(POINTS[1], 1), (POINTS[2], 2), (POINTS[3], 3)])
+def test_a_killed_process_loses_nothing(tmp_path, drawn, run_config, whole, point, server_round):
+    config = run_config(num_rounds=3)
+    for kill, resume, code in ((point, "", -signal.SIGKILL), ("", "test", 0)):
+        arguments = [
+            kill,
+            str(server_round),
+            str(tmp_path),
+            str(drawn),
+            json.dumps(config | {"resume": resume}),
+        ]
+        process = subprocess.run(
+            [sys.executable, "-c", "import sys, tests.test_resume as t; t.main(*sys.argv[1:])", *arguments],
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            timeout=240,
+        )
+        assert process.returncode == code, process.stderr.decode()[-2000:]
+    folder = tmp_path / "home" / "runs" / "test"
+    left = {path.name: digest(path) for path in sorted((tmp_path / "home" / "sites").iterdir())}
+    assert outcome(folder) | {"private": left} == whole

@@ -54,6 +54,13 @@ class Settings(BaseModel):
     reduction_factor: int = Field(gt=0)
     lora_rank: int = Field(gt=0)
 
+    pretrain: Literal["none", "adapter", "backbone"]
+    pretrain_encoder: str
+    pretrain_language_model: str
+    pretrain_images: int = Field(gt=1)
+    pretrain_steps: int = Field(gt=0)
+    pretrain_learning_rate: float = Field(gt=0)
+
     learning_rate: float = Field(gt=0)
     weight_decay: float = Field(ge=0)
     warmup: float = Field(ge=0, lt=1)
@@ -105,6 +112,26 @@ class Settings(BaseModel):
             (
                 self.strategy == "fedprox" and self.proximal_mu == 0,
                 "proximal-mu = 0 makes strategy = 'fedprox' plain 'fedavg'; allowed: more than 0",
+            ),
+            (
+                self.pretrain == "backbone",
+                "pretrain = 'backbone' makes weights that no round sends; allowed: 'none', 'adapter', or a "
+                "backbone made before by `python -m server_app.pretraining dynamic`",
+            ),
+            (
+                self.pretrain == "adapter" and not self.pretrain_encoder,
+                "pretrain-encoder = '' with pretrain = 'adapter'; allowed: the folder or hub id of a CLIP, "
+                "a vision transformer or a LLaVA",
+            ),
+            *(
+                (
+                    self.pretrain == "none" and bool(name),
+                    f"{key} = {name!r} has no effect; allowed: '', or pretrain = 'adapter'",
+                )
+                for key, name in (
+                    ("pretrain-encoder", self.pretrain_encoder),
+                    ("pretrain-language-model", self.pretrain_language_model),
+                )
             ),
             (
                 self.benchmark == "vqa-domains" and not self.data_dir,

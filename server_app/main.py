@@ -12,12 +12,13 @@ from rich.console import Console
 from app import __version__
 from app.dual_adapter import open_adapter
 from app.records import from_record, to_record
-from app.settings import SettingsError, read_settings
+from app.settings import SettingsError, feddat_home, read_settings
 from app.source import source_hash
-from data_partitions.benchmarks import BENCHMARKS
+from data_partitions.benchmarks import BENCHMARKS, DataOptions, load_public
 from strategies import FedDAT
 
 from .export import export_adapter
+from .pretraining.initial_adapter import pretrain_adapter
 from .report import model_card, results_table, write_report
 from .run_log import RunLog
 from .strategy import make_strategy
@@ -35,8 +36,9 @@ def main(grid: Grid, context: Context) -> None:
         raise SettingsError(
             f"benchmark = {settings.benchmark!r}; allowed: {', '.join(map(repr, BENCHMARKS))}"
         )
-    # Only clients compute; their device need not be here.
-    adapter = open_adapter(settings.model_copy(update={"device": "cpu"}))
+    # Without pretraining only clients compute, and their device need not be here.
+    device = "cpu" if settings.pretrain == "none" else settings.device
+    adapter = open_adapter(settings.model_copy(update={"device": device}))
     identity: dict[str, Any] = {
         "backbone": adapter.backbone.fingerprint,
         "source": source_hash(),
@@ -58,6 +60,11 @@ def main(grid: Grid, context: Context) -> None:
     )
 
     strategy.gather(grid)
+    initial = adapter.initial_shared
+    if settings.pretrain == "adapter":
+        public = DataOptions(seed=settings.seed, cache_dir=feddat_home() / "data")
+        captioned = load_public(settings.benchmark, public, settings.pretrain_images)
+        initial = pretrain_adapter(settings, adapter, captioned)
     run.open()
 
     def end_round(server_round: int, arrays: ArrayRecord) -> None:
@@ -66,7 +73,7 @@ def main(grid: Grid, context: Context) -> None:
 
     result = strategy.start(
         grid,
-        initial_arrays=to_record(adapter.initial_shared),
+        initial_arrays=to_record(initial),
         num_rounds=settings.num_rounds,
         timeout=settings.round_timeout,
         train_config=ConfigRecord(identity),

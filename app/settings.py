@@ -59,6 +59,13 @@ class Settings(BaseModel):
     lora_rank: int = Field(gt=0)
     head: Literal["private", "shared"]
 
+    pretrain: Literal["none", "adapter", "backbone"]
+    pretrain_encoder: str
+    pretrain_language_model: str
+    pretrain_images: int = Field(gt=1)
+    pretrain_steps: int = Field(gt=0)
+    pretrain_learning_rate: float = Field(gt=0)
+
     optimizer: Literal["adamw", "sgd"]
     learning_rate: float = Field(gt=0)
     weight_decay: float = Field(ge=0)
@@ -102,6 +109,7 @@ class Settings(BaseModel):
     align_radius: float = Field(gt=0)
     teacher: str
     teacher_prompt: str
+    caption_prompt: str
     teacher_normalise: Literal["sum", "mean", "pmi"]
     teacher_temperature: float = Field(gt=0)
     teacher_margin: float = Field(ge=0, lt=1)
@@ -185,6 +193,30 @@ class Settings(BaseModel):
                 self.dp not in ("none", "local") and self.weighting != "uniform",
                 f"dp = {self.dp!r} with weighting = {self.weighting!r}; allowed: 'uniform', the plain mean"
                 " for which its noise is made",
+            ),
+            (
+                self.pretrain == "backbone",
+                "pretrain = 'backbone' makes weights that no round sends; allowed: 'none', 'adapter', or a "
+                "backbone made before by `python -m server_app.pretraining dynamic`",
+            ),
+            (
+                self.pretrain == "adapter" and not self.pretrain_encoder,
+                "pretrain-encoder = '' with pretrain = 'adapter'; allowed: the folder or hub id of a CLIP, "
+                "a vision transformer or a LLaVA",
+            ),
+            *(
+                (
+                    self.pretrain == "none" and bool(name),
+                    f"{key} = {name!r} has no effect; allowed: '', or pretrain = 'adapter'",
+                )
+                for key, name in (
+                    ("pretrain-encoder", self.pretrain_encoder),
+                    ("pretrain-language-model", self.pretrain_language_model),
+                )
+            ),
+            (
+                self.pretrain == "adapter" and self.method == "full",
+                "pretrain = 'adapter' with method = 'full', which has no adapter; allowed: 'none'",
             ),
             (
                 bool(self.data_dir) and not Path(self.data_dir).expanduser().is_absolute(),

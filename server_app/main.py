@@ -12,6 +12,7 @@ from flwr.serverapp.strategy import Strategy
 from rich.console import Console
 
 from app import __version__
+from app.dual_adapter import DualAdapter
 from app.full_model import open_model
 from app.heads import new_head, with_classifier
 from app.records import SCHEMA, from_record, to_record
@@ -25,6 +26,8 @@ from .central_evaluation import CentralEvaluation, common_test
 from .checkpoints import Checkpoints, DamagedError
 from .export import export_result
 from .global_model import GlobalModel
+from .pretraining.initial_adapter import pretrain_adapter
+from .public_captions import load_captions
 from .report import classifier_card, model_card, privacy_line, refusals, results_table, write_report
 from .resuming import kept_facts, last_checkpoint
 from .run_log import RunLog
@@ -45,7 +48,8 @@ def main(grid: Grid, context: Context) -> None:
         )
     test = common_test(settings)
     # Where only clients compute, their device need not be here.
-    device = settings.server_device if test or settings.align != "none" else "cpu"
+    computes = test or settings.align != "none" or settings.pretrain != "none"
+    device = settings.server_device if computes else "cpu"
     model = open_model(settings.model_copy(update={"device": device}))
     head, initial, answers, evaluation = None, model.initial_shared, None, None
     if test:
@@ -102,6 +106,8 @@ def main(grid: Grid, context: Context) -> None:
         run.open()
     if private := privacy_line(run.facts):
         log.info("privacy: %s", private)
+    if settings.pretrain == "adapter" and isinstance(model, DualAdapter) and not checkpoint:
+        initial = {**initial, **pretrain_adapter(settings, model, load_captions(settings))}
 
     def end_round(server_round: int, arrays: ArrayRecord) -> None:
         if not server_round:

@@ -38,15 +38,16 @@ class TestDocumentation:
 
 
 WORDS = ("method", "loss", "update", "step", "backbone-weights", "adapter", "split-by", "on-bad-row")
-WORDS = (*WORDS, "strategy", "weighting", "dp")
+WORDS = (*WORDS, "strategy", "weighting", "dp", "pretrain")
 COUNTS = ("num-rounds", "reduction-factor", "lora-rank", "batch-size", "local-epochs", "evaluate-every")
-COUNTS = (*COUNTS, "min-clients")
+COUNTS = (*COUNTS, "min-clients", "pretrain-steps")
 SIZES = ("seed", "num-clients", "train-examples", "test-examples")  # 0 is allowed
 POSITIVE = ("wait-seconds", "round-timeout", "temperature", "learning-rate", "dirichlet-alpha")
-POSITIVE = (*POSITIVE, "server-learning-rate", "fraction-train", "max-change", "dp-clipping-norm")
-POSITIVE = (*POSITIVE, "dp-noise-multiplier")
+POSITIVE = (*POSITIVE, "server-learning-rate", "fraction-train", "max-change", "pretrain-learning-rate")
+POSITIVE = (*POSITIVE, "dp-clipping-norm", "dp-noise-multiplier")
 WEIGHTS = ("alpha", "beta", "weight-decay", "warmup", "proximal-mu", "max-failure-rate")  # 0 is allowed
 TEXTS = ("run-name", "resume", "backbone", "device", "benchmark", "heterogeneity", "data-dir")
+TEXTS = (*TEXTS, "pretrain-encoder", "pretrain-language-model")
 
 NO_INTEGER = [(True, "integer"), (False, "integer"), (1.5, "integer"), ("3", "integer"), ("many", "integer")]
 NO_NUMBER = [(True, "number"), ("0.1", "number"), (math.nan, "finite"), (math.inf, "finite")]
@@ -70,6 +71,7 @@ WRONG = [
     ("backbone", "", "at least 1"),
     ("seed", 2**31, str(2**31)),
     ("num-answers", 1, "greater than 1"),
+    ("pretrain-images", 1, "greater than 1"),
     ("warmup", 1.0, "less than 1"),
     ("fraction-train", 1.01, "less than or equal to 1"),
     ("max-failure-rate", 1.01, "less than or equal to 1"),
@@ -145,6 +147,10 @@ def test_a_missing_key_is_named(key):
         ({"update": "joint", "step": "reference"}, "update = 'joint'", "step = 'fast'"),
         ({"strategy": "fedprox"}, "proximal-mu = 0", "more than 0"),
         ({"num-clients": 3, "min-clients": 4}, "min-clients = 4", "at most num-clients"),
+        ({"pretrain": "backbone"}, "pretrain = 'backbone'", "python -m server_app.pretraining dynamic"),
+        ({"pretrain": "adapter"}, "pretrain-encoder = ''", "CLIP"),
+        ({"pretrain-encoder": "/llava"}, "pretrain-encoder = '/llava'", "pretrain = 'adapter'"),
+        ({"pretrain-language-model": "/llama"}, "pretrain-language-model = '/llama'", "pretrain = 'adapter'"),
         ({"benchmark": "vqa-domains"}, "data-dir = ''", "absolute path"),
         ({"data_dir": "data/vqa"}, "data-dir = 'data/vqa'", "absolute path"),
         ({"data_dir": "a\nb"}, r"data-dir = 'a\nb'", "absolute path"),

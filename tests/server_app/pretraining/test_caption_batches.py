@@ -1,12 +1,11 @@
-"""Pretraining of the built-in backbone: what is asked, in which order, and that both programs run."""
+"""Batches of masked captions: what is asked, and in which order."""
 
 import pytest
 import torch
 
 from app.backbones import load_backbone
-from server_app import pretraining, question_pretraining
-from server_app.caption_batches import CaptionedImages, batches, exchange_phrase, make_batch
-from server_app.pretraining import build_tokenizer, learning_rate, sine_positions
+from server_app.pretraining.caption_batches import CaptionedImages, batches, exchange_phrase, make_batch
+from server_app.pretraining.masked_captions import build_tokenizer
 
 FULL = "top left small red plain circle , right large blue striped square"
 SHORT = "the red circle is left of the square"
@@ -64,35 +63,3 @@ def test_the_simplest_pictures_come_first_and_all_at_the_end(data, processor, ge
     seen = [set(pixels[:, 0, 0, 0].tolist()) for pixels in drawn]
     assert set().union(*seen[:20]) == {0}
     assert set().union(*seen[70:]) == set(range(8))
-
-
-def test_the_learning_rate_rises_and_falls():
-    assert learning_rate(1, 100, 2.0) == 1.0
-    assert learning_rate(2, 100, 2.0) == 2.0
-    assert learning_rate(51, 100, 2.0) == pytest.approx(1.0)
-    assert learning_rate(100, 100, 2.0) == pytest.approx(0.0)
-
-
-def test_positions_tell_every_place_apart():
-    positions = sine_positions(8, 192)
-    assert positions.shape == (64, 192)
-    assert torch.cdist(positions, positions).fill_diagonal_(9).min() > 0.5
-
-
-def test_both_programs_leave_a_backbone_that_loads(home, tmp_path, monkeypatch, capsys):
-    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    monkeypatch.setattr(pretraining, "TINY_VILT", {**pretraining.TINY_VILT, **small})
-    monkeypatch.setattr(pretraining, "VOCABULARY", 300)
-    first, second = tmp_path / "captions", tmp_path / "questions"
-    few = ["--images", "60", "--steps", "2", "--batch-size", "6", "--device", "cpu"]
-    pretraining.main(["--out", str(first), *few])
-    question_pretraining.main(["--start", str(first), "--out", str(second), *few])
-    assert "step 2: losses" in capsys.readouterr().out
-    backbone = load_backbone(str(second))
-    assert backbone.width == 16
-    assert backbone.processor.template == "{} [MASK]"
-    card = (second / "README.md").read_text()
-    assert "2 of 2 batches of 6" in card
-    assert "question_pretraining --start" in card
-    before, after = (load_backbone(str(folder)).model.state_dict() for folder in (first, second))
-    assert any(not torch.equal(before[name], after[name]) for name in before)

@@ -1,0 +1,72 @@
+"""The command of stage 1: three objectives, one after the other, and what it refuses."""
+
+import pytest
+import torch
+
+from app.backbones import load_backbone
+from server_app.pretraining import __main__ as command
+from server_app.pretraining import masked_captions
+
+FEW = ["--images", "60", "--steps", "2", "--batch-size", "6", "--device", "cpu"]
+
+
+def moved(first, second):
+    before, after = (load_backbone(str(folder)).model.state_dict() for folder in (first, second))
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+def test_each_objective_leaves_a_backbone_that_the_next_goes_on_with(
+    home, tmp_path, monkeypatch, llava, capsys
+):
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    monkeypatch.setattr(command, "TINY_VILT", masked_captions.TINY_VILT | small)
+    monkeypatch.setattr(
+        command, "build_tokenizer", lambda captions: masked_captions.build_tokenizer(captions, 300)
+    )
+    first, second, third = (tmp_path / name for name in ("captions", "questions", "dynamic"))
+    command.main(["captions", "--out", str(first), *FEW])
+    command.main(["questions", "--start", str(first), "--out", str(second), *FEW])
+    command.main(["dynamic", "--start", str(second), "--encoder", str(llava), "--out", str(third), *FEW])
+    assert "step 2: losses: " in capsys.readouterr().out
+    assert {path.name for path in third.iterdir()} == {path.name for path in first.iterdir()}
+    backbone = load_backbone(str(third))
+    assert backbone.width == 16
+    assert backbone.processor.template == "{} [MASK]"
+    assert moved(first, second)
+    assert moved(second, third)
+    card = (third / "README.md").read_text()
+    assert card.count("2 of 2 batches of 6") == 3
+    common = "--images 60 --steps 2 --batch-size 6 --learning-rate"
+    assert f"python -m server_app.pretraining captions {common} 0.001 --seed 0 --out {first}\n" in card
+    assert f"pretraining questions {common} 0.0007 --seed 0 --out {second} --start {first}\n" in card
+    assert f"pretraining dynamic {common} 0.0003 --seed 0 --out {third} --start {second} --encoder" in card
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["dynamic", "--encoder", "x", "--steps", "0"], "argument --steps: 0; allowed: 1 or more"),
+        (["dynamic", "--encoder", "x", "--images", "-1"], "argument --images: -1; allowed: 1 or more"),
+        (["dynamic"], "the following arguments are required: --encoder"),
+        (["questions"], "the following arguments are required: --start"),
+        (["guess"], "invalid choice: 'guess'"),
+    ],
+)
+def test_wrong_options_are_named(tmp_path, capsys, arguments, message):
+    with pytest.raises(SystemExit):
+        command.main([*arguments, "--out", str(tmp_path / "out")])
+    assert message in capsys.readouterr().err
+
+
+def test_what_cannot_be_loaded_ends_it_in_one_line(home, tmp_path):
+    out = tmp_path / "out"
+    for arguments, message in (
+        (["dynamic", "--encoder", "/no/such"], "pretrain-encoder = '/no/such' cannot be used"),
+        (["questions", "--start", "/no/such"], "backbone = '/no/such' cannot be loaded"),
+        (["captions", "--device", "meta"], "device = 'meta' is not available"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            command.main([*arguments, "--images", "5", "--out", str(out)])
+        assert str(end.value).startswith(message)
+        assert "\n" not in str(end.value)
+    assert not out.exists()

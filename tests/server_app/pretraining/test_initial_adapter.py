@@ -1,0 +1,49 @@
+"""The shared adapter's start: pretrained in a run, and what clients then get."""
+
+import json
+
+import pytest
+import torch
+
+from app.dual_adapter import open_adapter
+from app.records import from_record
+from app.settings import read_settings
+from server_app.pretraining.initial_adapter import pretrain_adapter
+
+FEW = {"pretrain": "adapter", "pretrain_steps": 3, "pretrain_images": 20}
+
+
+@pytest.fixture
+def settings(run_config, llava):
+    return read_settings(run_config(**FEW, pretrain_encoder=str(llava)))
+
+
+def same(one, other):
+    assert one.keys() == other.keys()
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_start_is_a_function_of_the_settings_and_the_adapter_is_left_as_it_was(settings, captioned):
+    adapter = open_adapter(settings)
+    torch.manual_seed(5)
+    start = pretrain_adapter(settings, adapter, captioned)
+    assert not same(start, adapter.initial_shared)
+    assert same(adapter.state("shared"), adapter.initial_shared)
+    torch.manual_seed(6)
+    adapter.load("shared", {name: value + 1 for name, value in start.items()})
+    assert same(pretrain_adapter(settings, adapter, captioned), start)
+
+
+@pytest.mark.parametrize("pretrain", ["adapter", "none"])
+def test_a_run_starts_from_it(federation, llava, home, pretrain):
+    keywords = FEW if pretrain == "adapter" else {}
+    encoder = str(llava) if pretrain == "adapter" else ""
+    clients = federation(**keywords, pretrain_encoder=encoder, num_rounds=1)
+    folder = clients.serve()
+    sent = [message for way, message in clients.wire if way == "to client"]
+    first = next(message for message in sent if message.metadata.message_type == "train")
+    (record,) = first.content.array_records.values()
+    made = open_adapter(read_settings(clients.run_config)).initial_shared
+    assert same(from_record(record), made) == (pretrain == "none")
+    assert json.loads((folder / "settings.json").read_text())["pretrain"] == pretrain
+    assert (folder / "adapter" / "adapter_model.safetensors").exists()

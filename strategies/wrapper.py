@@ -82,7 +82,7 @@ def is_private_mean(strategy: Strategy) -> bool:
 def _check_order(strategy: Strategy) -> None:
     for layer in layers(strategy):
         name = type(layer).__name__
-        if type(layer).start is not Strategy.start:
+        if isinstance(layer, Strategy) and type(layer).start is not Strategy.start:
             raise ValueError(
                 f"{name} has a loop of its own, so it belongs outermost: {name}(FedDAT(FedAvg()))"
             )

@@ -171,15 +171,7 @@ def embed(model: Any, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Any]:
 
 
 def blocks(model: Any) -> nn.ModuleList:
-    """Return the Transformer blocks.
-
-    Raises
-    ------
-    ValueError
-        If the model has none.
-    """
-    if isinstance(model, ResNet8):
-        raise ValueError("a ResNet has no Transformer blocks for adapters; allowed: method = 'full'")
+    """Return the Transformer blocks."""
     return model.layers if isinstance(model, ViTModel) else model.encoder.layer
 
 
@@ -261,7 +253,7 @@ def load_backbone(name: str, weights: str = "pretrained", seed: int = 0) -> Back
     Raises
     ------
     ValueError
-        If nothing of that name can be loaded in safetensors.
+        If nothing of that name can be loaded from safetensors.
     """
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

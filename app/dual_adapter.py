@@ -206,13 +206,18 @@ def open_adapter(settings: Settings) -> DualAdapter:
 def _open_adapter(
     backbone: Backbone, kind: str, reduction_factor: int, lora_rank: int, seed: int, device: str
 ) -> DualAdapter:
-    blocks(backbone.model)  # where it has none, that is said
+    model_type = backbone.model.config.model_type
+    if model_type not in LORA_TARGETS:
+        raise ValueError(
+            f"backbone = {backbone.name!r} has no Transformer blocks for adapters; "
+            "allowed with method = 'full'"
+        )
     config = adapter_config(
         kind,
         reduction_factor=reduction_factor,
         lora_rank=lora_rank,
         width=backbone.width,
-        model_type=backbone.model.config.model_type,
+        model_type=model_type,
     )
     return DualAdapter(backbone, config, seed).to(device)
 

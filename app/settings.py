@@ -155,6 +155,11 @@ class Settings(BaseModel):
                 "head = 'private' with method = 'full', which sends all weights; allowed: 'shared'",
             ),
             (
+                self.method == "full" and self.strategy in ("fedavgm", "fedadam", "fedyogi", "fedadagrad"),
+                f"strategy = {self.strategy!r} with method = 'full' would step the statistics of batch "
+                "normalisation, and a variance below 0; allowed: strategies without a server optimizer",
+            ),
+            (
                 self.benchmark in ("vqa-domains", "cifar10-lt", "cifar100-lt") and not self.data_dir,
                 f"data-dir = '' with benchmark = {self.benchmark!r}; allowed: the absolute path of a folder",
             ),

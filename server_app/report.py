@@ -294,7 +294,7 @@ def _scores(rows: Rows) -> tuple[list[str], list[list[str]]]:
             for key, label in wanted.items()
             if key in evaluated[-1]
         ]
-        return ["classes", SCORES["student"]], lines
+        return ["classes", "accuracy"], lines
     last = {row["partition"]: row for row in rows if "student" in row}
     final = max((row["round"] for row in last.values()), default=0)
     columns = {

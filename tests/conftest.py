@@ -175,3 +175,83 @@ def finished(tmp_path_factory, drawn, run_config) -> Finished:
     with own_home(tmp_path_factory.mktemp("finished"), drawn):
         folder = federation.serve()
     return Finished(federation, folder, private)
+
+
+@pytest.fixture(scope="session")
+def small_vit(tmp_path_factory) -> Path:
+    """Save a ViT of a few thousand random weights."""
+    import torch
+    from transformers import ViTConfig, ViTModel
+
+    folder = tmp_path_factory.mktemp("vit")
+    torch.manual_seed(0)
+    config = ViTConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        image_size=32,
+        patch_size=16,
+        initializer_range=0.2,
+    )
+    ViTModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_cifar(tmp_path_factory) -> Path:
+    """Write a cifar10.parquet of four classes of one colour each, 20 training and 5 test images a class."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder = tmp_path_factory.mktemp("cifar")
+    rows = [
+        {
+            "image": {"bytes": _shade(label, split == "test", n), "path": None},
+            "image_id": f"{split}/{label}/{n}",
+            "label": label,
+            "label_name": name,
+            "split": split,
+        }
+        for n in range(20)
+        for label, name in enumerate(("red", "green", "blue", "grey"))
+        for split in (("train", "test") if n < 5 else ("train",))
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "cifar10.parquet")
+    return folder
+
+
+def _shade(label: int, test: bool, n: int) -> bytes:
+    """Return an image of a shade that no other has, as PNG."""
+    import io
+
+    from PIL import Image
+
+    colour = [60 + n, 60 + n, 60 + n] if label == 3 else [2 * test, 2 * test, 2 * test]
+    if label < 3:
+        colour[label] = 150 + 5 * n
+    else:
+        colour[0] += 100 * test
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), tuple(colour)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def long_tailed(federation, small_cifar) -> Callable[..., Federation]:
+    """Build an in-process federation on `small_cifar`, with one head for all; keywords are settings."""
+
+    def build(num_clients: int = 3, **overrides: Any) -> Federation:
+        fixed = {
+            "benchmark": "cifar10-lt",
+            "data_dir": str(small_cifar),
+            "imbalance_factor": 5.0,
+            "head": "shared",
+            "loss": "cross-entropy",
+            "train_examples": 0,
+            "test_examples": 0,
+            "server_device": "cpu",
+        }
+        return federation(num_clients, **{**fixed, **overrides})
+
+    return build

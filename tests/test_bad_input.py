@@ -75,6 +75,37 @@ def test_a_rank_beyond_the_backbones_width_is_named(federation, home):
     assert error_of(federation(adapter="lora", lora_rank=33), home) == message
 
 
+FULL = {"method": "full", "head": "shared", "backbone": "resnet8", "backbone_weights": "random"}
+COMBINATIONS = [
+    ({"head": "shared"}, r"head = 'shared' needs one answer list .* benchmark = 'scenes' has not; .*"),
+    ({**FULL, "head": "private"}, r"head = 'private' with method = 'full', .*; allowed: 'shared'"),
+    (
+        {**FULL, "strategy": "fedadam"},
+        r"strategy = 'fedadam' with method = 'full' .*; allowed: strategies .*",
+    ),
+    (
+        {"backbone": "resnet8", "backbone_weights": "random"},
+        r"backbone = 'resnet8' has no Transformer blocks for adapters; allowed with method = 'full'",
+    ),
+    (
+        {"backbone": "resnet8"},
+        r"backbone-weights = 'pretrained' with backbone = 'resnet8'; allowed: 'random'",
+    ),
+    ({"benchmark": "cifar10-lt"}, r"data-dir = '' with benchmark = 'cifar10-lt'; allowed: the absolute .*"),
+    (
+        {**FULL, "benchmark": "cifar10-lt", "data_dir": "/no/such"},
+        r"data-dir = '/no/such' is no folder; allowed: one with cifar10.parquet",
+    ),
+]
+
+
+@pytest.mark.parametrize(("overrides", "message"), COMBINATIONS)
+def test_what_does_not_go_together_is_named_before_any_client_is_asked(federation, home, overrides, message):
+    clients = federation(**overrides)
+    assert re.fullmatch(message, error_of(clients, home))
+    assert clients.wire == []
+
+
 @pytest.mark.parametrize("name", ["no-such-vilt", "/no/such/folder"])
 def test_an_unknown_backbone_is_named(federation, home, monkeypatch, name):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)

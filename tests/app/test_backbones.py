@@ -12,11 +12,13 @@ import torch
 from peft import get_peft_model
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertModel, ViltModel
+from transformers import BertConfig, BertModel, ViltModel, ViTModel
 
 import app.backbones
 from app.backbones import (
     Processor,
+    apply,
+    blocks,
     builtin_folder,
     choose_device,
     embed,
@@ -113,6 +115,46 @@ class TestPatchOrder:
         for layer in model.encoder.layer:
             hidden = layer(hidden, mask)[0]
         torch.testing.assert_close(pool(model, hidden), model(**batch).pooler_output, atol=1e-6, rtol=0)
+
+
+class TestImagesAlone:
+    def test_a_vit_has_no_tokenizer_and_reads_no_text(self, small_vit):
+        backbone = fresh(small_vit)
+        assert isinstance(backbone.model, ViTModel)
+        assert (backbone.width, backbone.processor.image_size) == (32, 32)
+        assert backbone.processor.texts(["what is shown ?"]) == {}
+
+    def test_embedding_blocks_and_pooling_are_the_model(self, small_vit):
+        model = fresh(small_vit).model
+        inputs = {"pixel_values": torch.randn(3, 3, 32, 32)}
+        hidden, mask = embed(model, inputs)
+        for block in blocks(model):
+            hidden = apply(block, hidden, mask)
+        with torch.no_grad():
+            expected = ViTModel.from_pretrained(small_vit)(**inputs).pooler_output
+        torch.testing.assert_close(pool(model, hidden), expected)
+
+    def test_a_vit_without_a_pooler_gives_its_class_token(self, small_vit, tmp_path):
+        ViTModel.from_pretrained(small_vit, add_pooling_layer=False).save_pretrained(tmp_path)
+        pixels = torch.randn(3, 3, 32, 32)
+        with torch.no_grad():
+            expected = ViTModel.from_pretrained(tmp_path, add_pooling_layer=False)(pixels).last_hidden_state
+            assert torch.equal(fresh(tmp_path).model(pixels).pooler_output, expected[:, 0])
+
+    def test_random_weights_are_a_function_of_the_seed(self, small_vit):
+        for name in (small_vit, "resnet8", "resnet8-narrow"):
+            prints = [fresh(name, "random", seed).fingerprint for seed in (3, 3, 4)]
+            assert prints[0] == prints[1] != prints[2]
+
+    def test_resnet8_has_no_pretrained_weights(self):
+        message = "^backbone-weights = 'pretrained' with backbone = 'resnet8'; allowed: 'random'$"
+        with pytest.raises(ValueError, match=message):
+            fresh("resnet8")
+
+    def test_cifars_own_mean_and_deviation(self):
+        processor = fresh("resnet8-narrow", "random").processor
+        assert (processor.image_size, processor.mean) == (32, (0.4914, 0.4822, 0.4465))
+        assert processor.std == (0.2023, 0.1994, 0.2010)
 
 
 class TestFork:

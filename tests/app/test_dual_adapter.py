@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model_state_dict
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from transformers import ViltConfig, ViltModel
 
-from app.backbones import Backbone, keep_patch_order
+from app.backbones import Backbone, keep_patch_order, load_backbone
 from app.bottleneck import BottleneckConfig
 from app.dual_adapter import ROLES, DualAdapter, adapter_config, open_adapter
 from app.settings import read_settings
@@ -267,6 +267,47 @@ def test_the_published_size():
         adapter = DualAdapter(backbone, adapter_config("bottleneck", width=768))
     for role in ROLES:
         assert sum(parameter.numel() for parameter in adapter.parameters_of[role].values()) == 894_528
+
+
+class TestViT:
+    @pytest.fixture
+    def adapter(self, small_vit, kind):
+        backbone = load_backbone(str(small_vit))
+        config = adapter_config(kind, reduction_factor=4, lora_rank=3, width=32, model_type="vit")
+        adapter = DualAdapter(backbone, config)
+        for role in ROLES:
+            adapter.load(role, {name: torch.randn_like(v) * 0.3 for name, v in adapter.state(role).items()})
+        return adapter
+
+    @pytest.fixture
+    def inputs(self):
+        return {"pixel_values": torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))}
+
+    @pytest.mark.parametrize("kind", ["bottleneck", "lora"])
+    def test_the_student_is_pefts_plain_forward(self, adapter, inputs):
+        plain = get_peft_model(adapter.backbone.fork(), adapter.peft.peft_config["shared"]).eval()
+        set_peft_model_state_dict(plain, adapter.state("shared"))
+        with torch.no_grad():
+            expected = plain(**inputs).pooler_output
+            features = adapter.features(adapter.trunk(inputs), "student")
+            bare = adapter.backbone.model(**inputs).pooler_output
+        torch.testing.assert_close(features, expected, atol=1e-6, rtol=1e-5)
+        assert (features - bare).abs().max() > 0.01
+
+    @pytest.mark.parametrize("kind", ["bottleneck", "lora"])
+    @pytest.mark.parametrize("branch", ["student", "teacher", "local"])
+    def test_trunk_and_features_are_the_whole_forward(self, adapter, inputs, branch):
+        with torch.no_grad():
+            expected = adapter(inputs, branch)
+            features = adapter.features(adapter.trunk(inputs), branch)
+        torch.testing.assert_close(features, expected, atol=1e-6, rtol=1e-5)
+
+    @pytest.mark.parametrize(
+        ("kind", "size"), [("bottleneck", 8 * 32 + 8 + 32 * 8 + 32), ("lora", 4 * 3 * 32)]
+    )
+    def test_every_block_has_one(self, adapter, size):
+        for role in ROLES:
+            assert sum(p.numel() for p in adapter.parameters_of[role].values()) == 2 * size
 
 
 class TestAdapterConfig:

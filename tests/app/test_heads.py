@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from app.heads import AnswerHead, new_head
+from app.heads import AnswerHead, new_head, split_classifier, with_classifier
 
 
 def test_parameters_have_the_published_names_and_shapes():
@@ -41,3 +41,26 @@ def test_weights_are_a_function_of_the_seed_alone():
     for name, weight in first.state_dict().items():
         assert torch.equal(weight, again.state_dict()[name])
     assert not torch.equal(first.clf_fc0.weight, other.clf_fc0.weight)
+
+
+def test_a_shared_head_is_linear_and_a_function_of_the_seed():
+    heads = [new_head(6, 5, seed, "shared") for seed in (0, 0, 1)]
+    assert {name: tuple(p.shape) for name, p in heads[0].named_parameters()} == {
+        "weight": (5, 6),
+        "bias": (5,),
+    }
+    assert torch.equal(heads[0].weight, heads[1].weight)
+    assert not torch.equal(heads[0].weight, heads[2].weight)
+
+
+def test_a_head_travels_by_the_name_of_classifier():
+    head, shared = new_head(2, 3, 0, "shared"), {"layers.0.weight": torch.ones(1)}
+    arrays = with_classifier(shared, head)
+    assert set(arrays) == {"layers.0.weight", "classifier.weight", "classifier.bias"}
+    with torch.no_grad():
+        head.weight += 1  # what was sent stays as it was
+    assert not torch.equal(arrays["classifier.weight"], head.weight)
+    rest, state = split_classifier(arrays)
+    assert (rest, set(state)) == (shared, {"weight", "bias"})
+    assert torch.equal(state["bias"], head.bias)
+    assert split_classifier(shared) == (shared, {})

@@ -350,3 +350,16 @@ class TestOptimizer:
         # Decay: 2 - 0.1 · 0.5 · 2; then the first step of Adam is the learning rate against the sign.
         assert head.clf_norm0.weight[0].item() == pytest.approx(2.0, abs=1e-6)
         assert head.clf_norm0.bias[0].item() == pytest.approx(2.1, abs=1e-6)
+
+    def test_sgd_has_no_momentum(self, dual):
+        head = torch.nn.Linear(2, 1)
+        optimizer = make_optimizer(dual(), head, 0.1, 0.5, "sgd")
+        with torch.no_grad():
+            head.weight.fill_(2.0)
+            head.bias.fill_(2.0)
+        for _ in range(2):
+            head.weight.grad, head.bias.grad = torch.full((1, 2), 3.0), torch.full((1,), 3.0)
+            optimizer.step()
+        # Twice w - 0.1 · (3 + 0.5 · w) = 0.95 · w - 0.3; a bias is not decayed: 2 - 2 · 0.3.
+        assert head.weight[0, 0].item() == pytest.approx(0.95 * (0.95 * 2 - 0.3) - 0.3)
+        assert head.bias.item() == pytest.approx(1.4)

@@ -120,7 +120,7 @@ def test_an_integer_for_a_number_becomes_one():
 
 def test_an_unknown_key_is_refused_with_the_known_ones():
     message = refusal(learning_rat=0.1)
-    assert message.startswith("learning-rat = 0.1 is not a setting; allowed: adapter, alpha, ")
+    assert message.startswith("learning-rat = 0.1 is not a setting; allowed: adapter, align, ")
     assert "learning-rate" in message
     # The name of the field is not its key.
     with pytest.raises(SettingsError, match=r"^learning_rate = 0\.1 is not a setting"):

@@ -9,6 +9,7 @@ import torch
 from app.backbones import load_backbone
 from app.dual_adapter import DualAdapter, adapter_config
 from app.examples import Examples
+from app.full_model import FullModel
 from app.heads import new_head
 from app.settings import read_settings
 from client_app import local_training
@@ -27,6 +28,10 @@ from client_app.local_training import evaluate, schedule, shuffled, train_round
 )
 def test_the_rate_rises_linearly_and_falls_linearly(total, warmup, factors):
     assert [schedule(step, total, warmup) for step in range(total)] == pytest.approx(factors)
+
+
+def test_a_constant_rate_is_the_peak_throughout():
+    assert [schedule(step, 4, 0.5, "constant") for step in range(4)] == [1, 1, 1, 1]
 
 
 def order(*key, examples=20):
@@ -245,6 +250,58 @@ def test_the_pull_ends_with_the_round(client, examples, settings):
     adapter, head = client()
     train_round(adapter, head, examples, settings(), 1, 0, proximal_mu=1.0)
     assert not any(parameter._backward_hooks for parameter in adapter.parameters_of["shared"].values())
+
+
+def test_the_pull_reaches_a_head_that_travels(examples, settings, client):
+    adapter, _ = client()
+    moved = {}
+    for mu in (0.0, 1e4):
+        head = new_head(adapter.backbone.width, ANSWERS, 0, "shared")
+        before = head.weight.detach().clone()
+        adapter.receive(adapter.initial_shared)
+        chosen = settings(head="shared", method="adapter", local_epochs=20, num_rounds=1, weight_decay=0.0)
+        train_round(adapter, head, examples, chosen, 1, 0, proximal_mu=mu)
+        moved[mu] = (head.weight - before).norm().item()
+    assert moved[1e4] < 0.25 * moved[0.0]
+
+
+def test_training_ends_with_the_round_even_if_that_fails(client, examples, settings, monkeypatch):
+    full = FullModel(load_backbone("resnet8-narrow", "random"), torch.device("cpu"))
+    seen = []
+
+    def fails(adapter, *rest):
+        seen.append(adapter.whole.training)
+        raise RuntimeError("the GPU fell off")
+
+    monkeypatch.setattr(local_training, "_step", fails)
+    head = new_head(64, ANSWERS, 0, "shared")
+    with pytest.raises(RuntimeError, match="fell off"):
+        train_round(full, head, examples, settings(method="full", head="shared"), 1, 0)
+    assert (seen, full.whole.training) == ([True], False)
+
+
+def test_a_frozen_backbone_never_computes_as_in_training(client):
+    adapter, _ = client()
+    adapter.train()
+    assert not any(module.training for module in adapter.modules())
+
+
+def test_training_images_are_changed_only_if_asked_for(client, examples, settings, monkeypatch):
+    seen = {}
+    for augment in (False, True, True):
+        pixels = []
+
+        def step(adapter, head, optimizer, inputs, *rest, pixels=pixels):
+            pixels.append(inputs["pixel_values"])
+            return {}
+
+        monkeypatch.setattr(local_training, "_step", step)
+        train_round(*client(), examples, settings(augment=augment), 1, 0)
+        seen.setdefault(augment, []).append(torch.cat(pixels))
+    order = torch.cat(list(shuffled(10, 4, 0, 0, 1, 0)))
+    assert torch.equal(seen[False][0], examples.pixels[examples.image_of[order]])
+    assert not torch.equal(seen[True][0], seen[False][0])
+    assert torch.equal(seen[True][0], seen[True][1])
 
 
 def test_evaluation_is_the_mean_over_examples_of_each_branch(client, examples, settings, monkeypatch):

@@ -11,7 +11,14 @@ from PIL import Image
 from rich.console import Console
 from safetensors.numpy import save_file
 
-from server_app.report import draw_curves, model_card, progress_line, results_table, write_report
+from server_app.report import (
+    classifier_card,
+    draw_curves,
+    model_card,
+    progress_line,
+    results_table,
+    write_report,
+)
 
 SETTINGS = {
     "run-name": "first",
@@ -111,6 +118,72 @@ def test_a_score_that_is_no_number_is_shown(order):
     assert [line[1] for line in lines_of(rows)[2:]].count("nan") == 3
     assert lines_of(rows)[-1] == ["worst", "nan"]
     assert f"nan worst ({'clean' if math.isnan(order[0]) else 'sketch'})" in progress_line(rows, 1, 2, 1)
+
+
+CENTRAL = [
+    {"round": 1, "partition": -1, "student": 0.25, "many": 0.5, "medium": 0.25, "few": 0.0},
+    {"round": 1, "partition": 0, "name": "clean", "text-only": 0.1, **TRAINED},
+    {"round": 2, "partition": -1, "student": 0.5, "many": 0.875, "medium": 0.5, "few": 0.125},
+]
+
+
+def test_what_the_server_measured_is_shown_by_groups_of_classes():
+    assert lines_of(CENTRAL) == [
+        ["classes", "accuracy"],
+        ["many-shot classes", "87.5"],
+        ["medium-shot classes", "50.0"],
+        ["few-shot classes", "12.5"],
+        ["all classes", "50.0"],
+    ]
+    line = "round 2/2: student 50.0 over all classes, 87.5 many, 50.0 medium, 12.5 few; 0:09 in all"
+    assert progress_line(CENTRAL, 2, 2, 9) == line
+
+
+def test_a_group_that_is_empty_is_not_shown():
+    rows = [{"round": 1, "partition": -1, "student": 0.25, "many": 0.25}]
+    assert [line[0] for line in lines_of(rows)[1:]] == ["many-shot classes", "all classes"]
+    assert progress_line(rows, 1, 1, 9).startswith("round 1/1: student 25.0 over all classes, 25.0 many;")
+
+
+def test_curves_of_what_the_server_measured():
+    axes = draw_curves(CENTRAL).axes[0]
+    drawn = {line.get_label(): line.get_ydata() for line in axes.get_lines()}
+    assert list(drawn["many-shot classes"]) == [50, 87.5]
+    assert list(drawn["few-shot classes"]) == [0, 12.5]
+    assert list(drawn["all classes"]) == [25, 50]
+
+
+def test_the_report_says_what_was_measured_on_what(tmp_path):
+    write_report(tmp_path, {**SETTINGS, "method": "full"}, CENTRAL, 60)
+    text = (tmp_path / "report.md").read_text()
+    assert "Accuracy of the aggregated model on the benchmark's balanced test set" in text
+    assert "| few-shot classes | 12.5 |" in text
+    assert "with its own head" not in text
+
+
+@pytest.mark.parametrize("method", ["full", "adapter"])
+def test_the_code_in_a_classifiers_card_runs(tmp_path, run_config, small_vit, method):
+    import torch
+
+    from app.full_model import open_model
+    from app.heads import new_head, with_classifier
+    from app.settings import read_settings
+    from server_app.export import export_result
+
+    settings = read_settings(run_config(method=method, head="shared", backbone=str(small_vit)))
+    model, head = open_model(settings), new_head(32, 3, 0, "shared")
+    card = classifier_card(settings.model_dump(by_alias=True), CENTRAL)
+    assert front_matter(card)["tags"][-1] == "image-classification"
+    shared = {name: value + 0.1 for name, value in model.initial_shared.items()}
+    export_result(tmp_path / "out", settings, with_classifier(shared, head), card, ("a", "b", "c"))
+    code = "\n".join(re.findall(r"```python\n(.*?)```", card, re.DOTALL))
+    code = code.replace(f"path/to/{'model' if method == 'full' else 'adapter'}", str(tmp_path / "out"))
+    names = {"image": Image.new("RGB", (40, 30), "red")}
+    exec(code.replace("feddat.app", "app"), names)
+    model.receive(shared)
+    with torch.no_grad():
+        expected = head(model.features(model.trunk({"pixel_values": names["pixels"]}), "student"))
+    torch.testing.assert_close(names["logits"], expected)
 
 
 def test_a_name_is_not_read_as_markup():

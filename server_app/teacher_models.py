@@ -201,7 +201,8 @@ def load_model(name: str, device: str = "auto", max_new_tokens: int = 128) -> Te
     Parameters
     ----------
     name : str
-        Folder, or hub id, of an image–text-to-text model or a CLIP, in safetensors.
+        Folder, or hub id, of an image-text-to-text model or a CLIP, in safetensors. Those that can also watch
+        videos (LLaVA-OneVision, Qwen-VL, SmolVLM, InternVL) need torchvision for it.
     device : str
         As `choose_device` takes it; with ``"auto"`` several GPUs share a model that is too large for one.
     max_new_tokens : int

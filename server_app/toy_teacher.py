@@ -234,11 +234,11 @@ def name_patches(
 def batches(
     captions: Answered, questions: Answered, size: int, steps: int, generator: torch.Generator
 ) -> Iterator[tuple[Answered, list[int]]]:
-    """Yield `steps` batches of rows: captions, the shortest first; after a third every other of questions."""
+    """Yield `steps` batches of rows: captions, the shortest first; after a quarter mostly of questions."""
     short_first = sorted(range(len(captions.answers)), key=lambda row: len(captions.answers[row]))
     for step in range(steps):
         progress = step / steps
-        if progress > 1 / 3 and step % 2:
+        if progress >= 1 / 4 and step % 4:
             rows = torch.randint(len(questions.answers), (size,), generator=generator).tolist()
             yield questions, rows
         else:

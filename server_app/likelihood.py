@@ -59,7 +59,7 @@ def log_likelihoods(
         whole = torch.cat([mask.repeat_interleave(len(chosen), dim=0), valid.to(mask)], dim=1)
         where = _positions(whole)[:, mask.shape[1] :]
         if ahead is not None:
-            where = (where + ahead.repeat_interleave(len(chosen), dim=0)).expand(3, -1, -1)
+            where = (where + ahead.to(where).repeat_interleave(len(chosen), dim=0)).expand(3, -1, -1)
         logits = model(
             input_ids=fed, attention_mask=whole, position_ids=where, past_key_values=cache, use_cache=True
         ).logits

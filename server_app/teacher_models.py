@@ -65,7 +65,7 @@ class LanguageModel:
     model : PreTrainedModel
         In evaluation mode.
     processor : ProcessorMixin
-        Its processor; its tokenizer is made to pad on the left.
+        Its processor.
     max_new_tokens : int
         Length of a caption at most.
     """
@@ -73,7 +73,6 @@ class LanguageModel:
     def __init__(self, model: PreTrainedModel, processor: Any, max_new_tokens: int = 128) -> None:
         self.model, self.processor, self.max_new_tokens = model, processor, max_new_tokens
         self.tokenizer = processor.tokenizer
-        self.tokenizer.padding_side = "left"
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
 
@@ -120,6 +119,7 @@ class LanguageModel:
             images=[[image.convert("RGB")] for image in images],
             text=texts,
             padding=True,
+            padding_side="left",
             return_tensors="pt",
             add_special_tokens=not begins,
         )
@@ -201,7 +201,8 @@ def load_model(name: str, device: str = "auto", max_new_tokens: int = 128) -> Te
     Parameters
     ----------
     name : str
-        Folder, or hub id, of an image–text-to-text model or a CLIP, in safetensors.
+        Folder, or hub id, of an image-text-to-text model or a CLIP, in safetensors. Those that can also watch
+        videos (LLaVA-OneVision, Qwen-VL, SmolVLM, InternVL) need torchvision for it.
     device : str
         As `choose_device` takes it; with ``"auto"`` several GPUs share a model that is too large for one.
     max_new_tokens : int

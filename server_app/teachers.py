@@ -418,7 +418,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             options.model, normalise=options.normalise, device=options.device, batch_size=options.batch_size
         )
         images = load_images(options.data, options.limit)["image"]
-        options.out.parent.mkdir(parents=True, exist_ok=True)
         if options.captions:
             captions = annotate_captions(teacher, images, options.prompt, cache=options.out)
             print("\n".join(captions[:3]))
@@ -436,7 +435,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             chosen = Counter(options.candidates[index] for index in sure.argmax(1).tolist())
             print(f"answers: {', '.join(f'{answer} {count}' for answer, count in chosen.most_common())}")
             print(f"abstained: {len(found) - len(sure)} of {len(found)}")
-    except ValueError as error:
+    except (ValueError, OSError) as error:  # the second where an image cannot be decoded
         parser.error(str(error))
     print(f"{len(images)} images annotated in {options.out.resolve()}")
 

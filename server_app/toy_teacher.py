@@ -53,8 +53,8 @@ PATCHES = (IMAGE_SIZE // PATCH) ** 2
 WIDTH = 128
 SPECIAL = ["<pad>", "<unk>", "<s>", "</s>", "<image>"]
 IGNORED = -100
-# Batches of the first stage for one of the second; one costs a tenth, for it is nine tokens an image.
-NAMING = 4
+# Steps of the first stage for one of the second, and their images for one of its; a step costs a third.
+NAMING_STEPS, NAMING_IMAGES = 2, 2
 
 
 def build_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
@@ -234,11 +234,11 @@ def name_patches(
 def batches(
     captions: Answered, questions: Answered, size: int, steps: int, generator: torch.Generator
 ) -> Iterator[tuple[Answered, list[int]]]:
-    """Yield `steps` batches of rows: captions, the shortest first; after a third every other of questions."""
+    """Yield `steps` batches of rows: captions, the shortest first; after a quarter mostly of questions."""
     short_first = sorted(range(len(captions.answers)), key=lambda row: len(captions.answers[row]))
     for step in range(steps):
         progress = step / steps
-        if progress > 1 / 3 and step % 2:
+        if progress >= 1 / 4 and step % 4:
             rows = torch.randint(len(questions.answers), (size,), generator=generator).tolist()
             yield questions, rows
         else:
@@ -369,12 +369,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     device = choose_device(options.device)
     model = model.to(device)  # type: ignore[arg-type]
-    schooling = {"batch_size": options.batch_size, "peak": options.learning_rate, "seed": options.seed}
     described = describe(captioned)
-    words = patch_words(descriptions, processor.tokenizer)
-    name_patches(model, described.pixels, words, steps=NAMING * options.steps, **schooling)
-    asked_all = Answered.load(asked["image"], asked["question"], asked["answer"], processor)
-    train(model, described, asked_all, steps=options.steps, **schooling)
+    name_patches(
+        model,
+        described.pixels,
+        patch_words(descriptions, processor.tokenizer),
+        steps=NAMING_STEPS * options.steps,
+        batch_size=NAMING_IMAGES * options.batch_size,
+        peak=options.learning_rate,
+        seed=options.seed,
+    )
+    train(
+        model,
+        described,
+        Answered.load(asked["image"], asked["question"], asked["answer"], processor),
+        steps=options.steps,
+        batch_size=options.batch_size,
+        peak=options.learning_rate,
+        seed=options.seed,
+    )
     model.eval()
     scorer = LanguageModel(model, processor)
     card = CARD.format(

@@ -44,6 +44,7 @@ class TestFile:
             assert np.array_equal(again.answers[key()], SCORES)
             assert again.answers[key("b", candidates="", normalise="")] == "a caption"
         assert [file.name for file in tmp_path.iterdir()] == ["kept.parquet"]
+        assert Annotations(path).answers.keys() == kept.answers.keys()
         assert pq.read_table(path).schema.equals(SCHEMA)
 
     def test_every_part_of_a_key_counts(self, tmp_path):

@@ -1,8 +1,10 @@
 """Models that know images and language: prompts, tokens, captions, CLIP, and what cannot be loaded."""
 
+import copy
 import json
 import shutil
 from pathlib import Path
+from typing import ClassVar
 
 import huggingface_hub
 import pytest
@@ -58,10 +60,28 @@ class TestLanguageModel:
         assert model.candidate_tokens("what ?", ["red", "red circle"]) == expected
         assert templated.candidate_tokens("what ?", ["red", "red circle"]) == expected
 
+    @pytest.mark.parametrize(("template", "expected"), [(None, " red"), (TEMPLATE, "red")])
+    def test_a_space_stands_before_a_candidate_unless_the_prompt_ends_in_one(
+        self, model, templated, template, expected
+    ):
+        """With a tokenizer that sees spaces: a token a character."""
+
+        class Characters:
+            pad_token = "."
+            special_tokens_map: ClassVar = {}
+
+            def encode(self, text):
+                return [ord(character) for character in text]
+
+        processor = copy.copy(templated.processor if template else model.processor)
+        processor.tokenizer = Characters()
+        (ids,) = LanguageModel(None, processor).candidate_tokens("what ?", ["red"])
+        assert "".join(map(chr, ids)) == expected
+
     def test_scores_are_those_of_a_stock_forward(self, model, random_llava, pictures):
         """Each image alone, the sentence written out by hand, through transformers' own classes."""
         stock = LlavaForConditionalGeneration.from_pretrained(random_llava)
-        prompts = ["what color is the circle ?", "there is a red square ?"]
+        prompts = ["what color is the circle ?", "red ?"]
         candidates = ["red", "green", "a blue square", "left"]
         scores, lengths = model.log_likelihoods(pictures[:2], prompts, candidates)
         assert lengths.tolist() == [1, 1, 3, 1]
@@ -167,7 +187,7 @@ class TestRevision:
         for folder, name in (("one", "a.json"), ("two", "b.json")):
             (tmp_path / folder).mkdir()
             (tmp_path / folder / name).write_text("{}")
-        assert locate(str(tmp_path / "one")) != locate(str(tmp_path / "two"))
+        assert locate(str(tmp_path / "one")).revision != locate(str(tmp_path / "two")).revision
 
     def test_it_is_the_commit_of_a_hub_model(self, tmp_path, monkeypatch):
         """A model that the hub's cache has, as huggingface_hub lays it out."""

@@ -1,12 +1,12 @@
 """Annotating: each image is asked about once, whatever interrupts it; and what a teacher must not answer."""
 
+import contextlib
 import io
 import math
 import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import datasets
@@ -419,7 +419,8 @@ class TestCommand:
         parts = cache.with_name("kept.parquet.parts")
         process = start(cache)
         while process.poll() is None and len(list(parts.glob("*.parquet"))) < 2:
-            time.sleep(0.001)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.005)
         process.send_signal(signal.SIGKILL)
         process.wait()
         done = len(list(parts.glob("*.parquet")))

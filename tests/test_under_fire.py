@@ -122,25 +122,8 @@ def score(federation):
     return score
 
 
-POISONED = [
-    pytest.param({"train_examples": 60, "test_examples": 60, "num_rounds": 3}, id="small"),
-    pytest.param(
-        {
-            "backbone": "tiny-vilt",
-            "reduction_factor": 16,
-            "train_examples": 40,
-            "test_examples": 40,
-            "num_rounds": 2,
-        },
-        id="tiny-vilt",
-        marks=pytest.mark.slow,
-    ),
-]
-
-
-@pytest.mark.parametrize("settings", POISONED)
-def test_two_poisoning_clients_of_seven_cost_the_honest_ones_nothing(score, settings):
-    settings = {**settings, "evaluate_every": settings["num_rounds"]}
+def test_two_poisoning_clients_of_seven_cost_the_honest_ones_nothing(score):
+    settings = {"train_examples": 60, "test_examples": 60, "num_rounds": 3, "evaluate_every": 3}
     without, adapter = score(False, **settings)
     poisoned, protected = score(True, **settings)
     assert abs(poisoned - without) < 2

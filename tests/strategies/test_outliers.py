@@ -90,8 +90,8 @@ def test_a_poisoning_minority_does_not_reach_any_strategy(toy, arrays, inner):
 
 
 def test_a_client_that_says_it_has_ever_more_examples_is_refused(toy, arrays):
-    notes, grid = toy.Notes(), grid_of(toy, [1, 1, 3], [5, 5, 5])
-    liar, counts = grid.nodes[7], iter([5, 4000, 6000])
+    notes, grid = toy.Notes(), grid_of(toy, [1, 3], [5, 5])
+    liar, counts = grid.nodes[8], iter([5, 4000, 6000])
 
     def alter(content):
         if "arrays" in content:
@@ -102,4 +102,4 @@ def test_a_client_that_says_it_has_ever_more_examples_is_refused(toy, arrays):
     strategy = FedDAT(flower.FedAvg(), weighting="num-examples", observer=notes)
     strategy.start(grid, arrays, num_rounds=3)
     refused = [note for note in notes if isinstance(note[3], str)]
-    assert refused == [(3, "train", 2, "counts 6000 examples, more than 1000 times 5")]
+    assert refused == [(3, "train", 1, "counts 6000 examples, more than 1000 times 5")]

@@ -20,11 +20,11 @@ def options(tmp_path):
 
 
 def test_names():
-    assert list(BENCHMARKS) == ["scenes", "vqa-domains"]
+    assert list(BENCHMARKS) == ["scenes", "vqa-domains", "cifar10-lt", "cifar100-lt"]
 
 
 def test_unknown_benchmark(options):
-    message = "^benchmark = 'vqa'; allowed: scenes, vqa-domains$"
+    message = "^benchmark = 'vqa'; allowed: scenes, vqa-domains, cifar10-lt, cifar100-lt$"
     with pytest.raises(ValueError, match=message):
         load_partition("vqa", 0, 1, options)
     with pytest.raises(ValueError, match=message):

@@ -6,6 +6,7 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -393,8 +394,8 @@ def test_a_process_killed_while_it_writes_goes_on_from_its_last_round(shelf, new
         )
         assert process.stdout.readline() == "ready\n"
         # A draft in the folder: the process is in the middle of writing. Which one differs.
-        seen = 0
-        while seen <= attempt:
+        seen, end = 0, time.monotonic() + 5
+        while seen <= attempt and time.monotonic() < end:
             seen += any(shelf.folder.glob(".round-*"))
         process.send_signal(signal.SIGKILL)
         said = [int(line) for line in process.stdout]

@@ -14,12 +14,14 @@ import platform
 import tempfile
 import time
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from flwr.app import ArrayRecord
 from flwr.supercore.task_identity import TaskIdentity
 from torch import Tensor
 
@@ -31,7 +33,8 @@ from app.records import from_record, to_record
 from app.settings import Settings, feddat_home, read_settings
 from data_partitions.benchmarks import DataOptions, Partition, load_partition
 from server_app.alignment import PoolAligner, open_aligner
-from server_app.central_evaluation import accuracies, common_test
+from server_app.central_evaluation import CentralEvaluation, accuracies, common_test
+from server_app.checkpoints import Checkpoints
 from server_app.teachers import annotate, open_teacher
 
 from .in_process import Federation
@@ -41,29 +44,29 @@ ROOT = Path(__file__).parents[1]
 Scores = dict[str, float]
 
 
-def run_federation(settings: Mapping[str, Any], clients: int) -> Scores:
-    """Run the real apps and return the last scores: the server's own, or the clients' mean and worst."""
+def run_federation(settings: Mapping[str, Any], clients: int) -> tuple[Scores, ArrayRecord]:
+    """Run the real apps; return the last scores (the server's own, or the clients') and arrays."""
     folder = Federation(dict(settings), clients, wire=None).serve()
+    checkpoint = Checkpoints(folder / "checkpoints", lambda _: None).load(settings["num-rounds"])
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     last = [row for row in rows if row["round"] == settings["num-rounds"] and "student" in row]
     if central := [row for row in last if row["partition"] < 0]:
-        return {key: central[0][key] for key in ("student", "many", "medium", "few")}
-    return mean_and_worst([row["student"] for row in last])
+        return {key: central[0][key] for key in ("student", "many", "medium", "few")}, checkpoint.arrays
+    return mean_and_worst([row["student"] for row in last]), checkpoint.arrays
 
 
-def run_server_only(settings: Settings, clients: int) -> Scores:
-    """Align as often and as long as a run would, from its first arrays and without any client."""
+def run_alignment(settings: Settings, clients: int, start: ArrayRecord | None = None) -> Scores:
+    """Align on the server alone: once from given arrays, else as often as a run would from its first."""
     test = common_test(settings)
     model = open_model(settings.model_copy(update={"device": settings.server_device}))
     head = new_head(model.backbone.width, len(test.answers), settings.seed, "shared") if test else None
     aligner = open_aligner(settings, model, head, test.answers if test else None)
-    arrays = to_record(with_classifier(model.initial_shared, head) if head else model.initial_shared)
-    for server_round in range(1, settings.num_rounds + 1):
+    arrays = start or to_record(with_classifier(model.initial_shared, head) if head else model.initial_shared)
+    for server_round in range(settings.num_rounds if start else 1, settings.num_rounds + 1):
         arrays, _ = aligner.align(server_round, arrays)
-    aligner.model.load(from_record(arrays))
     if test:
-        logits = aligner.model.all_logits(process(test.rows, model.backbone.processor))
-        return accuracies(logits.argmax(1), torch.tensor(test.rows["scores"]).argmax(1), test.groups)
+        return CentralEvaluation(aligner.model, test)(from_record(arrays))
+    aligner.model.load(from_record(arrays))
     aligner.fit_head()
     return mean_and_worst([_answered(aligner, partition) for partition in _partitions(settings, clients)])
 
@@ -106,23 +109,52 @@ def _answered(aligner: PoolAligner, partition: Partition) -> float:
     return float(vqa_score(own, torch.tensor(rows["scores"])).mean())
 
 
-def run_cell(plan: Plan, cell: Cell, seed: int, given: Mapping[str, Any]) -> Scores:
-    """Return a cell's scores, in [0, 1]; its run leaves nothing behind."""
-    defaults = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
-    run_config = {**defaults, **plan.settings, **given, **cell.settings, "seed": seed, "run-name": "cell"}
-    if cell.kind != "run":
-        control = run_server_only if cell.kind == "server" else run_teacher
-        return control(read_settings(run_config), plan.clients)
+class Study:
+    """Runs the cells of a plan.
+
+    Parameters
+    ----------
+    plan : Plan
+        What to run.
+    given : Mapping
+        Settings that the command adds to the plan's.
+    """
+
+    def __init__(self, plan: Plan, given: Mapping[str, Any]) -> None:
+        self.plan, self.given = plan, given
+        self._plain: dict[int, ArrayRecord] = {}
+
+    def run(self, cell: Cell, seed: int) -> Scores:
+        """Return a cell's scores, in [0, 1]."""
+        defaults = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
+        own = {**self.plan.settings, **self.given, **cell.settings, "seed": seed, "run-name": "cell"}
+        settings = {**defaults, **own}
+        if cell.kind == "teacher":
+            return run_teacher(read_settings(settings), self.plan.clients)
+        if cell.kind == "server":
+            return run_alignment(read_settings(settings), self.plan.clients)
+        if cell.kind == "end":
+            if seed not in self._plain:
+                self.run(self.plan.cells[0], seed)
+            return run_alignment(read_settings(settings), self.plan.clients, self._plain[seed])
+        with scratch_home():
+            scores, arrays = run_federation(settings, self.plan.clients)
+        if cell == self.plan.cells[0]:
+            self._plain[seed] = arrays
+        return scores
+
+
+@contextmanager
+def scratch_home() -> Iterator[None]:
+    """Give a run a FEDDAT_HOME that goes away afterwards; data and annotations are the real one's."""
     home = feddat_home()
-    (home / "data").mkdir(parents=True, exist_ok=True)
-    (home / "annotations").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
-        # The run's own files go with the folder; data and annotations are kept.
         for kept in ("data", "annotations"):
+            (home / kept).mkdir(parents=True, exist_ok=True)
             Path(scratch, kept).symlink_to(home / kept, target_is_directory=True)
         os.environ["FEDDAT_HOME"] = scratch
         try:
-            return run_federation(run_config, plan.clients)
+            yield
         finally:
             os.environ["FEDDAT_HOME"] = str(home)
 
@@ -154,6 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     plan = PLANS[options.plan]
     given = {"data-dir": options.data_dir, "teacher": options.teacher}
     given |= {key: json.loads(value) for key, _, value in (pair.partition("=") for pair in options.set)}
+    study = Study(plan, given)
     TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1  # as inside a Flower task
     logging.getLogger("flwr").setLevel(logging.WARNING)
     options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -167,7 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if any((line["cell"], line["seed"]) == (cell.name, seed) for line in finished()):
                 continue
             started = time.monotonic()
-            scores = run_cell(plan, cell, seed, given)
+            scores = study.run(cell, seed)
             line = {
                 "plan": options.plan,
                 "cell": cell.name,

@@ -16,12 +16,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from data_partitions.long_tail import QUESTION
 from PIL import Image
 from rich.progress import track
-from server_app.annotations import Annotations, Key, candidates_json, image_sha256
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
+
+from data_partitions.long_tail import QUESTION
+from server_app.annotations import Annotations, Key, candidates_json, image_sha256
 
 BATCH = 64
 
@@ -81,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
 
     pixels = tensors(decode(table["image"].take(learnt).to_pylist()))
-    labels = torch.from_numpy(label[learnt])
+    labels = torch.from_numpy(label[learnt]).long()
     model = network(len(names))
     steps = options.epochs * len(learnt) // BATCH
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=0.05)

@@ -38,7 +38,10 @@ def test_each_objective_leaves_a_backbone_that_the_next_goes_on_with(
     assert card.count("2 of 2 batches of 6") == 3
     common = "--images 60 --steps 2 --batch-size 6 --learning-rate"
     assert f"python -m server_app.pretraining captions {common} 0.001 --seed 0 --out {first}\n" in card
-    assert f"pretraining questions {common} 0.0007 --seed 0 --out {second} --start {first} --style varied\n" in card
+    assert (
+        f"pretraining questions {common} 0.0007 --seed 0 --out {second} --start {first} --style varied\n"
+        in card
+    )
     assert f"pretraining dynamic {common} 0.0003 --seed 0 --out {third} --start {second} --encoder" in card
 
 

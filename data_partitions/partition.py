@@ -129,14 +129,18 @@ def pool_of(
     questions, given, ids : sequences of str
         What is asked of each, the true answer, and the example's id.
     """
-    columns = {"image": images, "question": questions, "answer": given, "example_id": ids}
-    rows = datasets.Dataset.from_dict(columns, features=POOL_FEATURES)
     met: Counter[str] = Counter()
-    parts: dict[str, list[int]] = {"train": [], "validation": []}
-    for index, answer in enumerate(given):
-        met[answer] += 1
-        parts["validation" if met[answer] % 5 == 0 else "train"].append(index)
-    return datasets.DatasetDict({part: rows.select(indices) for part, indices in parts.items()})
+    parts: dict[str, list[tuple]] = {"train": [], "validation": []}
+    for row in zip(images, questions, given, ids, strict=True):
+        met[row[2]] += 1
+        parts["validation" if met[row[2]] % 5 == 0 else "train"].append(row)
+    columns = {
+        part: {name: [row[place] for row in rows] for place, name in enumerate(POOL_FEATURES)}
+        for part, rows in parts.items()
+    }
+    return datasets.DatasetDict(
+        {part: datasets.Dataset.from_dict(own, features=POOL_FEATURES) for part, own in columns.items()}
+    )
 
 
 def client_name(natural: Collection[str], partition_id: int) -> str:

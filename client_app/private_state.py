@@ -28,8 +28,8 @@ log = logging.getLogger("flwr")
 
 SCHEMA = "1"
 PARTS = ("local", "head")
-# A server that fell in round r, after its clients had trained, tries r again from their states of r - 1; if its
-# checkpoint of r - 1 is damaged, it tries r - 1 from those of r - 2.
+# A server that fell in round r, after its clients had trained, tries r again from their states of r - 1; if
+# its checkpoint of r - 1 is damaged, it tries r - 1 from those of r - 2.
 KEPT_ROUNDS = 3
 _FILE_NAME = re.compile(r"round-(\d{6,})\.safetensors")
 

@@ -12,7 +12,7 @@ from .checkpoints import Checkpoints
 
 log = logging.getLogger("flwr")
 
-# How long the run is and what it shows, waits for and puts up with, and what computes it: a run that failed by
+# How long the run is, what it shows, waits for and puts up with, and what computes it: a run that failed by
 # one of these can go on.
 MAY_CHANGE = {
     "run-name",

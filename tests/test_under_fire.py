@@ -90,7 +90,7 @@ def test_a_run_that_failed_goes_on_when_it_is_allowed_fewer_clients(federation, 
         return is_killed(reply) if len(trained) > 5 and is_training(node, reply) else reply
 
     clients = federation(5, alter=alter, evaluate_every=2)
-    with pytest.raises(RuntimeError, match="^round 2, tried twice: 2 of 5 clients"):
+    with pytest.raises(RuntimeError, match=r"^round 2, tried twice: 2 of 5 clients"):
         clients.serve()
     clients.run_config |= {"resume": "test", "max-failure-rate": 0.6, "min-clients": 2}
     rows = rows_of(clients.serve())

@@ -28,7 +28,9 @@ log = logging.getLogger("flwr")
 
 SCHEMA = "1"
 PARTS = ("local", "head")
-KEPT_ROUNDS = 2
+# A server that fell in round r, after its clients had trained, tries r again from their states of r - 1; if
+# its checkpoint of r - 1 is damaged, it tries r - 1 from those of r - 2.
+KEPT_ROUNDS = 3
 _FILE_NAME = re.compile(r"round-(\d{6,})\.safetensors")
 
 
@@ -148,7 +150,7 @@ def save_private_state(context: Context, shelf: Shelf, server_round: int, state:
     """Commit the state after a round, and drop what the round makes useless.
 
     The file is there complete or not at all. Files of later rounds, from before the run was resumed, are
-    deleted, and all but the last two of the others. Call it last in a round.
+    deleted, and all but the last `KEPT_ROUNDS` of the others. Call it last in a round.
 
     Raises
     ------

@@ -59,7 +59,7 @@ class Checkpoints:
     def newest(self) -> Checkpoint | None:
         """Read the last checkpoint, or if that is damaged the one before, saying so; None without either.
 
-        The best is no place to go on from when it is older: clients keep their last two rounds.
+        The best is no place to go on from when it is older: clients keep no state of that age.
         """
         last = max(self._rounds(), default=-1)
         for server_round in sorted({last, last - 1} & self._rounds(), reverse=True):

@@ -12,7 +12,20 @@ from .checkpoints import Checkpoints
 
 log = logging.getLogger("flwr")
 
-MAY_CHANGE = {"run-name", "resume", "num-rounds", "evaluate-every", "wait-seconds", "round-timeout"}
+# How long the run is, what it shows, waits for and puts up with, and what computes it: a run that failed by
+# one of these can go on.
+MAY_CHANGE = {
+    "run-name",
+    "resume",
+    "num-rounds",
+    "evaluate-every",
+    "wait-seconds",
+    "round-timeout",
+    "min-clients",
+    "max-failure-rate",
+    "device",
+    "server-device",
+}
 
 
 def kept_facts(settings: Settings, facts: Mapping[str, Any]) -> dict[str, Any]:

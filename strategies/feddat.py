@@ -11,6 +11,7 @@ from math import inf
 from random import sample
 from typing import Literal, cast
 
+import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
@@ -200,6 +201,14 @@ class FedDAT(StrategyWrapper):
         if not valid:
             return None
         return super().aggregate_evaluate(server_round, self._take(server_round, "evaluate", valid))
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Return the first count of examples of each client, ``said/<partition>``, a scalar."""
+        return {f"said/{partition}": np.array(count) for partition, count in self._said.items()}
+
+    def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
+        """Put back what `state_dict` returned."""
+        self._said = {int(key.removeprefix("said/")): count.item() for key, count in state.items()}
 
     def _trained(self, server_round: int, replies: Iterable[Message]) -> tuple[list[Message], str | None]:
         """Return the valid replies, and what they lack to be averaged."""

@@ -8,10 +8,11 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import psutil
@@ -22,6 +23,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
 DEADLINE = 240.0
+T = TypeVar("T")
 NODES = "num-supernodes=2 client-resources-num-cpus=1 init-args-num-cpus=2"
 
 
@@ -31,6 +33,7 @@ class Lab:
 
     folder: Path
     environment: dict[str, str]
+    superlink: int
 
     def flwr(self, *arguments: str) -> dict[str, Any]:
         """Call Flower's command and return what it says."""
@@ -41,17 +44,42 @@ class Lab:
         assert called.returncode == 0, called.stdout + called.stderr
         return json.loads(called.stdout)
 
-    def run(self, settings: dict[str, Any]) -> dict[str, Any]:
-        """Run the app to its end and return how `flwr ls` describes the run."""
+    def start(self, settings: dict[str, Any]) -> str:
+        """Start the app and return the id of the run."""
         pairs = " ".join(f"{key}={json.dumps(value)}" for key, value in settings.items())
         started = self.flwr("run", str(ROOT), "lab", "--run-config", pairs, "--federation-config", NODES)
-        run_id, end = str(started["run-id"]), time.monotonic() + DEADLINE
-        while time.monotonic() < end:
+        return str(started["run-id"])
+
+    def end(self, run_id: str) -> dict[str, Any]:
+        """Wait for the end of a run and return how `flwr ls` describes it."""
+
+        def ended() -> dict[str, Any] | None:
             (run,) = self.flwr("ls", "lab", "--run-id", run_id)["runs"]
-            if run["status"].startswith("finished"):
-                return run
-            threading.Event().wait(1.0)
-        raise TimeoutError(f"run {run_id} is {run['status']} after {DEADLINE:g} s")
+            return run if run["status"].startswith("finished") else None
+
+        return wait_until(ended)
+
+    def run(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """Run the app to its end and return how `flwr ls` describes the run."""
+        return self.end(self.start(settings))
+
+    def log(self, run_id: str) -> list[str]:
+        """Return what `flwr log` shows of a run."""
+        command = [Path(sys.executable).with_name("flwr"), "log", run_id, "lab", "--show"]
+        shown = subprocess.run(
+            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=120
+        )
+        return shown.stdout.splitlines()
+
+
+def wait_until(happened: Callable[[], T | None]) -> T:
+    """Ask once a second until there is an answer, and return it."""
+    end = time.monotonic() + DEADLINE
+    while time.monotonic() < end:
+        if answer := happened():
+            return answer
+        threading.Event().wait(1.0)
+    raise TimeoutError(f"not within {DEADLINE:g} s")
 
 
 def free_port() -> int:
@@ -102,7 +130,7 @@ def lab(tmp_path_factory):
         )
     try:
         wait_for(port, process, log)
-        yield Lab(folder, environment)
+        yield Lab(folder, environment, process.pid)
     finally:
         # What the SuperLink starts has sessions of its own: its process group is not all.
         superlink = psutil.Process(process.pid)
@@ -165,3 +193,28 @@ def test_the_built_in_backbone_is_found_though_the_app_that_is_sent_has_no_weigh
     (app,) = (lab.folder / "flwr" / "apps").glob("feddat.*")
     assert (app / "app" / "mkd.py").is_file()
     assert not list(app.rglob("*.safetensors"))
+
+
+def test_a_dead_worker_of_the_simulation_fails_the_run(lab, run_config):
+    """Flower goes on giving messages to the dead actor, and by itself calls the run completed."""
+    folder = lab.folder / "home" / "runs" / "killed"
+    settings = {"run_name": "killed", "num_rounds": 1000, "evaluate_every": 1000, "max_failure_rate": 0.0}
+    run_id = lab.start(run_config(**settings))
+    wait_until((folder / "metrics.jsonl").exists)  # a round is over
+    actors = [
+        process
+        for process in psutil.Process(lab.superlink).children(recursive=True)
+        if process.name().startswith("ray::ClientApp")
+    ]
+    assert len(actors) == 2
+    actors[0].kill()
+    run = lab.end(run_id)
+    assert run["status"] == "finished:failed"
+    reason = run["status-details"]
+    assert re.search(r"round \d+, tried twice: [01] of 2 clients gave a valid reply, .*died", reason), reason
+    line = reason.removeprefix("Simulation failed with exception: ")
+    # Flower's epilogue of six lines comes after it.
+    assert any(shown.strip() == f"RuntimeError: {line}" for shown in lab.log(run_id)[-10:])
+    rows = [json.loads(row) for row in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert any("died" in row.get("refused", "") for row in rows)
+    assert not (folder / "adapter").exists()

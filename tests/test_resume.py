@@ -6,15 +6,15 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, Message, MessageType, RecordDict
-from safetensors.numpy import load_file, save_file
+from safetensors import safe_open
+from safetensors.numpy import load_file
 
 from server_app.checkpoints import Checkpoints
 from strategies import FedDAT
@@ -23,46 +23,6 @@ from tests.conftest import ROOT, Federation, own_home
 
 class Stopped(BaseException):
     """Ends the server's process; nothing may catch it."""
-
-
-class Sites(Federation):
-    """Clients that outlive the server, each with a file of its private state for every round that it trained.
-
-    As a site promises: training in round r begins with the newest state of a round before r.
-    """
-
-    @property
-    def folder(self) -> Path:
-        folder = Path(os.environ["FEDDAT_HOME"]) / "sites"
-        folder.mkdir(exist_ok=True)
-        return folder
-
-    def send_and_receive(self, messages: Iterable[Message], *, timeout=None) -> list[Message]:
-        replies = []
-        for message in messages:
-            node, kind = message.metadata.dst_node_id, message.metadata.message_type
-            if kind == MessageType.TRAIN:
-                server_round = message.content["config"]["server-round"]
-                self.contexts[node].state = self.state_before(node, server_round)
-            replies += super().send_and_receive([message], timeout=timeout)
-            if kind == MessageType.TRAIN:
-                records = self.contexts[node].state.array_records
-                flat = {f"{part} {name}": a.numpy() for part, r in records.items() for name, a in r.items()}
-                save_file(flat, self.folder / f"{node}-{server_round:03d}")
-        return replies
-
-    def state_before(self, node: int, server_round: int) -> RecordDict:
-        files = sorted(self.folder.glob(f"{node}-*"))
-        files = [file for file in files if int(file.name.partition("-")[2]) < server_round]
-        parts: dict[str, dict[str, Array]] = {}
-        for key, array in sorted(load_file(files[-1]).items()) if files else ():
-            part, name = key.split(" ")
-            parts.setdefault(part, {})[name] = Array(array)
-        return RecordDict({part: ArrayRecord(arrays) for part, arrays in parts.items()})
-
-    def private(self) -> dict[str, str]:
-        """Return the private state of every client and round."""
-        return {file.name: digest(file) for file in sorted(self.folder.iterdir())}
 
 
 @contextmanager
@@ -108,15 +68,25 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def outcome(folder: Path) -> dict[str, Any]:
-    """Return what a run leaves, without its name and how long things took."""
+def outcome(home: Path) -> dict[str, Any]:
+    """Return what a run leaves in a FEDDAT_HOME, without its token and how long things took."""
+    folder, clients = home / "runs" / "test", home / "clients" / "test"
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return {
         "adapter": digest(folder / "adapter" / "adapter_model.safetensors"),
         "best adapter": digest(folder / "adapter-best" / "adapter_model.safetensors"),
         "rows": [[pair for pair in row.items() if "seconds" not in pair[0]] for row in rows],
         "checkpoints": {path.name: digest(path) for path in (folder / "checkpoints").iterdir()},
+        "private": {str(path.relative_to(clients)): private(path) for path in clients.glob("*/*")},
     }
+
+
+def private(path: Path) -> tuple[dict[str, str], dict[str, bytes]]:
+    """Return what one file of private state says, and the bytes of its arrays."""
+    with safe_open(path, "np") as file:
+        facts = file.metadata()
+    del facts["run-token"], facts["sha256"]
+    return facts, {name: array.tobytes() for name, array in load_file(path).items()}
 
 
 @pytest.fixture
@@ -129,7 +99,7 @@ def sites(tmp_path, drawn, run_config, monkeypatch):
 
     def build(num_clients=2, **overrides):
         (tmp_path / str(home := next(homes))).mkdir()
-        return tmp_path / str(home), Sites(run_config(**{"num_rounds": 3, **overrides}), num_clients)
+        return tmp_path / str(home), Federation(run_config(**{"num_rounds": 3, **overrides}), num_clients)
 
     with own_home(tmp_path, drawn):
         yield build
@@ -146,8 +116,7 @@ def finish(home, federation, drawn, *stops, act=stopped):
             with stop(point, server_round, act), pytest.raises(Stopped):
                 federation.serve()
             federation.run_config["resume"] = "test"
-        folder = federation.serve()
-        return folder, outcome(folder) | {"private": federation.private()}
+        return federation.serve(), outcome(home / "home")
 
 
 @pytest.fixture
@@ -166,7 +135,7 @@ def whole_and_stopped(sites, drawn):
 def whole(tmp_path_factory, drawn, run_config):
     """Return the outcome of three rounds of two clients without a stop."""
     home = tmp_path_factory.mktemp("whole")
-    _, whole = finish(home, Sites(run_config(num_rounds=3), 2), drawn)
+    _, whole = finish(home, Federation(run_config(num_rounds=3), 2), drawn)
     return whole
 
 
@@ -189,6 +158,7 @@ KINDS = [
     *({"strategy": name} for name in ("fedadam", "fedyogi", "fedavgm")),
     {"num_clients": 4, "fraction_train": 0.5},
     {"evaluate_every": 2},
+    {"align": "each-round", "align_beta": 0.0, "align_steps": 3, "server_device": "cpu"},
 ]
 
 
@@ -199,6 +169,7 @@ def test_every_kind_of_run_goes_on_exactly(whole_and_stopped, settings):
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(sites, whole, drawn, caplog):
+    """The clients have trained one round more: they go back by two."""
     home, federation = sites()
     newest = home / "home" / "runs" / "test" / "checkpoints" / "round-000002.safetensors"
 
@@ -207,7 +178,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(sites, wh
         raise Stopped
 
     caplog.set_level("INFO", "flwr")
-    _, stopped = finish(home, federation, drawn, (POINTS[3], 2), act=damage)
+    _, stopped = finish(home, federation, drawn, ("before its checkpoint", 3), act=damage)
     assert stopped == whole
     assert any(message.startswith(f"{newest} cannot be read") for message in caplog.messages)
     assert "going on after round 1 of 3" in caplog.messages
@@ -264,7 +235,7 @@ def main(point: str, server_round: str, home: str, drawn: str, run_config: str) 
     from server_app import main
 
     main.write_report = lambda folder, *_: (folder / "report.md").touch()
-    federation = Sites(json.loads(run_config), 2)
+    federation = Federation(json.loads(run_config), 2)
     killing = stop(point, int(server_round), lambda: os.kill(os.getpid(), signal.SIGKILL))
     with own_home(Path(home), Path(drawn)), killing:
         federation.serve()
@@ -289,6 +260,4 @@ def test_a_killed_process_loses_nothing(tmp_path, drawn, run_config, whole, poin
             timeout=240,
         )
         assert process.returncode == code, process.stderr.decode()[-2000:]
-    folder = tmp_path / "home" / "runs" / "test"
-    left = {path.name: digest(path) for path in sorted((tmp_path / "home" / "sites").iterdir())}
-    assert outcome(folder) | {"private": left} == whole
+    assert outcome(tmp_path / "home") == whole

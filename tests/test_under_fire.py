@@ -81,6 +81,22 @@ def test_when_most_fail_the_run_fails_and_says_why(federation, home, caplog):
     assert not (home / "runs" / "test" / "adapter").exists()
 
 
+def test_a_run_that_failed_goes_on_when_it_is_allowed_fewer_clients(federation, home):
+    """Three of five fail in the second round, each time that it is tried."""
+    trained = []
+
+    def alter(node, reply):
+        trained.extend([node] * (reply.metadata.message_type == "train"))
+        return is_killed(reply) if len(trained) > 5 and is_training(node, reply) else reply
+
+    clients = federation(5, alter=alter, evaluate_every=2)
+    with pytest.raises(RuntimeError, match=r"^round 2, tried twice: 2 of 5 clients"):
+        clients.serve()
+    clients.run_config |= {"resume": "test", "max-failure-rate": 0.6, "min-clients": 2}
+    rows = rows_of(clients.serve())
+    assert [row["round"] for row in rows if "delta-shared" in row] == [1] * 5 + [2] * 2
+
+
 def is_training(node, reply):
     return reply.metadata.message_type == "train" and node > 980
 

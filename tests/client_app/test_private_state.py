@@ -1,4 +1,4 @@
-"""The private state: in files that are there complete or not at all, of the last two rounds."""
+"""The private state: in files that are there complete or not at all, of the last three rounds."""
 
 import errno
 import os
@@ -125,15 +125,15 @@ def test_training_takes_a_round_before_and_evaluation_the_same(save, load):
     assert [load(up_to)[0] for up_to in (1, 2, 6, 7, 9)] == [0, 2, 2, 7, 7]
 
 
-def test_the_last_two_rounds_are_kept(shelf, save):
-    save(1, 4, 5)
-    assert names(shelf) == ["round-000004.safetensors", "round-000005.safetensors"]
+def test_the_last_three_rounds_are_kept(shelf, save):
+    save(1, 3, 4, 6)
+    assert names(shelf) == [f"round-00000{kept}.safetensors" for kept in (3, 4, 6)]
 
 
 def test_a_round_that_is_tried_again_replaces_its_file_and_drops_later_ones(shelf, save, load):
     save(3, 4, 5)
     save(4)
-    assert names(shelf) == ["round-000004.safetensors"]
+    assert names(shelf) == ["round-000003.safetensors", "round-000004.safetensors"]
     save(5)
     assert load(4) == (4, 0)
 
@@ -141,8 +141,8 @@ def test_a_round_that_is_tried_again_replaces_its_file_and_drops_later_ones(shel
 def test_rounds_are_ordered_as_numbers(shelf, save, load):
     save(999_999, 1_000_000)
     assert load(1_000_000) == (1_000_000, 0)
-    save(1_000_001)
-    assert names(shelf) == ["round-1000000.safetensors", "round-1000001.safetensors"]
+    save(1_000_001, 1_000_002)
+    assert names(shelf) == [f"round-100000{kept}.safetensors" for kept in (0, 1, 2)]
 
 
 # --- The cache ---
@@ -259,7 +259,7 @@ def test_a_bad_file_is_kept_aside_and_the_one_before_is_taken(shelf, save, load,
     ]
     assert load(5) == (4, 0)
     save(5, 6)
-    assert names(shelf)[:2] == ["round-000005.safetensors", aside.name]
+    assert names(shelf)[:3] == [shelf.file(4).name, shelf.file(5).name, aside.name]
 
 
 def test_a_state_of_another_run_with_the_same_name_is_never_taken(shelf, save, load):
@@ -295,8 +295,9 @@ def test_when_none_is_good_the_client_begins_again_and_says_so(shelf, save, load
 
 def test_a_run_that_goes_back_further_than_is_kept_says_so(save, load, caplog):
     save(4)
-    assert load(3) == (0, 0)  # round 4 was this client's first
     save(5)
+    assert load(3) == (0, 0)  # round 4 was this client's first
+    save(6)
     assert load(3) == (0, 1)
     assert caplog.messages[-1].startswith("no private state up to round 3 is left in")
 

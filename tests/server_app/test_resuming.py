@@ -53,8 +53,8 @@ def test_settings_that_differ_are_listed(refusal):
     line = refusal(learning_rate=0.5, strategy="fedadam", num_rounds=9, evaluate_every=2, wait_seconds=1.0)
     assert line == (
         "resume = 'test' was begun with other settings (kept → given): learning-rate: 0.002 → 0.5,"
-        " strategy: 'fedavg' → 'fedadam'; allowed to differ: evaluate-every, num-rounds, resume,"
-        " round-timeout, run-name, wait-seconds"
+        " strategy: 'fedavg' → 'fedadam'; allowed to differ: device, evaluate-every, max-failure-rate,"
+        " min-clients, num-rounds, resume, round-timeout, run-name, server-device, wait-seconds"
     )
 
 

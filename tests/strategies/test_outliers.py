@@ -1,13 +1,14 @@
 """What replies of a round say of each other: a change or a count far from the rest is refused."""
 
 from math import inf, nan
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord
 from flwr.serverapp import strategy as flower
 
-from strategies import FedDAT
+from strategies import FedDAT, Resumable
 from strategies.outliers import absurd_counts, change, far_changes
 
 SENT = ArrayRecord({"x": Array(np.float32([3, 4])), "y": Array(np.zeros(3, np.float32))})  # norm 5
@@ -89,7 +90,9 @@ def test_a_poisoning_minority_does_not_reach_any_strategy(toy, arrays, inner):
     assert refused == [(1, 1), (1, 4), (2, 1), (2, 4)]
 
 
-def test_a_client_that_says_it_has_ever_more_examples_is_refused(toy, arrays):
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_client_that_says_it_has_ever_more_examples_is_refused(toy, arrays, resumed):
+    """Its first word counts, even if the server did not live to hear the last."""
     notes, grid = toy.Notes(), grid_of(toy, [1, 3], [5, 5])
     liar, counts = grid.nodes[8], iter([5, 4000, 6000])
 
@@ -99,7 +102,11 @@ def test_a_client_that_says_it_has_ever_more_examples_is_refused(toy, arrays):
         return content
 
     liar.alter = alter
-    strategy = FedDAT(flower.FedAvg(), weighting="num-examples", observer=notes)
-    strategy.start(grid, arrays, num_rounds=3)
+    checkpoints = []
+    store = SimpleNamespace(save=checkpoints.append)
+    for num_rounds in (2, 3) if resumed else (3,):
+        strategy = FedDAT(flower.FedAvg(), weighting="num-examples", observer=notes)
+        last = checkpoints[-1] if checkpoints else None
+        Resumable(strategy, store, last).start(grid, arrays, num_rounds)
     refused = [note for note in notes if isinstance(note[3], str)]
     assert refused == [(3, "train", 1, "counts 6000 examples, more than 1000 times 5")]

@@ -5,7 +5,7 @@ import os
 import string
 import tomllib
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -279,18 +279,23 @@ def random_llava(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def record(home, tmp_path) -> Callable[..., str]:
-    """Write what a teacher model says of a run's public pool to a file; it is right, and nine tenths sure."""
+    """Write what a teacher model says of a run's public pool to a file; it is right, and nine tenths sure.
+
+    `answers` are the candidates in the order of a head that travels; `more` has it choose among one more.
+    """
     import numpy as np
 
     from app.settings import read_settings
     from data_partitions.benchmarks import DataOptions, load_pool
     from server_app.annotations import Annotations, Key, candidates_json, image_sha256
 
-    def write(config: dict[str, Any], candidates: list[str] | None = None, prompt: str = "{question}") -> str:
+    def write(
+        config: dict[str, Any], prompt: str = "{question}", *, answers: Sequence[str] = (), more: bool = False
+    ) -> str:
         settings = read_settings(config)
         pool = load_pool(settings.benchmark, DataOptions.of(settings.model_dump(), home / "data"))
         rows = [row for part in pool.values() for row in part]
-        answers = candidates or sorted({row["answer"] for row in rows})
+        answers = [*(answers or sorted({row["answer"] for row in rows})), *(["another"] if more else [])]
         said = {}
         for row in rows:
             asked = prompt.replace("{question}", row["question"])

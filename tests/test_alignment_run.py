@@ -158,7 +158,7 @@ def test_the_pooled_target_and_one_head_for_all_weights(long_tailed, record, no_
         **{key: FEW[key] for key in ("align_steps", "align_batch_size")},
     }
     config = long_tailed(**shared).run_config
-    teacher = record(config, candidates=["red", "green", "blue", "grey"])
+    teacher = record(config, answers=["red", "green", "blue", "grey"])
     aligned = long_tailed(
         **shared,
         align="each-round",

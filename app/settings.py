@@ -220,6 +220,11 @@ class Settings(BaseModel):
                 )
             ),
             (
+                self.pretrain == "adapter" and self.benchmark in ("vqa-domains", "cifar10-lt", "cifar100-lt"),
+                f"pretrain = 'adapter' with benchmark = {self.benchmark!r}, which has no captioned public "
+                "images; allowed: 'none', or benchmark = 'scenes'",
+            ),
+            (
                 self.pretrain == "adapter" and self.method == "full",
                 "pretrain = 'adapter' with method = 'full', which has no adapter; allowed: 'none'",
             ),

@@ -100,7 +100,7 @@ def _partitions(settings: Settings, clients: int) -> list[Partition]:
 def _answered(aligner: PoolAligner, partition: Partition) -> float:
     """Score the server's own head on a client's test split; it chooses among the client's answers."""
     rows = partition.test
-    logits = aligner.model.all_logits(process(rows, aligner.model.adapter.backbone.processor))
+    logits = aligner.model.all_logits(process(rows, aligner.model.client_model.backbone.processor))
     known = {answer: index for index, answer in enumerate(aligner.train.classes)}
     never = torch.full((len(logits),), float("-inf"))
     own = torch.stack(

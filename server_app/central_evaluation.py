@@ -44,7 +44,7 @@ class CentralEvaluation:
 
     def __init__(self, model: GlobalModel, test: BalancedTest) -> None:
         self.model = model
-        self.examples = process(test.rows, model.adapter.backbone.processor)
+        self.examples = process(test.rows, model.client_model.backbone.processor)
         self.groups = test.groups
 
     def __call__(self, arrays: Mapping[str, Tensor]) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """The server's own copy of what the clients train, with a head to answer by."""
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from app.heads import split_classifier, with_classifier
 from app.trained_model import TrainedModel
 
 _BATCH = 128
+# A head of the server's own: enough for its loss to settle on some hundred examples.
 _HEAD_EPOCHS = 20
 _HEAD_RATE = 2e-3
 
@@ -26,7 +27,7 @@ class GlobalModel:
 
     Parameters
     ----------
-    adapter : TrainedModel
+    client_model : TrainedModel
         What clients train, on the server's device.
     head : nn.Module
         Features → logits over the pool's answers.
@@ -34,38 +35,42 @@ class GlobalModel:
         Whether the head is among the arrays.
     """
 
-    def __init__(self, adapter: TrainedModel, head: nn.Module, *, head_travels: bool) -> None:
-        self.adapter, self.head, self.head_travels = adapter, head.to(adapter.device), head_travels
+    def __init__(self, client_model: TrainedModel, head: nn.Module, *, head_travels: bool) -> None:
+        self.client_model, self.head_travels = client_model, head_travels
+        self.head = head.to(client_model.device)
         self._first_head = copy.deepcopy(head.state_dict())
 
     def load(self, arrays: Mapping[str, Tensor]) -> None:
         """Put aggregated arrays in place."""
         shared, head = split_classifier(arrays)
-        self.adapter.receive(shared)
+        self.client_model.receive(shared)
         if head:
             self.head.load_state_dict(head)
 
     def state(self) -> dict[str, Tensor]:
         """Return a copy of the arrays as they are now, on the CPU."""
-        own = self.adapter.state("shared")
+        own = self.client_model.state("shared")
         if self.head_travels:
             own = with_classifier(own, self.head)
         return {name: value.cpu() for name, value in own.items()}
 
     def trained(self) -> list[nn.Parameter]:
-        """Return the parameters that alignment moves: the shared adapter's and the head's."""
-        return [*self.adapter.parameters_of["shared"].values(), *self.head.parameters()]
+        """Return the parameters that alignment moves: those of the shared arrays, and the head's.
+
+        Running statistics of batch normalisation are shared and not trained: they stay the aggregate's.
+        """
+        shared = self.client_model.parameters_of["shared"].values()
+        return [*(array for array in shared if isinstance(array, nn.Parameter)), *self.head.parameters()]
 
     def logits(self, examples: Examples, rows: Tensor) -> Tensor:
         """Compute logits (rows, answers) with gradients."""
-        inputs, _ = examples.batch(rows, self.adapter.device)
-        return self.head(self.adapter.features(self.adapter.trunk(inputs), "student"))
+        return self.head(self._features(examples, rows))
 
     @torch.no_grad()
     def all_features(self, examples: Examples) -> Tensor:
         """Compute features (examples, width)."""
-        inputs = (examples.batch(rows, self.adapter.device)[0] for rows in _batches(len(examples)))
-        return torch.cat([self.adapter.features(self.adapter.trunk(i), "student") for i in inputs])
+        batches = torch.arange(len(examples)).split(_BATCH)
+        return torch.cat([self._features(examples, rows) for rows in batches])
 
     @torch.no_grad()
     def all_logits(self, examples: Examples) -> Tensor:
@@ -87,7 +92,7 @@ class GlobalModel:
         if self.head_travels:
             return
         self.head.load_state_dict(self._first_head)
-        features, wanted = self.all_features(examples), wanted.to(self.adapter.device)
+        features, wanted = self.all_features(examples), wanted.to(self.client_model.device)
         generator = torch.Generator().manual_seed(seed)
         optimizer = torch.optim.AdamW(self.head.parameters(), lr=_HEAD_RATE)
         for _ in range(_HEAD_EPOCHS):
@@ -106,6 +111,6 @@ class GlobalModel:
             share = limit / moved
             self.load({name: center[name] + share * (now[name] - center[name]) for name in center})
 
-
-def _batches(count: int) -> Iterator[Tensor]:
-    yield from torch.arange(count).split(_BATCH)
+    def _features(self, examples: Examples, rows: Tensor) -> Tensor:
+        inputs, _ = examples.batch(rows, self.client_model.device)
+        return self.client_model.features(self.client_model.trunk(inputs), "student")

@@ -26,7 +26,7 @@ from .central_evaluation import CentralEvaluation, common_test
 from .checkpoints import Checkpoints, DamagedError
 from .export import export_result
 from .global_model import GlobalModel
-from .pretraining.initial_adapter import pretrain_adapter
+from .pretraining.initial_adapter import AdapterPretraining
 from .public_captions import load_captions
 from .report import classifier_card, model_card, privacy_line, refusals, results_table, write_report
 from .resuming import kept_facts, last_checkpoint
@@ -98,6 +98,9 @@ def main(grid: Grid, context: Context) -> None:
             observer=run,
         )
     strategy = Resumable(strategy, checkpoints, checkpoint)
+    pretraining = None
+    if settings.pretrain == "adapter" and isinstance(model, DualAdapter) and not checkpoint:
+        pretraining = AdapterPretraining(settings, model, load_captions(settings))
 
     federation.gather(grid)
     if checkpoint:
@@ -106,8 +109,9 @@ def main(grid: Grid, context: Context) -> None:
         run.open()
     if private := privacy_line(run.facts):
         log.info("privacy: %s", private)
-    if settings.pretrain == "adapter" and isinstance(model, DualAdapter) and not checkpoint:
-        initial = {**initial, **pretrain_adapter(settings, model, load_captions(settings))}
+    if pretraining:
+        initial = {**initial, **pretraining.run()}
+        pretraining = None  # its frozen models would fill the memory during the whole federation
 
     def end_round(server_round: int, arrays: ArrayRecord) -> None:
         if not server_round:

@@ -23,7 +23,7 @@ class Pool:
     Attributes
     ----------
     classes : tuple of str
-        All answers.
+        All answers, in the order of the head's outputs.
     examples : Examples
         Pictures and questions; their scores are one-hot over the pool's answers.
     labels : Tensor
@@ -65,21 +65,27 @@ def load_pools(
     Raises
     ------
     ValueError
-        If the pool lacks a class or has an answer that is none, or the teacher model cannot be used.
+        If the pool lacks a class, has an answer that is none or is too small to hold any out, or the teacher
+        model cannot be used.
     """
     rows = load_pool(settings.benchmark, DataOptions.of(settings.model_dump(), feddat_home() / "data"))
     parts = [rows["train"], rows["validation"]]
-    found = sorted({answer for part in parts for answer in part["answer"]})
-    classes = list(classes or found)
-    if odd := sorted({*classes, *found} - set(parts[0]["answer"]) | set(found) - set(classes)):
-        what = "is no class of the clients" if odd[0] not in classes else "has no public example to train on"
-        raise ValueError(f"the public pool of {settings.benchmark!r}: {odd[0]!r} {what}")
+    train, held_out = (set(part["answer"]) for part in parts)
+    classes = list(classes or sorted(train | held_out))
+    source = f"public-data = {settings.public_data!r}" if settings.public_data else "the public pool"
+    if strange := sorted((train | held_out) - set(classes)):
+        raise ValueError(
+            f"{source}: {strange[0]!r} is no class of the clients; allowed: {', '.join(classes)}"
+        )
+    if missing := sorted(set(classes) - train):
+        raise ValueError(f"{source} has no example of class {missing[0]!r}; allowed: examples of all classes")
+    if not held_out:
+        raise ValueError(f"{source} has no answer five times, so none is held out; allowed: more examples")
     annotated = _ask(settings, parts, classes) if settings.align_beta else None
+    index_of = {answer: index for index, answer in enumerate(classes)}
     pools = []
     for index, part in enumerate(parts):
-        labels = torch.tensor(
-            [classes.index(answer) if answer in classes else -1 for answer in part["answer"]]
-        )
+        labels = torch.tensor([index_of[answer] for answer in part["answer"]])
         scores = one_hot(labels, len(classes)).float()
         examples = process(part.add_column("scores", scores.tolist()), processor)
         target = annotated[index] if annotated else torch.zeros(len(part), len(classes))

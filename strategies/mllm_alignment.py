@@ -89,7 +89,7 @@ class MLLMAlignment(StrategyWrapper):
             return arrays, metrics
         aligned, measured = self.aligner.align(server_round, arrays)
         named = {f"align/{name}": float(value) for name, value in measured.items()}
-        if self.observer is not None:
+        if self.observer is not None and named:
             self.observer.measured(server_round, named)
         return _like(aligned, arrays), MetricRecord({**(metrics or {}), **named})
 

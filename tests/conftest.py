@@ -5,7 +5,7 @@ import os
 import string
 import tomllib
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -255,3 +255,57 @@ def long_tailed(federation, small_cifar) -> Callable[..., Federation]:
         return federation(num_clients, **{**fixed, **overrides})
 
     return build
+
+
+@pytest.fixture(scope="session")
+def random_llava(tmp_path_factory) -> Path:
+    """Save a LLaVA of large random weights, so that what it says depends on what it sees."""
+    import torch
+
+    from server_app.toy_teacher import build
+
+    torch.manual_seed(0)
+    words = (
+        "what color is the small circle ? there a red square describe picture . yes no green two blue left"
+    )
+    model, processor = build([words])
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.15)
+    folder = tmp_path_factory.mktemp("llava")
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def record(home, tmp_path) -> Callable[..., str]:
+    """Write what a teacher model says of a run's public pool to a file; it is right, and nine tenths sure.
+
+    `answers` are the candidates in the order of a head that travels; `more` has it choose among one more.
+    """
+    import numpy as np
+
+    from app.settings import read_settings
+    from data_partitions.benchmarks import DataOptions, load_pool
+    from server_app.annotations import Annotations, Key, candidates_json, image_sha256
+
+    def write(
+        config: dict[str, Any], prompt: str = "{question}", *, answers: Sequence[str] = (), more: bool = False
+    ) -> str:
+        settings = read_settings(config)
+        pool = load_pool(settings.benchmark, DataOptions.of(settings.model_dump(), home / "data"))
+        rows = [row for part in pool.values() for row in part]
+        answers = [*(answers or sorted({row["answer"] for row in rows})), *(["another"] if more else [])]
+        said = {}
+        for row in rows:
+            asked = prompt.replace("{question}", row["question"])
+            key = Key(image_sha256(row["image"]), asked, candidates_json(answers), "sum", "made for a test")
+            q = np.full(len(answers), 0.1 / (len(answers) - 1))
+            q[answers.index(row["answer"])] = 0.9
+            said[key] = np.log(q).astype(np.float32)
+        annotations = Annotations(tmp_path / "said.parquet")
+        annotations.add("test", said)
+        annotations.merge()
+        return str(tmp_path / "said.parquet")
+
+    return write

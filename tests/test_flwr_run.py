@@ -17,7 +17,11 @@ from typing import Any, TypeVar
 import numpy as np
 import psutil
 import pytest
+from peft import PeftModel
 from safetensors.numpy import load
+
+import app.bottleneck  # noqa: F401
+from app.backbones import load_backbone
 
 pytestmark = pytest.mark.slow
 
@@ -218,3 +222,31 @@ def test_a_dead_worker_of_the_simulation_fails_the_run(lab, run_config):
     rows = [json.loads(row) for row in (folder / "metrics.jsonl").read_text().splitlines()]
     assert any("died" in row.get("refused", "") for row in rows)
     assert not (folder / "adapter").exists()
+
+
+def test_a_toy_llava_drives_all_three_stages(lab):
+    """From a teacher made here, by annotations, pretraining and alignment, to an adapter that PEFT loads."""
+    toy = lab.folder / "toy"
+    command = [sys.executable, "-m", "server_app.toy_teacher", "--out", str(toy), "--images", "60"]
+    subprocess.run(
+        [*command, "--steps", "6", "--device", "cpu"], cwd=ROOT, env=lab.environment, check=True, timeout=240
+    )
+    sizes = {"pretrain-images": 24, "pretrain-steps": 2, "public-examples": 40, "align-steps": 2}
+    small = {"num-rounds": 2, "train-examples": 12, "test-examples": 8, "evaluate-every": 1}
+    stages = {"pretrain": "adapter", "pretrain-encoder": str(toy), "align": "each-round", "teacher": str(toy)}
+    run = lab.run({"run-name": "stages", **stages, **sizes, **small, "device": "cpu"})
+    assert run["status"] == "finished:completed", run
+
+    home = lab.folder / "home"
+    kept = {path.name for path in (home / "annotations").iterdir()}
+    assert kept == {f"scenes-{what}.parquet" for what in ("captions", "train", "validation")}
+    rows = [
+        json.loads(line) for line in (home / "runs" / "stages" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert [row["round"] for row in rows if "align/delta-norm" in row and row["partition"] == -1] == [1, 2]
+    model = PeftModel.from_pretrained(
+        load_backbone("tiny-vilt").fork(), str(home / "runs" / "stages" / "adapter")
+    )
+    exported = load(adapter_of(home / "runs" / "stages"))
+    loaded = {name.replace(".default", ""): value.numpy() for name, value in model.named_parameters()}
+    assert all(np.array_equal(array, loaded[name]) for name, array in exported.items())

@@ -12,8 +12,10 @@ from .frozen_models import load_frozen
 from .trainer import train
 
 
-def pretrain_adapter(settings: Settings, adapter: DualAdapter, captioned: Dataset) -> dict[str, Tensor]:
-    """Train the shared adapter by dynamic weighted pretraining, on the adapter's device.
+class AdapterPretraining:
+    """Dynamic weighted pretraining of the shared adapter, on the adapter's device.
+
+    The models are loaded when it is made, so that what cannot be used is known before anybody waits for it.
 
     Parameters
     ----------
@@ -24,33 +26,35 @@ def pretrain_adapter(settings: Settings, adapter: DualAdapter, captioned: Datase
     captioned : Dataset
         Columns image and captions (list of str).
 
-    Returns
-    -------
-    dict
-        A_s by its names on the wire, to start the federation from in place of `initial_shared`.
-
     Raises
     ------
     ValueError
         If a model cannot be loaded or the captions cannot be used; one line.
     """
-    data, held_out = split_aside(captioned)
-    models = load_frozen(
-        settings.pretrain_encoder,
-        settings.pretrain_language_model or settings.pretrain_encoder,
-        adapter.device,
-    )
-    adapter.load("shared", adapter.initial_shared)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        objective = DynamicWeighting(Student(adapter.backbone, adapter), *models, data, held_out)
-    train(
-        objective.to(adapter.device),
-        steps=settings.pretrain_steps,
-        batch_size=settings.batch_size,
-        peak=settings.pretrain_learning_rate,
-        seed=settings.seed,
-    )
-    pretrained = adapter.state("shared")
-    adapter.load("shared", adapter.initial_shared)
-    return pretrained
+
+    def __init__(self, settings: Settings, adapter: DualAdapter, captioned: Dataset) -> None:
+        data, held_out = split_aside(captioned)
+        models = load_frozen(
+            settings.pretrain_encoder,
+            settings.pretrain_language_model or settings.pretrain_encoder,
+            adapter.device,
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)
+            objective = DynamicWeighting(Student(adapter.backbone, adapter), *models, data, held_out)
+        self.settings, self.adapter, self.objective = settings, adapter, objective.to(adapter.device)
+
+    def run(self) -> dict[str, Tensor]:
+        """Train, and return A_s by its names on the wire: what the federation starts from."""
+        settings, adapter = self.settings, self.adapter
+        adapter.load("shared", adapter.initial_shared)
+        train(
+            self.objective,
+            steps=settings.pretrain_steps,
+            batch_size=settings.batch_size,
+            peak=settings.pretrain_learning_rate,
+            seed=settings.seed,
+        )
+        pretrained = adapter.state("shared")
+        adapter.load("shared", adapter.initial_shared)
+        return pretrained

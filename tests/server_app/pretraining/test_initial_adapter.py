@@ -8,7 +8,7 @@ import torch
 from app.dual_adapter import open_adapter
 from app.records import from_record
 from app.settings import read_settings
-from server_app.pretraining.initial_adapter import pretrain_adapter
+from server_app.pretraining.initial_adapter import AdapterPretraining
 
 FEW = {"pretrain": "adapter", "pretrain_steps": 3, "pretrain_images": 20}
 
@@ -26,12 +26,12 @@ def same(one, other):
 def test_the_start_is_a_function_of_the_settings_and_the_adapter_is_left_as_it_was(settings, captioned):
     adapter = open_adapter(settings)
     torch.manual_seed(5)
-    start = pretrain_adapter(settings, adapter, captioned)
+    start = AdapterPretraining(settings, adapter, captioned).run()
     assert not same(start, adapter.initial_shared)
     assert same(adapter.state("shared"), adapter.initial_shared)
     torch.manual_seed(6)
     adapter.load("shared", {name: value + 1 for name, value in start.items()})
-    assert same(pretrain_adapter(settings, adapter, captioned), start)
+    assert same(AdapterPretraining(settings, adapter, captioned).run(), start)
 
 
 @pytest.mark.parametrize("pretrain", ["adapter", "none"])

@@ -1,0 +1,195 @@
+"""Studies: which cells run, what they run, and the table of what they found."""
+
+import json
+import logging
+
+import pytest
+import torch
+
+from benchmarks import study
+from benchmarks.plans import Cell, Plan
+from server_app import main
+from server_app.alignment import PoolAligner
+from tests.conftest import SMALL
+
+ALIGN = {"align-beta": 0.0, "align-steps": 2, "align-batch-size": 8, "align-radius": 1.0}
+CELLS = (
+    Cell("plain"),
+    Cell("server", {"align": "each-round"}, "server"),
+    Cell("end", {"align": "end"}, "end"),
+    Cell("each", {"align": "each-round"}),
+)
+
+
+@pytest.fixture(autouse=True)
+def _quick(home, monkeypatch):
+    monkeypatch.setattr(main, "write_report", lambda *_: None)
+    level = logging.getLogger("flwr").level
+    yield
+    logging.getLogger("flwr").setLevel(level)
+
+
+@pytest.fixture
+def scenes(small_backbone) -> Plan:
+    """Return a plan of FedDAT on scenes, with private heads."""
+    fixed = {"backbone": str(small_backbone), "reduction-factor": 4, "device": "cpu", "server-device": "cpu"}
+    settings = {**SMALL, **fixed, **ALIGN, "public-examples": 40}
+    return Plan(2, settings, CELLS, ("mean", "worst"), "Two toy clients.")
+
+
+@pytest.fixture
+def cifar(small_cifar) -> Plan:
+    """Return a plan on a long tail, with one head for all."""
+    settings = {
+        **{key: value for key, value in SMALL.items() if "examples" not in key},
+        **ALIGN,
+        "benchmark": "cifar10-lt",
+        "data-dir": str(small_cifar),
+        "method": "full",
+        "head": "shared",
+        "backbone": "resnet8-narrow",
+        "backbone-weights": "random",
+        "optimizer": "sgd",
+        "public-per-class": 5,
+        "public-examples": 20,
+        "device": "cpu",
+        "server-device": "cpu",
+    }
+    return Plan(2, settings, CELLS, ("student", "many", "medium", "few"), "Four colours.")
+
+
+@pytest.fixture
+def aligned(monkeypatch):
+    """Collect round, given and returned arrays of every alignment."""
+    calls, align = [], PoolAligner.align
+
+    def spy(self, server_round, arrays):
+        result = align(self, server_round, arrays)
+        calls.append((server_round, arrays, result[0]))
+        return result
+
+    monkeypatch.setattr(PoolAligner, "align", spy)
+    return calls
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(one[name].data == other[name].data for name in one)
+
+
+def test_the_server_alone_aligns_as_often_as_a_run_from_the_same_start(cifar, aligned):
+    scores = study.Study(cifar, {}).run(CELLS[1], seed=0)
+    assert scores.keys() == {"student", "many", "medium", "few"}
+    assert [server_round for server_round, _, _ in aligned] == [1, 2]
+    assert same(aligned[1][1], aligned[0][2])
+
+
+def test_the_end_is_the_plain_result_aligned_once(cifar, aligned):
+    """So it scores what a run of its own with alignment at the end does."""
+    done = study.Study(cifar, {})
+    scores = done.run(CELLS[2], seed=0)
+    assert [server_round for server_round, _, _ in aligned] == [2]
+    assert same(aligned[0][1], done._plain[0])
+    assert done.run(Cell("run", CELLS[2].settings), seed=0) == scores
+    assert same(aligned[1][1], aligned[0][1])
+    assert same(aligned[1][2], aligned[0][2])
+
+
+class FirstCandidate:
+    """A teacher that gives the first candidate as the answer to everything."""
+
+    name, revision, normalise, batch_size = "first", "1", "sum", 8
+
+    def log_probabilities(self, images, prompts, candidates):
+        return (
+            torch.tensor([0.9] + [0.1 / (len(candidates) - 1)] * (len(candidates) - 1))
+            .log()
+            .expand(len(images), -1)
+        )
+
+
+def test_the_teacher_alone_answers_the_clients_questions(scenes, monkeypatch):
+    monkeypatch.setattr(study, "open_teacher", lambda *_, **__: FirstCandidate())
+    done = study.Study(scenes, {"teacher": "first"})
+    scores = done.run(Cell("teacher", {"align": "each-round"}, "teacher"), seed=0)
+    settings = study.read_settings({**json.loads(json.dumps(_settings(scenes)))})
+    parts = study._partitions(settings, 2)
+    expected = [sum(row[0] for row in part.test["scores"]) / len(part.test) for part in parts]
+    assert scores == pytest.approx({"mean": sum(expected) / 2, "worst": min(expected)})
+
+
+def _settings(plan):
+    from tests.conftest import default_run_config
+
+    return {**default_run_config(), **plan.settings}
+
+
+def test_the_servers_own_head_answers_where_heads_are_private(scenes):
+    scores = study.Study(scenes, {}).run(CELLS[1], seed=0)
+    assert scores.keys() == {"mean", "worst"}
+    assert 0 <= scores["worst"] <= scores["mean"] <= 1
+
+
+@pytest.fixture
+def command(scenes, monkeypatch, tmp_path, capsys):
+    """Run the command on the plan with made-up cells; return what ran and what was printed."""
+    ran, fail = [], set()
+
+    def run(self, cell, seed):
+        if (cell.name, seed) in fail:
+            raise KeyboardInterrupt
+        ran.append((cell.name, seed))
+        return {"mean": 0.5 + 0.1 * seed, "worst": 0.25}
+
+    monkeypatch.setattr(study, "PLANS", {"tiny": scenes, "other": scenes})
+    monkeypatch.setattr(study.Study, "run", run)
+
+    def call(plan="tiny", killed_at=None):
+        ran.clear()
+        fail.clear()
+        if killed_at:
+            fail.add(killed_at)
+        study.main(["--plan", plan, "--out", str(tmp_path / "cells.jsonl"), "--seeds", "0", "1"])
+        return list(ran), capsys.readouterr().out
+
+    call.ran, call.file = ran, tmp_path / "cells.jsonl"
+    return call
+
+
+def test_a_killed_study_goes_on_where_it_was_and_a_finished_one_prints_its_table(command):
+    with pytest.raises(KeyboardInterrupt):
+        command(killed_at=("end", 0))
+    assert command.ran == [("plain", 0), ("server", 0)]
+    ran, printed = command()
+    assert ran == [("end", 0), ("each", 0), *((cell.name, 1) for cell in CELLS)]
+    # 50 and 60 points: a mean of 55 and a standard deviation of √50.
+    assert "| plain | 2 | 55.0 ± 7.1 | 25.0 ± 0.0 |" in printed
+    kept = command.file.read_text()
+    assert command() == ([], printed.split("s\n")[-1])
+    assert command.file.read_text() == kept
+    # Another plan has cells of its own in the same file.
+    assert len(command("other")[0]) == 8
+
+
+def test_the_table_by_hand(scenes):
+    found = [
+        {"cell": "plain", "scores": {"mean": 0.4, "worst": 0.1}},
+        {"cell": "plain", "scores": {"mean": 0.5, "worst": 0.3}},
+        {"cell": "plain", "scores": {"mean": 0.6, "worst": 0.2}},
+        {"cell": "end", "scores": {"mean": 0.123, "worst": 0.0}},
+    ]
+    assert study.table(scenes, found).splitlines() == [
+        "| | seeds | mean | worst |",
+        "|---|---:|---:|---:|",
+        "| plain | 3 | 50.0 ± 10.0 | 20.0 ± 10.0 |",
+        "| server | 0 | – | – |",
+        "| end | 1 | 12.3 ± 0.0 | 0.0 ± 0.0 |",
+        "| each | 0 | – | – |",
+        "",
+        "Two toy clients.",
+    ]
+
+
+def test_a_run_leaves_nothing_behind_but_data_and_annotations(scenes, home):
+    scores = study.Study(scenes, {}).run(CELLS[3], seed=0)
+    assert 0 <= scores["worst"] <= scores["mean"] <= 1
+    assert {path.name for path in home.iterdir()} == {"data", "annotations"}

@@ -22,7 +22,7 @@ from data_partitions.benchmarks import DataOptions, Partition, load_partition, p
 from .private_state import PrivateState, Shelf, load_private_state
 
 # A site's own settings: its node-config may set them, whatever the run says.
-SITE_KEYS = ("data-dir", "device")
+SITE_KEYS = ("backbone", "data-dir", "device")
 # And one that no run may set: where the site keeps its private states.
 STATE_DIR = "state-dir"
 
@@ -106,23 +106,28 @@ class Client:
         """Return one split, processed; the process keeps it."""
         return _examples(self.share, split, self.backbone)
 
+    @property
+    def state_dir(self) -> Path:
+        """The site's folder for private states; ValueError if the node names a relative one."""
+        given = self.context.node_config.get(STATE_DIR)
+        folder = Path(str(given)).expanduser() if given else feddat_home() / "clients"
+        if not folder.is_absolute():
+            raise ValueError(f"node-config: {STATE_DIR} = {given!r} is relative; allowed: an absolute path")
+        return folder
+
     def shelf(self, config: Mapping[str, Any]) -> Shelf:
         """Return where the private states of the run lie that a message's `config` names.
 
         Raises
         ------
         ValueError
-            The message does not say which run it is of, or the node's state-dir cannot be used.
+            The message does not say which run it is of, or the node's state-dir is relative.
         """
         name, token = config.get("run"), config.get("run-token")
         for key, value, pattern in (("run", name, RUN_NAME), ("run-token", token, "[0-9a-f]+")):
             if not isinstance(value, str) or not re.fullmatch(pattern, value):
                 raise ValueError(f"{key} = {value!r} in the server's message; allowed: text like {pattern}")
-        given = self.context.node_config.get(STATE_DIR)
-        folder = Path(str(given)).expanduser() if given else feddat_home() / "clients"
-        if not folder.is_absolute():
-            raise ValueError(f"node-config: {STATE_DIR} = {given!r} is relative; allowed: an absolute path")
-        return Shelf(folder, str(name), str(token), self.partition_id)
+        return Shelf(self.state_dir, str(name), str(token), self.partition_id)
 
     def open(self, arrays: ArrayRecord, shelf: Shelf, up_to: int) -> tuple[TrainedModel, nn.Module, int]:
         """Put what arrived, its frozen copy and the private state in place.

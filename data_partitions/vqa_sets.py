@@ -4,7 +4,6 @@ from pathlib import Path
 
 import datasets
 import numpy as np
-from flwr_datasets.partitioner import DirichletPartitioner, IidPartitioner
 
 from .partition import (
     SPLITS,
@@ -127,6 +126,9 @@ def _prepare(path: Path, share: int, shares: int, options: DataOptions) -> tuple
 
 def _share(rows: datasets.Dataset, share: int, shares: int, options: DataOptions) -> datasets.Dataset:
     """Select one client's rows of a domain; all splits are shared out at once, so that they stay alike."""
+    # Imported here, for it brings matplotlib, and a site starts a process a message.
+    from flwr_datasets.partitioner import DirichletPartitioner, IidPartitioner
+
     partitioner = (
         IidPartitioner(num_partitions=shares)
         if options.split_by == "iid"

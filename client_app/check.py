@@ -1,0 +1,187 @@
+"""What a site can find out before it joins: ``python -m client_app.check --node-config '…'``.
+
+One line a check, `ok` or `FAIL`; the exit code is 1 if any failed.
+"""
+
+import argparse
+import http.client
+import os
+import shutil
+import ssl
+import sys
+import tempfile
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from flwr.app import Context, RecordDict
+from flwr.common.config import parse_config_args
+from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_TOLERANCE
+
+from app.backbones import choose_device
+
+from .client import SITE_KEYS, STATE_DIR, Client
+
+NODE_KEYS = ("partition-id", "num-partitions", *SITE_KEYS, STATE_DIR)
+_GIB = 2**30
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print the checks' lines; return the exit code."""
+    parser = argparse.ArgumentParser(
+        "python -m client_app.check", description="Check a site before it joins."
+    )
+    parser.add_argument("--node-config", required=True, help="as flower-supernode gets it")
+    parser.add_argument("--run-config", default="", help="as flwr run gets it")
+    parser.add_argument("--superlink", help="HOST:PORT; without it no SuperLink is asked")
+    parser.add_argument("--root-certificates", help="file of the SuperLink's CA; without it the system's")
+    given = parser.parse_args(arguments)
+    failed = False
+
+    def line(name: str, check: Callable[..., Any], *subjects: Any) -> Any:
+        """Print what a check finds and return it; None if it failed."""
+        nonlocal failed
+        try:
+            found = check(*subjects)
+            print(f"ok    {name}: {found}", flush=True)
+            return found
+        except (ValueError, OSError) as error:
+            failed = True
+            print(f"FAIL  {name}: {' '.join(str(error).split())}", flush=True)
+            return None
+
+    if site := line("node-config", open_site, given.node_config, given.run_config):
+        line("data", data, site.client)
+        line("backbone", backbone, site.client)
+        line("device", device, site.client)
+        line("state-dir", state_dir, site.client)
+    if given.superlink and (
+        answer := line("superlink", ask_superlink, given.superlink, given.root_certificates)
+    ):
+        line("clock", clock, answer)
+    return int(failed)
+
+
+@dataclass(frozen=True)
+class Site:
+    """The client that a node's and a run's configuration make."""
+
+    client: Client
+
+    def __str__(self) -> str:
+        client = self.client
+        where = f"partition {client.partition_id} of {client.num_partitions}"
+        return f"{where}, benchmark {client.settings.benchmark}"
+
+
+def open_site(node_config: str, run_config: str) -> Site:
+    """Read the site's settings, on top of the app's with `run_config`; ValueError if they cannot be used."""
+    node = _pairs("node-config", node_config)
+    for key in node:
+        if key not in NODE_KEYS:
+            raise ValueError(f"{key} is not a setting of a site; allowed: {', '.join(NODE_KEYS)}")
+    pyproject = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+    settings = {**pyproject["tool"]["flwr"]["app"]["config"], **_pairs("run-config", run_config)}
+    context = Context(run_id=0, node_id=0, node_config=node, state=RecordDict(), run_config=settings)
+    return Site(Client.of(context))
+
+
+def _pairs(key: str, text: str) -> dict[str, Any]:
+    try:
+        return parse_config_args([text])
+    except Exception as error:  # Flower's own names no type
+        raise ValueError(f"{key} = {text!r} cannot be read: {error}") from None
+
+
+def data(client: Client) -> str:
+    """Read the examples; ValueError if there are none to train on."""
+    found = client.partition
+    if not len(found.train):
+        raise ValueError(f"{found.name} has no training examples")
+    return f"{found.name}, {len(found.train)} training and {len(found.test)} test examples"
+
+
+def backbone(client: Client) -> str:
+    """Load the backbone; its fingerprint must be the server's."""
+    return f"{client.settings.backbone}, fingerprint {client.backbone.fingerprint}"
+
+
+def device(client: Client) -> str:
+    """Find the device that training will use; ValueError if it is not there."""
+    chosen = choose_device(client.settings.device)
+    if chosen.type == "cuda":
+        free, total = (number / _GIB for number in torch.cuda.mem_get_info(chosen))
+        return f"{chosen}, {torch.cuda.get_device_name(chosen)}, {free:.1f} of {total:.1f} GiB free"
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / _GIB
+    return f"{chosen}, {total:.1f} GiB of memory"
+
+
+def state_dir(client: Client) -> str:
+    """Write into the folder of the private states; OSError if that fails."""
+    folder = client.state_dir
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=folder) as file:
+        file.write(b"x")
+        file.flush()
+    return f"{folder}, {shutil.disk_usage(folder).free / _GIB:.1f} GiB free"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a SuperLink's answer says: its certificate's end, its clock when it came, and ours."""
+
+    expires: datetime
+    server: datetime
+    own: datetime
+
+    def __str__(self) -> str:
+        days = (self.expires - self.own).days
+        return f"reached over TLS, certificate valid until {self.expires:%F %T} UTC, {days} days"
+
+
+def ask_superlink(address: str, root_certificates: str | None) -> Answer:
+    """Ask for the SuperLink's health over TLS; ValueError says what stands in the way."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise ValueError(f"superlink = {address!r}; allowed: HOST:PORT")
+    try:
+        context = ssl.create_default_context(cafile=root_certificates)
+    except OSError as error:
+        raise ValueError(f"root-certificates = {root_certificates!r} cannot be used: {error}") from None
+    connection = http.client.HTTPSConnection(host.strip("[]"), int(port), timeout=10, context=context)
+    try:
+        connection.connect()
+        certificate = cast(ssl.SSLSocket, connection.sock).getpeercert()
+        connection.request("HEAD", "/health")
+        date = connection.getresponse().getheader("Date")
+    except ssl.SSLCertVerificationError as error:
+        now = f"{datetime.now(UTC):%F %T} UTC"
+        raise ValueError(f"{address}: {error.verify_message}; this machine's clock says {now}") from None
+    except (OSError, http.client.HTTPException) as error:
+        raise ValueError(f"{address} does not answer over TLS: {error}") from None
+    finally:
+        connection.close()
+    if not certificate or not date:
+        raise ValueError(f"{address} does not answer as a SuperLink does")
+    expires = ssl.cert_time_to_seconds(str(certificate["notAfter"]))
+    return Answer(datetime.fromtimestamp(expires, UTC), parsedate_to_datetime(date), datetime.now(UTC))
+
+
+def clock(answer: Answer) -> str:
+    """Compare the clocks; ValueError where a SuperLink refuses messages for their time."""
+    ahead = (answer.own - answer.server).total_seconds()
+    found = f"{ahead:+.0f} s from the SuperLink's"
+    # One more, for the server's time is cut to seconds.
+    if not -TIMESTAMP_TOLERANCE <= ahead <= SYSTEM_TIME_TOLERANCE + 1:
+        allowed = f"{TIMESTAMP_TOLERANCE} s behind to {SYSTEM_TIME_TOLERANCE} s ahead"
+        raise ValueError(f"{found}; allowed: {allowed}")
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,162 @@
+"""Real processes for tests: Flower's programs in folders of their own, ended by their ids."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+
+from tests.conftest import ROOT
+
+DEADLINE = 240.0
+T = TypeVar("T")
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """Return the environment of a machine whose FLWR_HOME and FEDDAT_HOME lie in `folder`; make both."""
+    for name in ("flwr", "home", "empty"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    return {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "FLWR_HOME": str(folder / "flwr"),
+        "FEDDAT_HOME": str(folder / "home"),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_until(happened: Callable[[], T | None], seconds: float = DEADLINE) -> T:
+    """Ask once a second until there is an answer, and return it."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if answer := happened():
+            return answer
+        threading.Event().wait(1.0)
+    raise TimeoutError(f"not within {seconds:g} s")
+
+
+def wait_for(port: int, process: subprocess.Popen, log: Path) -> None:
+    end = time.monotonic() + 60
+    while time.monotonic() < end and process.poll() is None:
+        with socket.socket() as probe:
+            if not probe.connect_ex(("127.0.0.1", port)):
+                return
+        threading.Event().wait(0.2)
+    raise RuntimeError(f"port {port} does not answer: {log.read_text()[-2000:]}")
+
+
+@contextmanager
+def program(folder: Path, *command: str) -> Iterator[tuple[subprocess.Popen, Path]]:
+    """Run one of Flower's programs until the block ends; give its process and its log."""
+    log, machine = folder / f"{command[0]}.log", environment(folder)
+    with log.open("a") as output:
+        process = subprocess.Popen(
+            [Path(sys.executable).with_name(command[0]), *command[1:]],
+            # Clients import from this folder first: it must have nothing of ours.
+            cwd=folder / "empty",
+            env=machine,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        yield process, log
+    finally:
+        end(process)
+
+
+def end(process: subprocess.Popen, grace: float = 20.0) -> None:
+    """End a process and all that it started; what is there after `grace` seconds is killed."""
+    with suppress(psutil.NoSuchProcess):
+        # What Flower starts has sessions of its own: the process group is not all.
+        leader = psutil.Process(process.pid)
+        family = [leader, *leader.children(recursive=True)]
+        for member in family:
+            with suppress(psutil.NoSuchProcess):
+                member.terminate() if grace else member.kill()
+        for member in psutil.wait_procs(family, timeout=grace or 20)[1]:
+            with suppress(psutil.NoSuchProcess):
+                member.kill()
+    process.wait()
+
+
+@dataclass
+class Lab:
+    """A user with a FLWR_HOME that knows one SuperLink, `lab`.
+
+    `superlink` is the id of its process, where that is this test's.
+    """
+
+    folder: Path
+    superlink: int = 0
+
+    def knows(self, port: int, trust: str) -> None:
+        """Write Flower's configuration; `trust` is the line on TLS."""
+        environment(self.folder)
+        (self.folder / "flwr" / "config.toml").write_text(
+            f'[superlink]\ndefault = "lab"\n[superlink.lab]\naddress = "127.0.0.1:{port}"\n{trust}\n'
+        )
+
+    def flwr(self, *arguments: str) -> dict[str, Any]:
+        """Call Flower's command and return what it says."""
+        command = [Path(sys.executable).with_name("flwr"), *arguments, "--format", "json"]
+        called = subprocess.run(
+            command,
+            cwd=self.folder,
+            env=environment(self.folder),
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert called.returncode == 0, called.stdout + called.stderr
+        return json.loads(called.stdout)
+
+    def start(self, settings: Mapping[str, Any], *options: str) -> str:
+        """Start a run of the app and return its id."""
+        pairs = " ".join(f"{key}={json.dumps(value)}" for key, value in settings.items())
+        return str(self.flwr("run", str(ROOT), "lab", "--run-config", pairs, *options)["run-id"])
+
+    def wait(self, run_id: str) -> dict[str, Any]:
+        """Return how `flwr ls` describes a run that is over."""
+
+        def ended() -> dict[str, Any] | None:
+            (run,) = self.flwr("ls", "lab", "--run-id", run_id)["runs"]
+            return run if run["status"].startswith("finished") else None
+
+        return wait_until(ended)
+
+    def log(self, run_id: str) -> list[str]:
+        """Return what `flwr log` shows of a run."""
+        command = [Path(sys.executable).with_name("flwr"), "log", run_id, "lab", "--show"]
+        shown = subprocess.run(
+            command,
+            cwd=self.folder,
+            env=environment(self.folder),
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        return shown.stdout.splitlines()
+
+
+def adapter_of(folder: Path) -> bytes:
+    """Return the bytes of a run's adapter."""
+    return (folder / "adapter" / "adapter_model.safetensors").read_bytes()

@@ -194,7 +194,7 @@ def _encoder(name: str, model: Any) -> FrozenEncoder:
     size, patch = (getattr(tower.config, key, None) for key in ("image_size", "patch_size"))
     if not (isinstance(size, int) and isinstance(patch, int) and isinstance(layer, int)):
         raise ValueError("it has no visual encoder of one grid of square patches and one layer of features")
-    settings = AutoImageProcessor.from_pretrained(name)
+    settings = AutoImageProcessor.from_pretrained(os.path.expanduser(name))
     mean, std = (tuple(getattr(settings, key)) for key in ("image_mean", "image_std"))
     tokenizer: Any = None  # it reads no text
     return FrozenEncoder(name, tower, Processor(tokenizer, size, 0, mean, std), layer, size // patch)
@@ -203,4 +203,4 @@ def _encoder(name: str, model: Any) -> FrozenEncoder:
 def _language_model(name: str, model: PreTrainedModel) -> FrozenLanguageModel:
     if not (model.can_generate() and not model.config.is_encoder_decoder):
         raise ValueError("it continues no text")
-    return FrozenLanguageModel(name, model, AutoTokenizer.from_pretrained(name))
+    return FrozenLanguageModel(name, model, AutoTokenizer.from_pretrained(os.path.expanduser(name)))

@@ -1,16 +1,16 @@
 """Studies: which cells run, what they run, and the table of what they found."""
 
-import json
 import logging
 
 import pytest
 import torch
 
+from app.settings import read_settings
 from benchmarks import study
 from benchmarks.plans import Cell, Plan
 from server_app import main
 from server_app.alignment import PoolAligner
-from tests.conftest import SMALL
+from tests.conftest import SMALL, default_run_config
 
 ALIGN = {"align-beta": 0.0, "align-steps": 2, "align-batch-size": 8, "align-radius": 1.0}
 CELLS = (
@@ -111,16 +111,10 @@ def test_the_teacher_alone_answers_the_clients_questions(scenes, monkeypatch):
     monkeypatch.setattr(study, "open_teacher", lambda *_, **__: FirstCandidate())
     done = study.Study(scenes, {"teacher": "first"})
     scores = done.run(Cell("teacher", {"align": "each-round"}, "teacher"), seed=0)
-    settings = study.read_settings({**json.loads(json.dumps(_settings(scenes)))})
+    settings = read_settings({**default_run_config(), **scenes.settings})
     parts = study._partitions(settings, 2)
     expected = [sum(row[0] for row in part.test["scores"]) / len(part.test) for part in parts]
     assert scores == pytest.approx({"mean": sum(expected) / 2, "worst": min(expected)})
-
-
-def _settings(plan):
-    from tests.conftest import default_run_config
-
-    return {**default_run_config(), **plan.settings}
 
 
 def test_the_servers_own_head_answers_where_heads_are_private(scenes):

@@ -87,3 +87,9 @@ def test_what_is_no_such_model_is_named(llava, clip, language_model, monkeypatch
     without_weights = tmp_path / "llava"
     shutil.copytree(llava, without_weights, ignore=shutil.ignore_patterns("*.safetensors"))
     assert refusal(without_weights, llava).startswith("pretrain-encoder = ")
+
+
+def test_a_folder_may_be_named_from_the_users_home(llava, monkeypatch):
+    monkeypatch.setenv("HOME", str(llava.parent))
+    encoder, language_model = load_frozen(f"~/{llava.name}", f"~/{llava.name}", CPU)
+    assert (encoder.name, language_model.name) == (f"~/{llava.name}",) * 2

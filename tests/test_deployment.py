@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 import threading
 import time
 from contextlib import ExitStack
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import ROOT
 from tests.processes import DEADLINE, Lab, adapter_of, end, free_port, program, wait_for
 
 pytestmark = pytest.mark.slow
@@ -87,6 +89,14 @@ class Deployment:
         ended = self.user.wait(run_id)
         assert ended["status"] == "finished:completed", ended
         return self.folder / "coordinator" / "home" / "runs" / settings["run-name"]
+
+
+def test_a_client_imports_nothing_that_only_the_server_needs():
+    said = "import sys, client_app.main; print(*sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", said], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = {module.split(".")[0] for module in ran.stdout.split()}
+    assert "torch" in loaded
+    assert not loaded & {"matplotlib", "flwr_datasets", "server_app", "strategies", "ray"}
 
 
 def test_known_sites_give_the_same_bytes_as_one_process_also_after_a_power_cut(

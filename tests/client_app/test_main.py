@@ -3,6 +3,7 @@
 import errno
 import os
 import platform
+import shutil
 
 import flwr
 import numpy as np
@@ -387,6 +388,13 @@ def test_a_node_must_know_its_partition(federation, call, key, value):
 def test_a_sites_own_settings_win(federation, call):
     reply = call(federation(device="cuda:99", node_config={"device": "cpu"}), "query")
     assert reply.content["handshake"]["device"] == "cpu"
+
+
+def test_a_site_may_have_the_backbone_elsewhere(federation, call, small_backbone, tmp_path):
+    copy = shutil.copytree(small_backbone, tmp_path / "copy")
+    clients = federation(backbone="/nowhere", node_config={"backbone": str(copy)})
+    own = load_backbone(str(small_backbone)).fingerprint
+    assert call(clients, "query").content["handshake"]["backbone"] == own
 
 
 def test_a_site_cannot_change_the_method(federation, call):

@@ -4,10 +4,12 @@ import json
 
 import numpy as np
 import pytest
+from flwr.serverapp.strategy import FedAvg
 from safetensors.numpy import load_file
 
 from client_app.main import app as client_app
-from strategies.privacy import CENTRAL
+from strategies import FedDAT, MLLMAlignment
+from strategies.privacy import CENTRAL, central_privacy
 
 # Noise far below what training changes, so that one can be seen apart from the other.
 FAINT = {"dp_noise_multiplier": 1e-9}
@@ -102,3 +104,22 @@ def test_what_privacy_amounts_to_is_said(federation, caplog):
     federation(2, dp="server-fixed", dp_noise_multiplier=2.0, num_rounds=8, dp_clipping_norm=0.01).serve()
     line = "privacy: server-fixed, ε = 7.79 at δ = 1e-05 for what a client sent to be averaged in 8 rounds"
     assert line in caplog.messages
+
+
+@pytest.mark.parametrize("kind", [*CENTRAL, "local"])
+def test_alignment_works_on_the_private_aggregate(federation, kind):
+    """It comes after clipping and noise, so it moves the aggregate without touching what hides a client."""
+    aligning = {"align": "each-round", "align_beta": 0.0, "align_steps": 2, "public_examples": 60}
+    noise = {"dp": kind, "dp_clipping_norm": 0.01, "max_change": 1e6, "server_device": "cpu"}
+    folder = federation(3, num_rounds=2, **noise, **aligning).serve()
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    aligned = [row for row in rows if "align/accepted" in row]
+    assert [row["round"] for row in aligned] == [1, 2]
+    assert all((row["align/delta-norm"] > 0) == (row["align/accepted"] == 1) for row in aligned)
+    assert len([row for row in rows if "delta-shared" in row]) == 6
+
+
+def test_privacy_around_the_alignment_is_refused():
+    aligned = MLLMAlignment(FedDAT(FedAvg()), aligner=None)
+    with pytest.raises(ValueError, match="must stand around FedAvg's mean, not around MLLMAlignment"):
+        FedDAT(central_privacy("server-fixed", aligned, 1.0, 1.0))

@@ -29,6 +29,8 @@ def bad_value(key):
         return not_texts | texts.filter(lambda text: text not in typing.get_args(kind))
     if kind is str:
         return {"run-name": not_texts | not_names, "backbone": not_texts | st.just("")}.get(key, not_texts)
+    if kind is bool:
+        return texts | st.integers() | st.floats()
     fractions = st.floats(0.001, 0.999) if kind is int else st.nothing()
     return not_numbers | negative | fractions
 

@@ -1,6 +1,7 @@
 """A SuperLink and SuperNodes in separate processes, with TLS and known nodes."""
 
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -13,7 +14,8 @@ import pytest
 from tests.conftest import ROOT
 from tests.processes import DEADLINE, Lab, adapter_of, end, free_port, program, wait_for
 
-pytestmark = pytest.mark.slow
+MISSING = [name for name in ("openssl", "ssh-keygen") if not shutil.which(name)]
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(MISSING), reason=f"needs {', '.join(MISSING)}")]
 
 SITES = 2
 REFUSED, JOINED = "Exit Code: 305", "SuperNode ID:"

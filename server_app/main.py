@@ -13,8 +13,6 @@ from rich.console import Console
 
 from app import __version__
 from app.dual_adapter import DualAdapter
-from app.full_model import open_model
-from app.heads import new_head, with_classifier
 from app.records import SCHEMA, from_record, to_record
 from app.settings import Settings, SettingsError, read_settings
 from app.source import source_hash
@@ -22,10 +20,9 @@ from data_partitions.benchmarks import BENCHMARKS
 from strategies import FedDAT, MLLMAlignment, Resumable
 
 from .alignment import open_aligner
-from .central_evaluation import CentralEvaluation, common_test
 from .checkpoints import Checkpoints, DamagedError
 from .export import export_result
-from .global_model import GlobalModel
+from .opening import open_run
 from .pretraining.initial_adapter import AdapterPretraining
 from .public_captions import load_captions
 from .report import classifier_card, model_card, privacy_line, refusals, results_table, write_report
@@ -46,23 +43,13 @@ def main(grid: Grid, context: Context) -> None:
         raise SettingsError(
             f"benchmark = {settings.benchmark!r}; allowed: {', '.join(map(repr, BENCHMARKS))}"
         )
-    test = common_test(settings)
-    # Where only clients compute, their device need not be here.
-    computes = test or settings.align != "none" or settings.pretrain != "none"
-    device = settings.server_device if computes else "cpu"
-    model = open_model(settings.model_copy(update={"device": device}))
-    head, initial, answers, evaluation = None, model.initial_shared, None, None
-    if test:
-        answers = test.answers
-        head = new_head(model.backbone.width, len(answers), settings.seed, "shared")
-        initial = with_classifier(initial, head)
-        evaluation = CentralEvaluation(GlobalModel(model, head, head_travels=True), test)
-
+    opening = open_run(settings)
+    evaluation = opening.evaluation
     identity: dict[str, Any] = {
         "version": __version__,
         "schema": SCHEMA,
         "source": source_hash(),
-        "backbone": model.backbone.fingerprint,
+        "backbone": opening.model.backbone.fingerprint,
     }
     versions = {"flwr": flwr.__version__, "torch": torch.__version__}
     facts = {f"{key}-hash": identity[key] for key in ("backbone", "source")} | versions
@@ -89,7 +76,7 @@ def main(grid: Grid, context: Context) -> None:
     )
     strategy: Strategy = federation
     if settings.align != "none":
-        aligner = open_aligner(settings, model, head, answers)
+        aligner = open_aligner(settings, opening.model, opening.head, opening.answers or None)
         strategy = MLLMAlignment(
             federation,
             aligner,
@@ -99,8 +86,8 @@ def main(grid: Grid, context: Context) -> None:
         )
     strategy = Resumable(strategy, checkpoints, checkpoint)
     pretraining = None
-    if settings.pretrain == "adapter" and isinstance(model, DualAdapter) and not checkpoint:
-        pretraining = AdapterPretraining(settings, model, load_captions(settings))
+    if settings.pretrain == "adapter" and isinstance(opening.model, DualAdapter) and not checkpoint:
+        pretraining = AdapterPretraining(settings, opening.model, load_captions(settings))
 
     federation.gather(grid)
     if checkpoint:
@@ -109,8 +96,9 @@ def main(grid: Grid, context: Context) -> None:
         run.open()
     if private := privacy_line(run.facts):
         log.info("privacy: %s", private)
+    initial = dict(opening.initial)
     if pretraining:
-        initial = {**initial, **pretraining.run()}
+        initial |= pretraining.run()
         pretraining = None  # its frozen models would fill the memory during the whole federation
 
     def end_round(server_round: int, arrays: ArrayRecord) -> None:
@@ -134,7 +122,7 @@ def main(grid: Grid, context: Context) -> None:
     finally:
         for (name, phase, reason), times in refusals(run.rows).most_common():
             log.warning("refused %d times: %s, %s: %s", times, name, phase, reason)
-    _export(run, settings, checkpoints, result.arrays, answers or ())
+    _export(run, settings, checkpoints, result.arrays, opening.answers)
     write_report(run.folder, run.facts, run.rows, run.seconds)
     Console().print(results_table(run.rows))
     log.info("the run is in %s", run.folder)

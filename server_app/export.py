@@ -63,7 +63,8 @@ def _save_adapter(folder: Path, settings: Settings, backbone: Backbone, shared: 
     set_peft_model_state_dict(model, dict(shared))
     # Otherwise PEFT writes the folder that this machine loaded the backbone from.
     model.peft_config["default"].base_model_name_or_path = settings.backbone
-    model.save_pretrained(str(folder))
+    # Otherwise PEFT asks the hub whether the vocabulary was changed.
+    model.save_pretrained(str(folder), save_embedding_layers=False)
 
 
 def _save_model(folder: Path, settings: Settings, backbone: Backbone, shared: Mapping[str, Tensor]) -> None:

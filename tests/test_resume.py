@@ -154,11 +154,12 @@ def test_a_stop_before_the_first_round_and_one_after_another_change_nothing(site
     assert json.loads((folder / "settings.json").read_text())["resumed-after"] == [0, 0, 0, 3]
 
 
+ALIGNED = {"align": "each-round", "align_beta": 0.0, "align_steps": 3, "server_device": "cpu"}
 KINDS = [
     *({"strategy": name} for name in ("fedadam", "fedyogi", "fedavgm")),
     {"num_clients": 4, "fraction_train": 0.5},
     {"evaluate_every": 2},
-    {"align": "each-round", "align_beta": 0.0, "align_steps": 3, "server_device": "cpu"},
+    ALIGNED,
 ]
 
 
@@ -242,14 +243,25 @@ def main(point: str, server_round: str, home: str, drawn: str, run_config: str) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("point", "server_round"), [(POINTS[1], 1), (POINTS[2], 2), (POINTS[3], 3)])
-def test_a_killed_process_loses_nothing(tmp_path, drawn, run_config, whole, point, server_round):
-    config = run_config(num_rounds=3)
+@pytest.mark.parametrize(
+    ("point", "server_round", "settings"),
+    [
+        (POINTS[1], 1, {}),
+        (POINTS[2], 2, {}),
+        (POINTS[3], 3, {}),
+        ("before its checkpoint", 2, {"strategy": "fedadam"}),
+        ("before its checkpoint", 2, ALIGNED),
+    ],
+)
+def test_a_killed_process_loses_nothing(tmp_path, sites, drawn, run_config, point, server_round, settings):
+    _, whole = finish(*sites(**settings), drawn)
+    (killed := tmp_path / "killed").mkdir()
+    config = run_config(num_rounds=3, **settings)
     for kill, resume, code in ((point, "", -signal.SIGKILL), ("", "test", 0)):
         arguments = [
             kill,
             str(server_round),
-            str(tmp_path),
+            str(killed),
             str(drawn),
             json.dumps(config | {"resume": resume}),
         ]
@@ -260,4 +272,4 @@ def test_a_killed_process_loses_nothing(tmp_path, drawn, run_config, whole, poin
             timeout=240,
         )
         assert process.returncode == code, process.stderr.decode()[-2000:]
-    assert outcome(tmp_path / "home") == whole
+    assert outcome(killed / "home") == whole

@@ -117,17 +117,16 @@ class Lab:
 
     def flwr(self, *arguments: str) -> dict[str, Any]:
         """Call Flower's command and return what it says."""
-        command = [Path(sys.executable).with_name("flwr"), *arguments, "--format", "json"]
-        called = subprocess.run(
-            command,
-            cwd=self.folder,
-            env=environment(self.folder),
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+        called = self._call(*arguments, "--format", "json")
         assert called.returncode == 0, called.stdout + called.stderr
         return json.loads(called.stdout)
+
+    def _call(self, *arguments: str) -> subprocess.CompletedProcess:
+        command = [Path(sys.executable).with_name("flwr"), *arguments]
+        machine = environment(self.folder)
+        return subprocess.run(
+            command, cwd=self.folder, env=machine, capture_output=True, text=True, timeout=120
+        )
 
     def start(self, settings: Mapping[str, Any], *options: str) -> str:
         """Start a run of the app and return its id."""
@@ -145,16 +144,7 @@ class Lab:
 
     def log(self, run_id: str) -> list[str]:
         """Return what `flwr log` shows of a run."""
-        command = [Path(sys.executable).with_name("flwr"), "log", run_id, "lab", "--show"]
-        shown = subprocess.run(
-            command,
-            cwd=self.folder,
-            env=environment(self.folder),
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        return shown.stdout.splitlines()
+        return self._call("log", run_id, "lab", "--show").stdout.splitlines()
 
 
 def adapter_of(folder: Path) -> bytes:

@@ -90,7 +90,7 @@ def alignment_loss(logits: Tensor, labels: Tensor, target: Tensor, settings: Ali
     settings : Alignment
         labels, β, T.
     """
-    nothing = logits.sum() * 0
+    nothing = logits.square().sum() * 0  # never -0.0
     known = labels >= 0
     ce = cross_entropy(logits[known], labels[known]) if settings.labels == "true" and known.any() else nothing
     sure = target.sum(1) > 0

@@ -106,6 +106,7 @@ class Settings(BaseModel):
     align_beta: float = Field(ge=0)
     align_temperature: float = Field(gt=0)
     align_target: Literal["teacher", "pooled"]
+    align_part: Literal["all", "head"]
     align_radius: float = Field(gt=0)
     teacher: str
     teacher_prompt: str
@@ -175,6 +176,11 @@ class Settings(BaseModel):
             (
                 self.align_target == "pooled" and self.align_labels == "none",
                 "align-target = 'pooled' measures reliability on labels; allowed with align-labels = 'true'",
+            ),
+            (
+                self.align_part == "head" and self.head == "private",
+                "align-part = 'head' with head = 'private', where the server has no head that travels;"
+                " allowed: 'all', or head = 'shared'",
             ),
             (
                 bool(self.public_data) and not Path(self.public_data).expanduser().is_absolute(),

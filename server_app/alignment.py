@@ -24,7 +24,7 @@ from app.records import from_record, to_record
 from app.settings import Settings
 from app.trained_model import TrainedModel
 
-from .global_model import GlobalModel
+from .global_model import GlobalModel, Part
 from .pooled_target import pooled_target
 from .public_pool import Pool, load_pools
 
@@ -50,6 +50,9 @@ class Alignment:
     target : {"teacher", "pooled"}
         What q is: the teacher model's distribution, as published, or `pooled_target`'s, in which what the
         clients know counts as well.
+    part : {"all", "head"}
+        "all" trains all that is shared, as published; "head" the travelling head alone, on features that stay
+        what the clients made of them.
     radius : float
         Trust region: largest distance from the aggregate, in multiples of the aggregate's norm.
     seed : int
@@ -63,6 +66,7 @@ class Alignment:
     beta: float = 1.0
     temperature: float = 1.0
     target: Literal["teacher", "pooled"] = "teacher"
+    part: Part = "all"
     radius: float = 0.1
     seed: int = 0
 
@@ -155,9 +159,11 @@ class PoolAligner:
         generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + server_round)
         answers = self.train.answers(settings.labels)
         classes = torch.where(answers.sum(1) > 0, answers.argmax(1), -1)
-        optimizer = torch.optim.AdamW(self.model.trained(), lr=settings.learning_rate, weight_decay=0.0)
+        answer = self.model.answering(self.train.examples, settings.part)
+        trained = self.model.trained(settings.part)
+        optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=0.0)
         for rows in balanced_batches(classes, settings.batch_size, settings.steps, generator):
-            logits = self.model.logits(self.train.examples, rows)
+            logits = answer(rows)
             labels, target = (x[rows].to(logits.device) for x in (self.train.labels, train_target))
             optimizer.zero_grad(set_to_none=True)
             alignment_loss(logits, labels, target, settings).total.backward()

@@ -1,7 +1,8 @@
 """The server's own copy of what the clients train, with a head to answer by."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,9 @@ from torch.nn.functional import cross_entropy
 from app.examples import Examples
 from app.heads import split_classifier, with_classifier
 from app.trained_model import TrainedModel
+
+# What an alignment trains.
+Part = Literal["all", "head"]
 
 _BATCH = 128
 # A head of the server's own: enough for its loss to settle on some hundred examples.
@@ -54,17 +58,20 @@ class GlobalModel:
             own = with_classifier(own, self.head)
         return {name: value.cpu() for name, value in own.items()}
 
-    def trained(self) -> list[nn.Parameter]:
-        """Return the parameters that alignment moves: those of the shared arrays, and the head's.
+    def trained(self, part: Part) -> list[nn.Parameter]:
+        """Return the parameters that alignment moves: the head's, and those of the shared arrays.
 
         Running statistics of batch normalisation are shared and not trained: they stay the aggregate's.
         """
-        shared = self.client_model.parameters_of["shared"].values()
+        shared = self.client_model.parameters_of["shared"].values() if part == "all" else ()
         return [*(array for array in shared if isinstance(array, nn.Parameter)), *self.head.parameters()]
 
-    def logits(self, examples: Examples, rows: Tensor) -> Tensor:
-        """Compute logits (rows, answers) with gradients."""
-        return self.head(self._features(examples, rows))
+    def answering(self, examples: Examples, part: Part) -> Callable[[Tensor], Tensor]:
+        """Return what computes logits (rows, answers) of rows, with gradients to what `part` trains."""
+        if part == "all":
+            return lambda rows: self.head(self._features(examples, rows))
+        features = self.all_features(examples)
+        return lambda rows: self.head(features[rows])
 
     @torch.no_grad()
     def all_features(self, examples: Examples) -> Tensor:

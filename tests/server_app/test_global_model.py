@@ -106,9 +106,9 @@ def test_running_statistics_are_shared_but_not_trained(run_config):
     }
     whole = open_model(read_settings(run_config(**settings)))
     model = model_of(whole, "shared")
-    trained = {id(parameter) for parameter in model.trained()}
+    trained = {id(parameter) for parameter in model.trained("all")}
     names = {name for name, array in whole.parameters_of["shared"].items() if id(array) not in trained}
     assert names == {name for name in whole.parameters_of["shared"] if "running_" in name}
     assert len(names) > 0
     assert len(trained) == len(whole.parameters_of["shared"]) - len(names) + 2
-    assert all(parameter.requires_grad for parameter in model.trained())
+    assert all(parameter.requires_grad for parameter in model.trained("all"))

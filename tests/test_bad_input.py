@@ -500,6 +500,7 @@ def test_a_setting_of_the_servers_stages_is_named(patience, key, value, allowed)
 STAGES = [
     ({**ALIGN, "align_beta": 1.0}, r"teacher = '' with align = 'each-round'; allowed: a folder, .*"),
     ({**ALIGN, "align_labels": "none"}, r"align-labels = 'none' with align-beta = 0.0 leaves nothing .*"),
+    ({**ALIGN, "align_part": "head"}, r"align-part = 'head' with head = 'private', .* allowed: 'all', .*"),
     (
         {"pretrain": "adapter", "pretrain_encoder": "/e", **FULL},
         r"pretrain = 'adapter' with method = 'full', .*; allowed: 'none'",

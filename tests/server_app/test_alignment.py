@@ -156,6 +156,16 @@ def test_a_head_of_the_server_does_not_travel_and_an_aggregated_one_is_aligned(a
     assert all(not torch.equal(after[name], value) for name, value in head.items())
 
 
+def test_of_the_head_alone_nothing_else_moves(aligner, adapter):
+    head = new_head(adapter.backbone.width, ANSWERS, 3).state_dict()
+    start = adapter.initial_shared | {f"classifier.{name}": value for name, value in head.items()}
+    aligned, measured = aligner(True, part="head").align(1, to_record(start))
+    after = from_record(aligned)
+    moved = {name for name in start if not torch.equal(after[name], start[name])}
+    assert moved == {"classifier.weight", "classifier.bias"}
+    assert measured["ce"] < measured["ce-before"]
+
+
 def test_without_labels_the_teacher_model_alone_moves_it(aligner, adapter):
     arrays = to_record(adapter.initial_shared)
     without = aligner(labels="none")

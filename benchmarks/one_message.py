@@ -2,12 +2,13 @@
 
     python -m benchmarks.one_message noop|query|train|evaluate --folder FOLDER --round R
 
-It does what `flwr-clientapp` does between its start and its end, but takes the message from files in FOLDER and
-leaves the reply unsent: Flower's own imports, the app's, the message unpacked, the ClientApp called, the reply
-packed. `noop` calls a ClientApp that sends back what it got. `benchmarks.startup` starts it and reads the clock.
+It does what `flwr-clientapp` does between its start and its end, but takes the message from files in FOLDER
+and leaves the reply unsent: Flower's own imports, the app's, the message unpacked, the ClientApp called, the
+reply packed. `noop` calls a ClientApp that sends back what it got. `benchmarks.startup` starts it and reads
+the clock.
 """
 
-# Nothing but the standard library up here: what is imported before the first lap is not measured as an import.
+# Nothing but the standard library here: what is imported before the first lap counts as the interpreter's.
 import argparse
 import json
 import sys
@@ -52,7 +53,6 @@ def answer(kind: str, folder: Path, server_round: int, clock: Clock) -> None:
     from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
     from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
     from flwr.supercore.task_identity import TaskIdentity
-    from flwr.supernode.cli import flwr_clientapp  # noqa: F401: what the process imports before it knows its app
 
     clock.lap("Flower")
     if kind == "noop":

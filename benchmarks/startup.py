@@ -2,10 +2,10 @@
 
     python -m benchmarks.startup --json figures.json
 
-starts processes that each answer one message (`benchmarks.one_message`), with files of their own that go away
-afterwards: an app that does nothing, which is Flower's floor; the handshake; a first round of training, which has
-to make the data; then later rounds and evaluations in turn. It prints the medians by phase, and exits with 1 when
-a later round of training costs more than 5 CPU seconds above the floor, training itself apart.
+starts processes that each answer one message (`benchmarks.one_message`), with files of their own that go
+away afterwards: the handshake and a first round of training, which have to make the data; then in turn an app
+that does nothing, which is Flower's floor, later rounds, and evaluations. It prints the medians by phase, and
+exits with 1 when a later round of training costs more than 5 CPU seconds above the floor, training apart.
 """
 
 import argparse

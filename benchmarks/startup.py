@@ -132,14 +132,15 @@ def overhead(found: Mapping[str, Laps], unit: str) -> float:
 
 
 def table(found: Mapping[str, Laps], title: str) -> Table:
-    """Lay the medians out, CPU seconds and in brackets those on the clock."""
-    drawn = Table("phase", *found, title=title)
+    """Lay the medians out: CPU seconds by phase, and in all those on the clock too."""
+    drawn = Table("CPU seconds", title=title)
+    for kind in found:
+        drawn.add_column(kind, justify="right")
     for phase, words in (PHASES | {"total": "in all"}).items():
-        cells = [
-            f"{laps[phase]['cpu']:.2f} ({laps[phase]['wall']:.2f})" if phase in laps else ""
-            for laps in found.values()
-        ]
-        drawn.add_row(words, *cells)
+        drawn.add_row(
+            words, *(f"{laps[phase]['cpu']:.2f}" if phase in laps else "" for laps in found.values())
+        )
+    drawn.add_row("on the clock", *(f"{laps['total']['wall']:.1f}" for laps in found.values()))
     return drawn
 
 
@@ -164,8 +165,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found = medians(seconds)
     machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs"
     machine += f", {torch.get_num_threads()} CPU threads"
-    title = f"{options.backbone}, {options.examples} examples, {machine}: CPU seconds (on the clock)"
-    Console().print(table(found, f"{title}, medians of {options.repeats}"))
+    title = f"{options.backbone}, {options.examples} examples, medians of {options.repeats}, {machine}"
+    Console().print(table(found, title))
     above = {unit: overhead(found, unit) for unit in ("cpu", "wall")}
     if options.json:
         versions = {"torch": torch.__version__, "python": platform.python_version()}

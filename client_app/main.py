@@ -1,5 +1,9 @@
 """The ClientApp: answers the handshake, trains, evaluates. Only what is shared leaves a client."""
 
+# Before anything that would import the same.
+from . import heavy_imports  # noqa: F401
+
+# isort: split
 import platform
 from typing import Any
 

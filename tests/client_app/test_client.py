@@ -49,7 +49,6 @@ def test_the_next_process_has_the_same_without_reading_any_data(made, home, monk
         {"heterogeneity": "function"},
         {"train_examples": 11},
         {"benchmark": "cifar10-lt", "imbalance_factor": 5.0},
-        {"backbone_weights": "random"},
     ],
     ids=str,
 )
@@ -58,6 +57,16 @@ def test_other_settings_are_other_examples(made, other, small_cifar):
     assert made(**base)[1] == 1
     assert made(**base)[1] == 0
     assert made(**base | other)[1] == 1
+
+
+def test_another_backbone_has_examples_of_its_own_wherever_it_lies(made, small_backbone, tmp_path):
+    elsewhere, other = (shutil.copytree(small_backbone, tmp_path / name) for name in ("elsewhere", "other"))
+    (other / "preprocessor_config.json").write_text('{"text_template": "{} ?"}')
+    first, _ = made()
+    assert made(backbone=str(elsewhere))[1] == 0
+    second, times = made(backbone=str(other))
+    assert times == 1
+    assert not torch.equal(first.input_ids, second.input_ids)
 
 
 def test_settings_of_training_do_not_matter(made):

@@ -54,6 +54,9 @@ def answer(kind: str, folder: Path, server_round: int, clock: Clock) -> None:
     from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
     from flwr.supercore.task_identity import TaskIdentity
 
+    # What the process imports before it knows its app.
+    from flwr.supernode.cli import flwr_clientapp  # noqa: F401
+
     clock.lap("Flower")
     if kind == "noop":
         app = ClientApp()

@@ -61,7 +61,7 @@ def test_other_settings_are_other_examples(made, other, small_cifar):
 
 def test_another_backbone_has_examples_of_its_own_wherever_it_lies(made, small_backbone, tmp_path):
     elsewhere, other = (shutil.copytree(small_backbone, tmp_path / name) for name in ("elsewhere", "other"))
-    (other / "preprocessor_config.json").write_text('{"text_template": "{} ?"}')
+    (other / "preprocessor_config.json").write_text('{"text_template": "red {}"}')
     first, _ = made()
     assert made(backbone=str(elsewhere))[1] == 0
     second, times = made(backbone=str(other))

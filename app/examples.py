@@ -40,6 +40,11 @@ class Examples:
     def __len__(self) -> int:
         return len(self.image_of)
 
+    @property
+    def num_answers(self) -> int:
+        """Length of the answer list."""
+        return self.scores.shape[1]
+
     def batch(self, rows: Tensor, device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
         """Return the model inputs and answer scores of some rows, texts cut to the longest among them."""
         inputs = {"pixel_values": self.pixels[self.image_of[rows]]}

@@ -3,9 +3,9 @@
 import functools
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flwr.app import ArrayRecord, Context
 from torch import nn
@@ -16,15 +16,21 @@ from app.full_model import open_model
 from app.heads import new_head, split_classifier
 from app.records import from_record
 from app.settings import RUN_NAME, Settings, feddat_home, read_settings
+from app.source import source_hash
 from app.trained_model import TrainedModel
-from data_partitions.benchmarks import DataOptions, Partition, load_partition, partition_names
+from data_partitions.options import DataOptions
 
+from .kept_examples import kept_examples
 from .private_state import PrivateState, Shelf, load_private_state
+
+if TYPE_CHECKING:
+    from data_partitions.benchmarks import Partition
 
 # A site's own settings: its node-config may set them, whatever the run says.
 SITE_KEYS = ("backbone", "data-dir", "device")
 # And one that no run may set: where the site keeps its private states.
 STATE_DIR = "state-dir"
+_PURPOSE = {"train": "train on", "test": "evaluate on"}
 
 
 @dataclass(frozen=True)
@@ -36,20 +42,55 @@ class Share:
     benchmark : str
         Name of the benchmark.
     index, count : int
-        Which part, of how many. A site with a data-dir of its own has all that lies there.
+        Which part, of how many.
     options : DataOptions
         What the benchmark is asked for.
+    own_data : bool
+        Whether the site has a data-dir of its own: of a benchmark with natural clients it has all that lies
+        there.
     """
 
     benchmark: str
     index: int
     count: int
     options: DataOptions
+    own_data: bool = False
 
     @property
     def names(self) -> list[str]:
         """Names of the benchmark's natural clients."""
+        from data_partitions.benchmarks import partition_names  # see `load`
+
         return partition_names(self.benchmark, self.options)
+
+    def load(self) -> "Partition":
+        """Load the data.
+
+        Raises
+        ------
+        ValueError
+            If they cannot be used, or a site has more than one natural client's.
+        """
+        # Imported here: `datasets` takes half a second, and where examples are kept nobody needs it.
+        from data_partitions.benchmarks import load_partition
+
+        index, count = self.index, self.count
+        # Where there are no natural clients, all sites have the same data and each its part.
+        if self.own_data and (names := self.names):
+            index, count = 0, 1
+            if len(names) > 1:
+                raise ValueError(
+                    f"node-config: data-dir = {self.options.data_dir!r} holds {len(names)} domains; "
+                    "allowed: one"
+                )
+        return load_partition(self.benchmark, index, count, self.options)
+
+    def files(self) -> list[list[Any]]:
+        """Name the files in the data-dir, with size and time of change."""
+        if not self.options.data_dir:
+            return []
+        found = sorted(Path(self.options.data_dir).expanduser().glob("*.parquet"))
+        return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in found]
 
 
 @dataclass(frozen=True)
@@ -81,15 +122,7 @@ class Client:
         settings = read_settings(
             {**context.run_config, **{key: node[key] for key in SITE_KEYS if key in node}}
         )
-        options = data_options(settings)
-        share = Share(settings.benchmark, index, count, options)
-        # Where there are no natural clients, all sites have the same data and each its part.
-        if "data-dir" in node and (names := share.names):
-            share = Share(settings.benchmark, 0, 1, options)
-            if len(names) > 1:
-                raise ValueError(
-                    f"node-config: data-dir = {node['data-dir']!r} holds {len(names)} domains; allowed: one"
-                )
+        share = Share(settings.benchmark, index, count, data_options(settings), "data-dir" in node)
         return cls(settings, index, count, share, context)
 
     @property
@@ -98,12 +131,18 @@ class Client:
         return open_backbone(self.settings)
 
     @property
-    def partition(self) -> Partition:
+    def partition(self) -> "Partition":
         """The client's data; the process keeps it."""
         return _partition(self.share)
 
     def examples(self, split: str) -> Examples:
-        """Return one split, processed; the process keeps it."""
+        """Return one split, processed; the process keeps it, and the site's disk for the next process.
+
+        Raises
+        ------
+        ValueError
+            If the client has no such rows, or its data cannot be used.
+        """
         return _examples(self.share, split, self.backbone)
 
     @property
@@ -129,7 +168,9 @@ class Client:
                 raise ValueError(f"{key} = {value!r} in the server's message; allowed: text like {pattern}")
         return Shelf(self.state_dir, str(name), str(token), self.partition_id)
 
-    def open(self, arrays: ArrayRecord, shelf: Shelf, up_to: int) -> tuple[TrainedModel, nn.Module, int]:
+    def open(
+        self, arrays: ArrayRecord, shelf: Shelf, up_to: int, num_answers: int
+    ) -> tuple[TrainedModel, nn.Module, int]:
         """Put what arrived, its frozen copy and the private state in place.
 
         Returns
@@ -143,7 +184,7 @@ class Client:
         """
         model = open_model(self.settings)
         kind, seed = self.settings.head, self.settings.seed
-        head = new_head(model.backbone.width, len(self.partition.answers), seed, kind)
+        head = new_head(model.backbone.width, num_answers, seed, kind)
         first = PrivateState(model.initial_local, {} if kind == "shared" else head.state_dict())
         private, lost = load_private_state(self.context, shelf, up_to, first)
         shared, classifier = split_classifier(from_record(arrays))
@@ -159,10 +200,20 @@ def data_options(settings: Settings) -> DataOptions:
 
 
 @functools.lru_cache(maxsize=256)
-def _partition(share: Share) -> Partition:
-    return load_partition(share.benchmark, share.index, share.count, share.options)
+def _partition(share: Share) -> "Partition":
+    return share.load()
 
 
 @functools.lru_cache(maxsize=256)
 def _examples(share: Share, split: str, backbone: Backbone) -> Examples:
-    return process(getattr(_partition(share), split), backbone.processor)
+    key = {**asdict(share), "split": split, "backbone": backbone.fingerprint}
+    key["options"] = {name: str(value) for name, value in key["options"].items()}
+    origin = {"source": source_hash(), "files": share.files()}
+
+    def build() -> Examples:
+        rows = getattr(_partition(share), split)
+        if not len(rows):
+            raise ValueError(f"partition {share.index} has no {split} rows to {_PURPOSE[split]}")
+        return process(rows, backbone.processor)
+
+    return kept_examples(feddat_home() / "examples", key, origin, build)

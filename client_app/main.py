@@ -1,5 +1,9 @@
 """The ClientApp: answers the handshake, trains, evaluates. Only what is shared leaves a client."""
 
+# Before anything that would import the same.
+from . import heavy_imports  # noqa: F401
+
+# isort: split
 import platform
 from typing import Any
 
@@ -14,7 +18,6 @@ from app.heads import with_classifier
 from app.records import SCHEMA, to_record
 from app.source import source_hash
 from app.trained_model import Branch
-from data_partitions.benchmarks import text_only_baseline
 
 from .client import Client
 from .local_training import evaluate, train_round
@@ -34,6 +37,8 @@ app = ClientApp()
 @app.query()
 def query(message: Message, context: Context) -> Message:
     """Say who this client is, what it runs and what its data are like, once, before the first round."""
+    from data_partitions.baseline import text_only_baseline  # see `Share.load`
+
     client = Client.of(context)
     partition = client.partition
     answer = ConfigRecord(
@@ -64,11 +69,12 @@ def train(message: Message, context: Context) -> Message:
     client, config = _called(message, context)
     shelf, server_round = client.shelf(config), config["server-round"]
     arrays = message.content.array_records["arrays"]
-    adapter, head, lost = client.open(arrays, shelf, up_to=server_round - 1)
+    examples = client.examples("train")
+    adapter, head, lost = client.open(arrays, shelf, server_round - 1, examples.num_answers)
     metrics = train_round(
         adapter,
         head,
-        client.examples("train"),
+        examples,
         client.settings,
         server_round,
         client.partition_id,
@@ -86,11 +92,11 @@ def train(message: Message, context: Context) -> Message:
 def evaluate_branches(message: Message, context: Context) -> Message:
     """Score the branches on the client's test split; reply with scalars."""
     client, config = _called(message, context)
-    if not len(client.partition.test):
-        raise ValueError(f"partition {client.partition_id} has no test rows to evaluate on")
+    examples = client.examples("test")
     arrays = message.content.array_records["arrays"]
-    adapter, head, lost = client.open(arrays, client.shelf(config), up_to=config["server-round"])
-    metrics = evaluate(adapter, head, client.examples("test"), BRANCHES_OF[client.settings.method])
+    shelf = client.shelf(config)
+    adapter, head, lost = client.open(arrays, shelf, config["server-round"], examples.num_answers)
+    metrics = evaluate(adapter, head, examples, BRANCHES_OF[client.settings.method])
     return Message(RecordDict({"metrics": _record(metrics, lost)}), reply_to=message)
 
 

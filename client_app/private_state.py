@@ -7,8 +7,6 @@ where it began the first time. Nothing else need be kept: the optimizer is new i
 rate and the order of the data are functions of the settings, the seed and the round.
 """
 
-import hashlib
-import json
 import logging
 import re
 from collections.abc import Mapping
@@ -17,11 +15,9 @@ from pathlib import Path
 
 import torch
 from flwr.app import ConfigRecord, Context
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from app.files import write_atomically
+from app.checked_files import read_checked, write_checked
 from app.records import from_record, to_record
 
 log = logging.getLogger("flwr")
@@ -129,7 +125,7 @@ def load_private_state(
         path = shelf.file(server_round)
         try:
             return _read(path, _facts(shelf, server_round), first), lost
-        except (ValueError, SafetensorError) as error:
+        except ValueError as error:
             path.rename(path.with_name(f"{path.name}.corrupt"))
             lost += 1
             log.warning(
@@ -158,10 +154,9 @@ def save_private_state(context: Context, shelf: Shelf, server_round: int, state:
         The file cannot be written; the states of earlier rounds are as they were.
     """
     path = shelf.file(server_round)
-    tensors, facts = _flat(state), _facts(shelf, server_round)
     try:
         shelf.make_folder()
-        write_atomically(path, save(tensors, {**facts, "sha256": _checksum(tensors, facts)}), mode=0o600)
+        write_checked(path, _flat(state), _facts(shelf, server_round))
     except OSError as error:
         reason = error.strerror or error
         raise OSError(f"private state cannot be written to {path}: {reason}") from error
@@ -172,7 +167,7 @@ def save_private_state(context: Context, shelf: Shelf, server_round: int, state:
         draft.unlink(missing_ok=True)
     for part in PARTS:
         context.state[f"private-{part}"] = to_record(getattr(state, part))
-    context.state["private-facts"] = ConfigRecord(dict(facts))
+    context.state["private-facts"] = ConfigRecord(dict(_facts(shelf, server_round)))
 
 
 def _facts(shelf: Shelf, server_round: int) -> dict[str, str]:
@@ -193,39 +188,18 @@ def _cached(context: Context, shelf: Shelf, server_round: int) -> PrivateState |
 
 
 def _read(path: Path, facts: Mapping[str, str], first: PrivateState) -> PrivateState:
-    """Read a file; ValueError or SafetensorError says what is wrong with its content."""
-    with safe_open(path, "pt") as file:
-        kept = file.metadata() or {}
-        for key, value in facts.items():
-            if kept.get(key) != value:
-                raise ValueError(f"its {key} is {kept.get(key)!r}, not {value!r}")
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    """Read a file; ValueError says what is wrong with its content."""
+    tensors = read_checked(path, facts)
     if _layout(tensors) != _layout(_flat(first)):
         raise ValueError("its arrays are not those of the model")
-    if kept.get("sha256") != _checksum(tensors, facts):
-        raise ValueError("its checksum is not that of its content")
     return PrivateState(
         **{part: {name: tensors[f"{part}.{name}"] for name in getattr(first, part)} for part in PARTS}
     )
 
 
 def _flat(state: PrivateState) -> dict[str, Tensor]:
-    return {
-        f"{part}.{name}": tensor.detach().cpu().contiguous()
-        for part in PARTS
-        for name, tensor in getattr(state, part).items()
-    }
+    return {f"{part}.{name}": tensor for part in PARTS for name, tensor in getattr(state, part).items()}
 
 
 def _layout(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
     return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
-
-
-def _checksum(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> str:
-    """Hash the facts and each tensor's name, shape, dtype and bytes (SHA-256, hexadecimal)."""
-    digest = hashlib.sha256(json.dumps(dict(facts), sort_keys=True).encode())
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(json.dumps([name, list(tensor.shape), str(tensor.dtype)]).encode())
-        digest.update(tensor.numpy().tobytes())
-    return digest.hexdigest()

@@ -8,7 +8,8 @@ import datasets
 from . import scenes, vqa_sets
 from .baseline import text_only_baseline
 from .long_tail import CIFAR10, CIFAR100, BalancedTest
-from .partition import DataOptions, Partition, require_one_of
+from .options import DataOptions
+from .partition import Partition, require_one_of
 
 __all__ = [
     "BENCHMARKS",

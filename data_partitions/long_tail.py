@@ -22,7 +22,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .partition import SPLITS, DataOptions, Partition, pool_of, scored_split
+from .options import DataOptions
+from .partition import SPLITS, Partition, pool_of, scored_split
 from .store import Facts, cached
 
 # Changes with whatever changes the rows that come out, so that data kept by older code are not used.

@@ -1,10 +1,8 @@
-"""What a benchmark is asked for, and what it gives: one client's data."""
+"""What a benchmark gives: one client's data."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from pathlib import Path
-from typing import Any
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
 
 import datasets
 
@@ -21,64 +19,6 @@ FEATURES = datasets.Features(
     scores=datasets.List(datasets.Value("float32")),
     example_id=datasets.Value("string"),
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataOptions:
-    """Everything that a benchmark may need to know.
-
-    Attributes
-    ----------
-    cache_dir : Path
-        Where drawn and prepared data are kept.
-    seed : int
-        Seed of drawing, sampling and splitting.
-    heterogeneity : str
-        `scenes`: in what clients differ: `domain`, `function`, `scene` or `task`.
-    data_dir : str
-        `vqa-domains`: folder of parquet files, one a domain. `cifar10-lt`, `cifar100-lt`: folder with theirs.
-    num_answers : int
-        `vqa-domains`: length of a domain's answer list.
-    train_examples, test_examples : int
-        Most training and test examples a client; validation gets half as many as test. 0: all there are
-        (`scenes`: 600 and 200).
-    split_by : str
-        `vqa-domains`: how a domain is shared by several clients: `iid`, or `dirichlet` over the answers.
-    dirichlet_alpha : float
-        Concentration of that Dirichlet distribution, and of the one that shares out `cifar10-lt` and
-        `cifar100-lt`; smaller is more uneven.
-    on_bad_row : str
-        `vqa-domains`: `error` ends the run at a row that cannot be used, `skip` leaves it out and counts it.
-    public_data : str
-        Parquet file of the server's public examples, in the format of `vqa-domains`. "": the benchmark's own.
-    public_examples : int
-        Most public examples for the server.
-    imbalance_factor : float
-        `cifar10-lt`, `cifar100-lt`: training examples of the largest class over those of the smallest.
-    public_per_class : int
-        There, how many examples of each class are reserved for the server.
-    """
-
-    cache_dir: Path
-    seed: int = 0
-    heterogeneity: str = "domain"
-    data_dir: str = ""
-    num_answers: int = 100
-    train_examples: int = 0
-    test_examples: int = 0
-    split_by: str = "iid"
-    dirichlet_alpha: float = 0.5
-    on_bad_row: str = "error"
-    public_data: str = ""
-    public_examples: int = 500
-    imbalance_factor: float = 100.0
-    public_per_class: int = 0
-
-    @classmethod
-    def of(cls, values: Mapping[str, Any], cache_dir: Path) -> "DataOptions":
-        """Take, of many values, those that are options."""
-        asked = {field.name for field in fields(cls)} - {"cache_dir"}
-        return cls(**{name: value for name, value in values.items() if name in asked}, cache_dir=cache_dir)
 
 
 @dataclass(frozen=True)

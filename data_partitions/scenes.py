@@ -6,9 +6,9 @@ import numpy as np
 from .captions import captions
 from .clients import CLIENTS, Client
 from .drawing import STYLES, draw, encode
+from .options import DataOptions
 from .partition import (
     SPLITS,
-    DataOptions,
     Partition,
     answer_list,
     client_name,

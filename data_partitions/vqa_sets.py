@@ -5,9 +5,9 @@ from pathlib import Path
 import datasets
 import numpy as np
 
+from .options import DataOptions
 from .partition import (
     SPLITS,
-    DataOptions,
     Partition,
     answer_list,
     client_name,

@@ -47,6 +47,15 @@ SMALL = {
 }
 
 
+def is_mapped(tensor: Any, path: Path) -> bool:
+    """Whether a tensor's memory is a file's; skip where the system does not say."""
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        pytest.skip("needs /proc")
+    of_file = [line.split()[0].split("-") for line in maps.read_text().splitlines() if str(path) in line]
+    return any(int(start, 16) <= tensor.data_ptr() < int(end, 16) for start, end in of_file)
+
+
 def default_run_config() -> dict[str, Any]:
     """Return the defaults as Flower reads them from pyproject.toml."""
     return tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]

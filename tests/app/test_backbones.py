@@ -28,6 +28,7 @@ from app.backbones import (
     pool,
 )
 from app.bottleneck import BottleneckConfig
+from tests.conftest import is_mapped
 
 TINY = Path(app.backbones.__file__).parent / "assets" / "tiny-vilt" / "model.safetensors"
 
@@ -35,6 +36,12 @@ TINY = Path(app.backbones.__file__).parent / "assets" / "tiny-vilt" / "model.saf
 def fresh(name, *arguments):
     """Load without the cache."""
     return load_backbone.__wrapped__(str(name), *arguments)
+
+
+def test_weights_are_memory_mapped(small_backbone):
+    """So that the processes of one machine have them in memory once."""
+    weight = fresh(small_backbone).model.encoder.layer[0].output.dense.weight
+    assert is_mapped(weight, small_backbone / "model.safetensors")
 
 
 @pytest.fixture

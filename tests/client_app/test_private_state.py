@@ -16,6 +16,7 @@ from flwr.app import Context, RecordDict
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from app import checked_files
 from client_app import private_state
 from client_app.private_state import PrivateState, Shelf, load_private_state, save_private_state
 
@@ -151,7 +152,7 @@ def test_rounds_are_ordered_as_numbers(shelf, save, load):
 def test_the_cache_spares_the_reading(shelf, new_process, monkeypatch):
     context = new_process()
     save_private_state(context, shelf, 1, state_of(1.0))
-    monkeypatch.setattr(private_state, "safe_open", pytest.fail)
+    monkeypatch.setattr(private_state, "read_checked", pytest.fail)
     assert load_private_state(context, shelf, 1, FIRST)[0].head["fc.bias"].item() == 1
 
 
@@ -326,7 +327,7 @@ def test_a_file_that_cannot_be_read_is_not_called_corrupt(shelf, save, load, mon
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
     save(5)
-    monkeypatch.setattr(private_state, "safe_open", closed)
+    monkeypatch.setattr(checked_files, "safe_open", closed)
     with pytest.raises(OSError, match=r"Permission denied: .*round-000005.safetensors"):
         load(5)
     assert names(shelf) == ["round-000005.safetensors"]

@@ -1,0 +1,13 @@
+"""The libraries that every message needs, imported without a search for garbage among what they bring.
+
+A site starts a process for every message, and what it imports is there until the end: to search that again
+and again while it grows, and once more when the process ends, takes about as long as the import itself.
+"""
+
+import gc
+
+gc.disable()
+import app.full_model  # noqa: E402, F401
+
+gc.freeze()
+gc.enable()

@@ -1,0 +1,64 @@
+"""Processed examples that a site keeps on its disk, for the process that answers the next message.
+
+One safetensors file for each split of a client's share and each backbone, with a checksum. It is
+memory-mapped, so that processes of one machine that read it have it in memory once. Deleting the folder at
+any time costs making the examples again, nothing else.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from app.checked_files import read_checked, write_checked
+from app.examples import Examples
+
+log = logging.getLogger("flwr")
+
+Facts = Mapping[str, Any]
+
+
+def kept_examples(folder: Path, key: Facts, origin: Facts, build: Callable[[], Examples]) -> Examples:
+    """Return the examples kept under a key; make them if there are none, or none of today's origin.
+
+    A file that cannot be used is written anew. One that cannot be written is gone without, with a warning.
+
+    Parameters
+    ----------
+    folder : Path
+        Where they are kept, closed to other users.
+    key : Mapping
+        What is asked for, as JSON values.
+    origin : Mapping
+        All else that the examples depend on, as JSON values: what of another origin lies under the key is
+        replaced.
+    build : callable
+        Makes the examples.
+    """
+    asked = json.dumps(key, sort_keys=True)
+    path = folder / f"{hashlib.sha256(asked.encode()).hexdigest()[:20]}.safetensors"
+    facts = {"key": asked, "origin": json.dumps(origin, sort_keys=True)}
+    try:
+        return _read(path, facts)
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        log.info("examples in %s are made again: %s", path, error)
+    examples = build()
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_checked(
+            path, {name: value for name, value in vars(examples).items() if value is not None}, facts
+        )
+    except OSError as error:
+        log.warning("examples cannot be kept in %s, every process makes them again: %s", path, error)
+    return examples
+
+
+def _read(path: Path, facts: Mapping[str, str]) -> Examples:
+    tensors = read_checked(path, facts)
+    # Without texts there are none to keep.
+    return Examples(**{field.name: tensors.get(field.name) for field in fields(Examples)})  # type: ignore[arg-type]

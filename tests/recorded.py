@@ -65,7 +65,8 @@ def read(connections: Iterable[Connection], known: dict[str, bytes]) -> Recorded
             if carried:
                 recorded.requests += 1
                 recorded.size += size
-    for way, said in found:
+    # A SuperNode has several connections at once.
+    for way, said in sorted(found, key=lambda pair: pair[1].metadata.created_at):
         message_id = said.metadata.message_id
         message = inflate_object_from_contents(message_id, dict(known), keep_object_contents=True)
         recorded.messages.append((way, cast(Message, message)))

@@ -126,11 +126,11 @@ class Lab:
         assert called.returncode == 0, called.stdout + called.stderr
         return json.loads(called.stdout)
 
-    def _call(self, *arguments: str) -> subprocess.CompletedProcess:
+    def _call(self, *arguments: str, seconds: float = 120) -> subprocess.CompletedProcess:
         command = [Path(sys.executable).with_name("flwr"), *arguments]
         machine = environment(self.folder)
         return subprocess.run(
-            command, cwd=self.folder, env=machine, capture_output=True, text=True, timeout=120
+            command, cwd=self.folder, env=machine, capture_output=True, text=True, timeout=seconds
         )
 
     def start(self, settings: Mapping[str, Any], *options: str) -> str:
@@ -145,6 +145,8 @@ class Lab:
             (run,) = self.flwr("ls", "lab", "--run-id", run_id)["runs"]
             return run if run["status"].startswith("finished") else None
 
+        # One process that follows the run; asking again and again would take a core from it.
+        self._call("log", run_id, "lab", "--stream", seconds=DEADLINE)
         return wait_until(ended)
 
     def log(self, run_id: str) -> list[str]:

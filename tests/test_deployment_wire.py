@@ -67,13 +67,14 @@ def run(tmp_path_factory, run_config):
 
         cut_off.wait_training()
         proxies[CUT_OFF].cut()
-        cut_off.release()
         wait_until(lambda: deployment.status(cut_off) == "offline")
         proxies[CUT_OFF].mend()
         wait_until(lambda: deployment.status(cut_off) == "online")
         left = folder / "coordinator" / "home" / "runs" / "test"
         wait_until(lambda: any("refused" in row for row in rows_of(left)))
-        slow.release()
+        # Not before: a ServerApp asks every few seconds only, and might not have seen that the site was gone.
+        for site in (slow, cut_off):
+            site.release()
         deployment.finished(run_id, "test")
     known: dict[str, bytes] = {}
     return Run(

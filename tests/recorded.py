@@ -6,6 +6,7 @@ from typing import cast
 
 from flwr.app import Message
 from flwr.proto.fleet_pb2 import PullMessagesResponse, PushMessagesRequest
+from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.proto.message_pb2 import PullObjectRequest, PullObjectResponse, PushObjectRequest
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 
@@ -36,12 +37,28 @@ class Recorded:
     size: int = 0
 
 
-def read(connections: Iterable[Connection], known: dict[str, bytes]) -> Recorded:
-    """Take what one SuperNode sent and got apart.
+def read(nodes: Iterable[Iterable[Connection]]) -> list[Recorded]:
+    """Take apart what each SuperNode sent and got.
 
-    `known` holds the content of each object by its id and is added to: Flower does not send again what the
-    other side has, of this SuperNode or of another one.
+    A message that the SuperLink did not want, such as a late reply, is announced and never sent: it is not
+    among them.
     """
+    # Content by id: Flower does not send again what the other side has, of this SuperNode or another one.
+    known: dict[str, bytes] = {}
+    read = [_read(connections, known) for connections in nodes]
+    for recorded, found in read:
+        # A SuperNode has several connections at once.
+        for way, said in sorted(found, key=lambda pair: pair[1].metadata.created_at):
+            if (message_id := said.metadata.message_id) in known:
+                message = inflate_object_from_contents(message_id, known, keep_object_contents=True)
+                recorded.messages.append((way, cast(Message, message)))
+    return [recorded for recorded, _ in read]
+
+
+def _read(
+    connections: Iterable[Connection], known: dict[str, bytes]
+) -> tuple[Recorded, list[tuple[str, ProtoMessage]]]:
+    """Return one SuperNode's record without its messages, which are announced beside it; add to `known`."""
     recorded, found = Recorded(), []
     for connection in connections:
         for call, request, response, size in _exchanges(connection):
@@ -65,12 +82,7 @@ def read(connections: Iterable[Connection], known: dict[str, bytes]) -> Recorded
             if carried:
                 recorded.requests += 1
                 recorded.size += size
-    # A SuperNode has several connections at once.
-    for way, said in sorted(found, key=lambda pair: pair[1].metadata.created_at):
-        message_id = said.metadata.message_id
-        message = inflate_object_from_contents(message_id, dict(known), keep_object_contents=True)
-        recorded.messages.append((way, cast(Message, message)))
-    return recorded
+    return recorded, found
 
 
 def _exchanges(connection: Connection) -> Iterator[tuple[str, bytes, bytes, int]]:

@@ -76,12 +76,11 @@ def run(tmp_path_factory, run_config):
         for site in (slow, cut_off):
             site.release()
         deployment.finished(run_id, "test")
-    known: dict[str, bytes] = {}
     return Run(
         left,
         [load_file(path) for site in deployment.sites for path in site.state("test").iterdir()],
         [b"".join(bytes(c.up) + bytes(c.down) for c in proxy.connections) for proxy in proxies],
-        [read(proxy.connections, known) for proxy in proxies],
+        read(proxy.connections for proxy in proxies),
     )
 
 

@@ -146,9 +146,10 @@ def test_nothing_goes_over_the_wire_but_the_messages_of_the_same_run_in_one_proc
             ]
             found = [message for w, message in recorded.messages if w == way]
             if partition in LOST and way == "to server":
-                # The late reply does come; it is the one that the federation in one process lost.
-                late = [m for m in found if m.metadata.message_type == "train"][1:2]
-                found = [message for message in found if message not in late]
+                # If the late reply was sent, it is the one that the federation in one process lost.
+                trained = [message for message in found if message.metadata.message_type == "train"]
+                if len(trained) == 3:
+                    found.remove(trained[1])
             kinds = ["query", "train", "train", *["train"] * (partition not in LOST or way == "to client")]
             assert [m.metadata.message_type for m in expected] == [*kinds, "evaluate"]
             assert list(map(content, found)) == list(map(content, expected))

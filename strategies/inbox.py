@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from flwr.app import ArrayRecord, Message
+from flwr.common.constant import SUPERLINK_NODE_ID
 
 from .checks import cause, reason_to_refuse
 from .outliers import absurd_counts, change, far_changes
@@ -61,13 +62,21 @@ def accept(
     good: dict[int, Message] = {}
     refused: list[tuple[int, str]] = []
     pending = dict(requests)
+    asked_by_id = {request.message.metadata.message_id: node for node, request in requests.items()}
+
+    def sender(reply: Message) -> int:
+        """Return whose reply it is: for a node that is gone the SuperLink itself replies, with an error."""
+        metadata = reply.metadata
+        if metadata.src_node_id == SUPERLINK_NODE_ID and reply.has_error():
+            return asked_by_id.get(metadata.reply_to_message_id, SUPERLINK_NODE_ID)
+        return metadata.src_node_id
 
     def partition(reply: Message) -> int:
-        request = requests.get(reply.metadata.src_node_id)
+        request = requests.get(sender(reply))
         return request.partition_id if request else STRANGER
 
     for reply in sorted(replies, key=partition):
-        node = reply.metadata.src_node_id
+        node = sender(reply)
         asked = requests.get(node)
         if asked and reply.metadata.reply_to_message_id != asked.message.metadata.message_id:
             # Of an earlier message; the reply to this one may still be among the others.

@@ -64,9 +64,12 @@ def wait_for(port: int, process: subprocess.Popen, log: Path) -> None:
 
 
 @contextmanager
-def program(folder: Path, *command: str) -> Iterator[tuple[subprocess.Popen, Path]]:
-    """Run one of Flower's programs until the block ends; give its process and its log."""
-    log, machine = folder / f"{command[0]}.log", environment(folder)
+def program(folder: Path, *command: str, **variables: str) -> Iterator[tuple[subprocess.Popen, Path]]:
+    """Run one of Flower's programs until the block ends; give its process and its log.
+
+    `variables` are added to its environment.
+    """
+    log, machine = folder / f"{command[0]}.log", environment(folder) | variables
     with log.open("a") as output:
         process = subprocess.Popen(
             [Path(sys.executable).with_name(command[0]), *command[1:]],
@@ -85,6 +88,8 @@ def program(folder: Path, *command: str) -> Iterator[tuple[subprocess.Popen, Pat
 
 def end(process: subprocess.Popen, grace: float = 20.0) -> None:
     """End a process and all that it started; what is there after `grace` seconds is killed."""
+    if process.poll() is not None:
+        return  # its id may be another's by now
     with suppress(psutil.NoSuchProcess):
         # What Flower starts has sessions of its own: the process group is not all.
         leader = psutil.Process(process.pid)
@@ -121,11 +126,11 @@ class Lab:
         assert called.returncode == 0, called.stdout + called.stderr
         return json.loads(called.stdout)
 
-    def _call(self, *arguments: str) -> subprocess.CompletedProcess:
+    def _call(self, *arguments: str, seconds: float = 120) -> subprocess.CompletedProcess:
         command = [Path(sys.executable).with_name("flwr"), *arguments]
         machine = environment(self.folder)
         return subprocess.run(
-            command, cwd=self.folder, env=machine, capture_output=True, text=True, timeout=120
+            command, cwd=self.folder, env=machine, capture_output=True, text=True, timeout=seconds
         )
 
     def start(self, settings: Mapping[str, Any], *options: str) -> str:
@@ -140,6 +145,8 @@ class Lab:
             (run,) = self.flwr("ls", "lab", "--run-id", run_id)["runs"]
             return run if run["status"].startswith("finished") else None
 
+        # One process that follows the run; asking again and again would take a core from it.
+        self._call("log", run_id, "lab", "--stream", seconds=DEADLINE)
         return wait_until(ended)
 
     def log(self, run_id: str) -> list[str]:

@@ -1,175 +1,146 @@
 """A SuperLink and SuperNodes in separate processes, with TLS and known nodes."""
 
 import json
-import os
-import shutil
-import subprocess
-import sys
-import threading
-import time
-from contextlib import ExitStack
-from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
-from tests.conftest import ROOT
-from tests.processes import DEADLINE, Lab, adapter_of, end, free_port, program, wait_for
+from tests.deployment import NEEDS_KEYS, Deployment, Site, make_certificates
+from tests.processes import DEADLINE, adapter_of
 
-MISSING = [name for name in ("openssl", "ssh-keygen") if not shutil.which(name)]
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(MISSING), reason=f"needs {', '.join(MISSING)}")]
+pytestmark = [pytest.mark.slow, NEEDS_KEYS]
 
-SITES = 2
-REFUSED, JOINED = "Exit Code: 305", "SuperNode ID:"
-
-
-def make_certificates(folder: Path) -> None:
-    """Make a CA and a server certificate for this machine."""
-    (folder / "server.ext").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
-    for command in (
-        "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=test-ca -keyout ca.key -out ca.crt",
-        "req -newkey rsa:2048 -nodes -subj /CN=test -keyout server.key -out server.csr",
-        "x509 -req -in server.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 2 -extfile server.ext"
-        " -out server.pem",
-    ):
-        subprocess.run(["openssl", *command.split()], cwd=folder, check=True, capture_output=True)
+SITES = 3
 
 
-class Deployment:
-    """A coordinator and its sites, each with a folder of its own as if it were a machine."""
-
-    def __init__(self, folder: Path, processes: ExitStack):
-        self.folder, self.processes, self.port = folder, processes, free_port()
-        self.user = Lab(folder / "coordinator")
-        make_certificates(folder)
-        self.user.knows(self.port, f'root-certificates = "{folder / "ca.crt"}"')
-        process, log = self._start(
-            "coordinator",
-            *("flower-superlink", "--host", "127.0.0.1", "--port", str(self.port)),
-            *("--ssl-ca-certfile", str(folder / "ca.crt"), "--ssl-certfile", str(folder / "server.pem")),
-            *("--ssl-keyfile", str(folder / "server.key"), "--enable-supernode-auth"),
-            *("--database", str(folder / "state.db")),
-        )
-        wait_for(self.port, process, log)
-
-    def _start(self, machine: str, *command: str) -> tuple[subprocess.Popen, Path]:
-        return self.processes.enter_context(program(self.folder / machine, *command))
-
-    def make_key(self, machine: str) -> Path:
-        """Make a site's key and return the public half."""
-        key = self.folder / f"{machine}.key"
-        subprocess.run(["ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "", "-f", key], check=True)
-        return key.with_suffix(".key.pub")
-
-    def start_site(self, partition: int, machine: str) -> tuple[subprocess.Popen, Path]:
-        """Start a site's SuperNode."""
-        state = self.folder / machine / "state"
-        return self._start(
-            machine,
-            *("flower-supernode", "--root-certificates", str(self.folder / "ca.crt")),
-            *("--superlink", f"127.0.0.1:{self.port}", "--port", str(free_port())),
-            *("--auth-supernode-private-key", str(self.folder / f"{machine}.key")),
-            *("--node-config", f'partition-id={partition} num-partitions={SITES} state-dir="{state}"'),
-        )
-
-    def restart_site(self, partition: int, machine: str) -> None:
-        """Start a killed site until it is let in: at first it still counts as there."""
-        log, deadline = self.folder / machine / "flower-supernode.log", time.monotonic() + DEADLINE
-        joined = log.read_text().count(JOINED)
-        while time.monotonic() < deadline:
-            process, _ = self.start_site(partition, machine)
-            while process.poll() is None:
-                if log.read_text().count(JOINED) > joined:
-                    return
-                threading.Event().wait(0.5)
-            assert REFUSED in log.read_text()
-        raise TimeoutError(f"{machine} is not let in after {DEADLINE:g} s")
-
-    def run(self, settings) -> Path:
-        """Run the app to its good end and return the run's folder."""
-        return self.finished(self.user.start(settings), settings)
-
-    def finished(self, run_id: str, settings) -> Path:
-        ended = self.user.wait(run_id)
-        assert ended["status"] == "finished:completed", ended
-        return self.folder / "coordinator" / "home" / "runs" / settings["run-name"]
+@pytest.fixture(scope="module")
+def deployment(tmp_path_factory):
+    with Deployment(tmp_path_factory.mktemp("deployment"), SITES, tls=True) as deployment:
+        deployment.start_superlink()
+        for site in deployment.sites:
+            site.register()
+        deployment.start_sites(*deployment.sites)
+        yield deployment
 
 
-def said_by(program: str, **environment: str) -> list[str]:
-    """Run a program of Python's in a process of its own and return what it prints."""
-    command, machine = [sys.executable, "-c", program], {**os.environ, **environment}
-    ran = subprocess.run(command, cwd=ROOT, env=machine, capture_output=True, text=True, check=True)
-    return ran.stdout.split()
+def rows_of(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_client_imports_nothing_that_only_the_server_needs():
-    loaded = {name.split(".")[0] for name in said_by("import sys, client_app.main; print(*sys.modules)")}
-    assert "torch" in loaded
-    assert not loaded & {"matplotlib", "flwr_datasets", "server_app", "strategies", "ray"}
-    # And nothing that reads data: where examples are kept, nobody does.
-    assert not loaded & {"datasets", "pandas", "pyarrow"}
+def private(folder):
+    """Return the arrays of a client's private states, by file."""
+    return {path.name: load_file(path) for path in folder.iterdir()}
 
 
-def test_what_a_client_imports_is_not_searched_for_garbage():
-    program = "import gc, client_app.main; print(gc.isenabled(), gc.get_freeze_count())"
-    enabled, frozen = said_by(program)
-    assert enabled == "True"
-    assert int(frozen) > 100_000
+def assert_equal(one, other):
+    assert one.keys() == other.keys()
+    for name, arrays in one.items():
+        assert arrays.keys() == other[name].keys()
+        for key, array in arrays.items():
+            np.testing.assert_array_equal(array, other[name][key])
 
 
-TRAINING_EXAMPLES = """
-import json, os, sys
-from flwr.app import Context, RecordDict
-from client_app.client import Client
-
-settings, node = json.loads(os.environ["SETTINGS"]), {"partition-id": 0, "num-partitions": 1}
-context = Context(run_id=1, node_id=1, node_config=node, state=RecordDict(), run_config=settings)
-print(len(Client.of(context).examples("train")), "datasets" in sys.modules)
-"""
-
-
-def test_a_second_process_needs_no_library_of_data(home, run_config):
-    given = {"SETTINGS": json.dumps(run_config()), "FEDDAT_HOME": str(home)}
-    assert said_by(TRAINING_EXAMPLES, **given) == ["12", "True"]
-    assert said_by(TRAINING_EXAMPLES, **given) == ["12", "False"]
-
-
-def test_known_sites_give_the_same_bytes_as_one_process_also_after_a_power_cut(
-    tmp_path, run_config, federation, monkeypatch
+def test_strangers_are_refused_and_a_killed_site_comes_back_to_its_own_adapter(
+    deployment, tmp_path, run_config, federation
 ):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    first = run_config(num_rounds=1)
-    then = {**first, "num-rounds": 2, "resume": first["run-name"]}
-    with ExitStack() as processes:
-        deployment = Deployment(tmp_path, processes)
-        sites = []
-        for partition in range(SITES):
-            deployment.user.flwr(
-                "supernode", "register", str(deployment.make_key(f"site-{partition}")), "lab"
-            )
-            sites.append(deployment.start_site(partition, f"site-{partition}")[0])
-        run_id = deployment.user.start(first)
+    """Site 0 keeps the first round open until all strangers are refused, the second until site 1 is back."""
+    settings = {"run_name": "killed", "num_rounds": 3, "evaluate_every": 3, "round_timeout": 240.0}
+    first, second, _ = deployment.sites
+    first.hold()
+    second.hold("killed")
+    run_id = deployment.user.start(run_config(**settings))
+    first.wait_training()
+    refuse_strangers(deployment, tmp_path)
+    (run,) = deployment.user.flwr("ls", "lab", "--run-id", run_id)["runs"]
+    assert run["status"] == "running"
 
-        deployment.make_key("stranger")
-        stranger, log = deployment.start_site(1, "stranger")
-        stranger.wait(DEADLINE)
-        assert REFUSED in log.read_text()
-        folder = deployment.finished(run_id, first)
-        after_one_round = adapter_of(folder)
+    first.hold("killed")
+    second.wait_training()
+    second.kill()
+    second.release()
+    deployment.start_sites(second)
+    first.release()
+    folder = deployment.finished(run_id, "killed")
 
-        end(sites[0], grace=0)  # kill -9
-        deployment.restart_site(0, "site-0")
-        after_two_rounds = adapter_of(deployment.run(then))
+    rows = rows_of(folder)
+    took_part = [(row["round"], row["partition"]) for row in rows if "delta-shared" in row]
+    assert took_part == [(1, 0), (1, 1), (1, 2), (2, 0), (2, 2), (3, 0), (3, 1), (3, 2)]
+    refused = [(row["round"], row["partition"], row["phase"]) for row in rows if "refused" in row]
+    assert refused == [(2, 1, "train")]
 
-    for partition in range(SITES):
-        kept = tmp_path / f"site-{partition}" / "state" / first["run-name"] / str(partition)
-        assert sorted(path.name for path in kept.iterdir()) == [
-            "round-000001.safetensors",
-            "round-000002.safetensors",
-        ]
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [(row["round"], row["name"]) for row in rows] == [
-        (server_round, name) for server_round in (1, 2) for name in ("clean", "sketch")
-    ]
-    assert adapter_of(federation(SITES, num_rounds=1).serve()) == after_one_round
-    resumed = federation(SITES, num_rounds=2, resume=first["run-name"])
-    assert adapter_of(resumed.serve()) == after_two_rounds
+    trained = []
+
+    def kill(node, reply):
+        """Forget what partition 1 learned in its second round."""
+        trained.extend([node] * (reply.metadata.message_type == "train"))
+        if trained.count(node) != 2 or node != clients.node_id(1) or not is_training(reply):
+            return reply
+        (home / "clients" / "killed" / "1" / "round-000002.safetensors").unlink()
+        del clients.contexts[node].state["private-facts"]
+        return None
+
+    clients = federation(SITES, alter=kill, **settings)
+    home = tmp_path / "home"
+    assert adapter_of(clients.serve()) == adapter_of(folder)
+    for site in deployment.sites:
+        assert_equal(
+            private(site.state("killed")), private(home / "clients" / "killed" / str(site.partition))
+        )
+
+
+def is_training(reply):
+    return reply.metadata.message_type == "train"
+
+
+def refuse_strangers(deployment, folder):
+    """Have four clients try to join that may not."""
+    make_certificates(folder / "another-ca")
+    strangers = {
+        name: Site(deployment, name, 1, deployment.port)
+        for name in ("unregistered", "revoked", "foreign", "plain")
+    }
+    revoked = strangers["revoked"]
+    revoked.register()
+    deployment.start_sites(revoked)
+    deployment.user.flwr("supernode", "unregister", revoked.node_id, "lab")
+    revoked.process.wait(DEADLINE)
+    once = ("--max-retries", "0")  # else they try for ever
+    strangers["foreign"].start(
+        *("--root-certificates", str(folder / "another-ca" / "ca.crt")),
+        *("--auth-supernode-private-key", str(deployment.sites[1].key), *once),
+    )
+    strangers["plain"].start("--insecure", *once)
+    strangers["unregistered"].start()
+    revoked.start()
+    for site in (revoked, strangers["unregistered"]):
+        assert "Failed to activate SuperNode" in site.refused()
+    assert "CERTIFICATE_VERIFY_FAILED" in strangers["foreign"].refused()
+    strangers["plain"].refused()
+
+
+def test_a_run_with_alignment_goes_on_after_a_power_cut_as_if_there_had_been_none(
+    deployment, run_config, federation
+):
+    """In the second round, with one client in the middle of its training."""
+    align = {"align": "each-round", "align_beta": 0.0, "align_steps": 2, "public_examples": 40}
+    settings = {"run_name": "cut", "num_rounds": 2, "evaluate_every": 2, "server_device": "cpu", **align}
+    first = deployment.sites[0]
+    first.hold("cut")
+    deployment.user.start(run_config(**settings))
+    first.wait_training()
+    deployment.power_cut()
+    first.release()
+    deployment.start_superlink()
+    deployment.start_sites(*deployment.sites)
+    run_id = deployment.user.start(run_config(**settings, resume="cut"))
+    folder = deployment.finished(run_id, "cut")
+
+    clients = federation(SITES, **settings)
+    expected = clients.serve()
+    assert adapter_of(folder) == adapter_of(expected)
+    aligned = [row["round"] for row in rows_of(folder) if "align/delta-norm" in row]
+    assert aligned == [1, 2]
+    for site in deployment.sites:
+        kept = expected.parents[1] / "clients" / "cut" / str(site.partition)
+        assert_equal(private(site.state("cut")), private(kept))

@@ -61,6 +61,23 @@ def test_replies_of_strangers_and_second_replies_are_refused(toy, federation, ar
     assert refused == [(-1, "node 77 was not asked"), (2, "second reply")]
 
 
+def test_what_the_superlink_replies_for_a_node_that_is_gone_is_of_that_node(toy, federation, arrays):
+    """As Flower does it: the error comes from node 1, and names the message."""
+    notes, grid = toy.Notes(), with_ids(federation())
+    grid.nodes[10].alter = lambda content: "Error: Node Unavailable"
+
+    def from_superlink(replies):
+        for reply in replies:
+            if reply.has_error():
+                reply.metadata.__dict__["_src_node_id"] = 1
+        return replies
+
+    grid.order = from_superlink
+    FedDAT(flower.FedAvg(fraction_evaluate=0.0), observer=notes).start(grid, arrays, num_rounds=1)
+    refused = [note for note in notes if isinstance(note[3], str)]
+    assert refused == [(1, "train", 1, "Error: Node Unavailable")]
+
+
 def with_ids(grid):
     """Let the grid number messages when it sends them, as a real one does; replies name the number."""
     send = grid.send_and_receive

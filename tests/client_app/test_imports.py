@@ -1,0 +1,51 @@
+"""What a client's process imports: one is started for every message."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+pytestmark = pytest.mark.slow
+
+
+def said_by(program: str, **environment: str) -> list[str]:
+    """Run a program of Python's in a process of its own and return what it prints."""
+    command, machine = [sys.executable, "-c", program], {**os.environ, **environment}
+    ran = subprocess.run(command, cwd=ROOT, env=machine, capture_output=True, text=True, check=True)
+    return ran.stdout.split()
+
+
+def test_a_client_imports_nothing_that_only_the_server_needs():
+    loaded = {name.split(".")[0] for name in said_by("import sys, client_app.main; print(*sys.modules)")}
+    assert "torch" in loaded
+    assert not loaded & {"matplotlib", "flwr_datasets", "server_app", "strategies", "ray"}
+    # And nothing that reads data: where examples are kept, nobody does.
+    assert not loaded & {"datasets", "pandas", "pyarrow"}
+
+
+def test_what_a_client_imports_is_not_searched_for_garbage():
+    program = "import gc, client_app.main; print(gc.isenabled(), gc.get_freeze_count())"
+    enabled, frozen = said_by(program)
+    assert enabled == "True"
+    assert int(frozen) > 100_000
+
+
+TRAINING_EXAMPLES = """
+import json, os, sys
+from flwr.app import Context, RecordDict
+from client_app.client import Client
+
+settings, node = json.loads(os.environ["SETTINGS"]), {"partition-id": 0, "num-partitions": 1}
+context = Context(run_id=1, node_id=1, node_config=node, state=RecordDict(), run_config=settings)
+print(len(Client.of(context).examples("train")), "datasets" in sys.modules)
+"""
+
+
+def test_a_second_process_needs_no_library_of_data(home, run_config):
+    given = {"SETTINGS": json.dumps(run_config()), "FEDDAT_HOME": str(home)}
+    assert said_by(TRAINING_EXAMPLES, **given) == ["12", "True"]
+    assert said_by(TRAINING_EXAMPLES, **given) == ["12", "False"]

@@ -11,7 +11,7 @@ from flwr.clientapp import ClientApp
 from app import __version__
 from app.backbones import choose_device
 from app.heads import with_classifier
-from app.records import SCHEMA, to_record
+from app.records import SCHEMA, to_reply
 from app.source import source_hash
 from app.trained_model import Branch
 from data_partitions.benchmarks import text_only_baseline
@@ -64,7 +64,7 @@ def train(message: Message, context: Context) -> Message:
     client, config = _called(message, context)
     shelf, server_round = client.shelf(config), config["server-round"]
     arrays = message.content.array_records["arrays"]
-    adapter, head, lost = client.open(arrays, shelf, up_to=server_round - 1)
+    adapter, head, owed, lost = client.open(arrays, shelf, up_to=server_round - 1)
     metrics = train_round(
         adapter,
         head,
@@ -77,9 +77,10 @@ def train(message: Message, context: Context) -> Message:
     shared, own_head = adapter.state("shared"), head.state_dict()
     if client.settings.head == "shared":
         shared, own_head = with_classifier(shared, head), {}
-    reply = RecordDict({"arrays": to_record(shared), "metrics": _record(metrics, lost)})
-    save_private_state(context, shelf, server_round, PrivateState(adapter.state("local"), own_head))
-    return Message(reply, reply_to=message)
+    record, owed = to_reply(shared, arrays, owed, client.settings.wire_precision)
+    private = PrivateState(adapter.state("local"), own_head, owed)
+    save_private_state(context, shelf, server_round, private)
+    return Message(RecordDict({"arrays": record, "metrics": _record(metrics, lost)}), reply_to=message)
 
 
 @app.evaluate()
@@ -89,7 +90,7 @@ def evaluate_branches(message: Message, context: Context) -> Message:
     if not len(client.partition.test):
         raise ValueError(f"partition {client.partition_id} has no test rows to evaluate on")
     arrays = message.content.array_records["arrays"]
-    adapter, head, lost = client.open(arrays, client.shelf(config), up_to=config["server-round"])
+    adapter, head, _, lost = client.open(arrays, client.shelf(config), up_to=config["server-round"])
     metrics = evaluate(adapter, head, client.examples("test"), BRANCHES_OF[client.settings.method])
     return Message(RecordDict({"metrics": _record(metrics, lost)}), reply_to=message)
 

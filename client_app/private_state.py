@@ -12,7 +12,7 @@ import json
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -27,7 +27,7 @@ from app.records import from_record, to_record
 log = logging.getLogger("flwr")
 
 SCHEMA = "1"
-PARTS = ("local", "head")
+PARTS = ("local", "head", "owed")
 # A server that fell in round r, after its clients had trained, tries r again from their states of r - 1; if
 # its checkpoint of r - 1 is damaged, it tries r - 1 from those of r - 2.
 KEPT_ROUNDS = 3
@@ -44,10 +44,14 @@ class PrivateState:
         The local adapter A_c by names on the wire (where it never goes).
     head : dict
         The answer head's state.
+    owed : dict
+        What the wire's rounding took from the shared adapter's changes so far, see `records.to_reply`;
+        empty in float32.
     """
 
     local: dict[str, Tensor]
     head: dict[str, Tensor]
+    owed: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

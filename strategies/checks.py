@@ -4,6 +4,7 @@ from io import BytesIO
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Error, RecordDict
+from flwr.common.constant import SType
 
 MAX_WEIGHT = 2**53  # beyond it a float no longer counts one by one, and a sum of weights may overflow
 
@@ -37,7 +38,8 @@ def reason_to_refuse(
     Parameters
     ----------
     sent : ArrayRecord or None
-        What the client was sent to train. None: the reply is to an evaluation, which returns metrics alone.
+        What the client was sent to train, as it travelled. None: the reply is to an evaluation, which returns
+        metrics alone.
     content : RecordDict
         The reply: one ArrayRecord (none after an evaluation), one MetricRecord, any ConfigRecords.
     weight_key : str
@@ -71,6 +73,8 @@ def _reason_in_arrays(sent: ArrayRecord, received: ArrayRecord) -> str | None:
         if reason := _reason_in_layout(sent[name], received[name]):
             return f"array '{name}' {reason}"
     for name, array in received.items():
+        if array.stype != SType.NUMPY:
+            continue  # the codec that reads them looks at the values
         values = _values(array)
         if values.dtype.kind in "fc" and not np.isfinite(values).all():
             return f"array '{name}' has values that are not finite"
@@ -88,6 +92,9 @@ def _reason_in_layout(sent: Array, received: Array) -> str | None:
         return f"has shape {one_line(received.shape, 40)}, sent as {tuple(sent.shape)}"
     if received.stype != sent.stype:
         return f"is written as {one_line(received.stype, 40)!r}, sent as '{sent.stype}'"
+    if sent.stype != SType.NUMPY:
+        size, right = len(received.data), len(sent.data)
+        return None if size == right else f"holds {size} bytes instead of {right}"
     num_bytes = _num_bytes(sent)
     for header in (_header(sent, fortran_order) for fortran_order in (False, True)):
         if len(received.data) == len(header) + num_bytes and received.data.startswith(header):

@@ -33,7 +33,8 @@ def test_int8_has_a_scale_a_row_and_a_byte_a_value():
 
 def test_int4_puts_the_first_of_two_values_low_and_fills_up_with_zero():
     data = body([7.0, -7.0, 1.2], "int4")
-    assert data == bytes([0x80, 0x3F, 0x1F, 0x89])  # scale 1; codes 7 and -7 as 15 and 1, then 1 and 0 as 9 and 8
+    # Scale 1; codes 7 and −7 as 15 and 1, then 1 and 0 as 9 and 8.
+    assert data == bytes([0x80, 0x3F, 0x1F, 0x89])
 
 
 def test_a_scale_is_rounded_up_so_that_the_largest_value_has_a_code():
@@ -86,7 +87,7 @@ def test_what_is_encoded_is_encoded_to_the_same(precision):
 @pytest.mark.parametrize("precision", ENCODINGS)
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3.4e38])
 def test_a_value_without_a_code_is_not_written(precision, value):
-    with pytest.raises(ValueError, match="array 'a.b' has values that are not finite, or too large for"):
+    with pytest.raises(ValueError, match=r"array 'a\.b' has values that are not finite, or too large for"):
         encode(np.float32([1, value]), precision, "a.b")
 
 

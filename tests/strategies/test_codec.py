@@ -1,5 +1,6 @@
 """Encoded arrays: the strategy inside never sees them, and a malformed one never reaches it."""
 
+import re
 import zlib
 
 import numpy as np
@@ -220,5 +221,4 @@ def test_a_change_that_is_too_large_is_refused_by_its_decoded_size(toy, clients,
     notes, grid = toy.Notes(), clients(precision, thousandfold)
     run(grid, precision, notes)
     (told,) = [note[3] for note in notes if note[1:3] == ("train", 1)]
-    assert told.startswith("changes the arrays by 5.6")
-    assert told.endswith("more than 70.7")
+    assert re.fullmatch(r"changes the arrays by 5\.6\de\+03 in norm, more than 7[01]\.?\d?", told)

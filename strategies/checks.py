@@ -61,6 +61,17 @@ def reason_to_refuse(
     return None if sent is None else _reason_in_arrays(sent, records[0])
 
 
+def in_place(array: Array) -> np.ndarray:
+    """Return the values of an array that passed the checks, read-only, where they lie.
+
+    Its header is NumPy's for C or for Fortran order, and nothing else.
+    """
+    start = len(array.data) - _num_bytes(array)
+    fortran_order = b"'fortran_order': True" in array.data[:start]
+    values = np.frombuffer(array.data, array.dtype, offset=start)
+    return values.reshape(array.shape, order="F" if fortran_order else "C")
+
+
 def _reason_in_arrays(sent: ArrayRecord, received: ArrayRecord) -> str | None:
     for name in received:
         if is_private(name):
@@ -75,14 +86,10 @@ def _reason_in_arrays(sent: ArrayRecord, received: ArrayRecord) -> str | None:
     for name, array in received.items():
         if array.stype != SType.NUMPY:
             continue  # the codec that reads them looks at the values
-        values = _values(array)
+        values = in_place(array)
         if values.dtype.kind in "fc" and not np.isfinite(values).all():
             return f"array '{name}' has values that are not finite"
     return None
-
-
-def _values(array: Array) -> np.ndarray:
-    return np.frombuffer(array.data, array.dtype, offset=len(array.data) - _num_bytes(array))
 
 
 def _reason_in_layout(sent: Array, received: Array) -> str | None:

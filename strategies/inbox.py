@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass
+from math import inf
 from typing import cast
 
 from flwr.app import ArrayRecord, Message, RecordDict
@@ -132,15 +133,23 @@ def accept(
     refused += [(silent, "no reply in time") for silent in sorted(r.partition_id for r in pending.values())]
     if trained and good:
         counts = {index: cast(float, scalars(reply.message)[weight_key]) for index, reply in good.items()}
-        sent = {request.partition_id: request.arrays for request in requests.values()}
-        changes = {
-            index: change(sent[index], next(iter(reply.message.content.array_records.values())))
-            for index, reply in good.items()
-        }
-        far = far_changes(changes, next(iter(sent.values())), max_change) | absurd_counts(counts, said)
+        far = absurd_counts(counts, said)
+        if max_change < inf:
+            far = _far(requests, good, max_change) | far
         refused += far.items()
         good = {index: reply for index, reply in good.items() if index not in far}
     return list(good.values()), refused
+
+
+def _far(requests: Mapping[int, Request], good: Mapping[int, Reply], max_change: float) -> dict[int, str]:
+    sent = {request.partition_id: request.arrays for request in requests.values()}
+    # Mostly one record for all: it is read once.
+    values = {id(record): {n: a.numpy() for n, a in record.items()} for record in sent.values()}
+    changes = {
+        index: change(values[id(sent[index])], next(iter(reply.message.content.array_records.values())))
+        for index, reply in good.items()
+    }
+    return far_changes(changes, next(iter(sent.values())), max_change)
 
 
 def _decoded(sent: ArrayRecord, reply: Message, codec: Codec) -> Message:

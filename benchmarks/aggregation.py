@@ -82,7 +82,7 @@ class Nodes(Grid):
 def rounds(
     make: Callable[[], Strategy], clients: int, blocks: int, num_rounds: int, memory: bool = False
 ) -> tuple[list[float], int]:
-    """Aggregate; return the seconds of each round, and with `memory` the largest extra bytes of any.
+    """Aggregate; return the CPU seconds of each round, and with `memory` the largest extra bytes of any.
 
     Measuring memory slows the clock down, so one call does one of them.
     """
@@ -110,7 +110,7 @@ def rounds(
 
 
 def numpy_sum(clients: int, blocks: int, repeats: int) -> list[float]:
-    """Add the same arrays up with numpy, one pass over them; return the seconds of each repeat."""
+    """Add the same arrays up with numpy, one pass over them; return the CPU seconds of each repeat."""
     payloads = [list(adapter(blocks, 1 + seed).values()) for seed in range(min(PAYLOADS, clients))]
     seconds = []
     for _ in range(repeats):
@@ -149,32 +149,18 @@ def measure(clients: int, blocks: int, num_rounds: int) -> dict[str, float]:
 
 
 def table(lines: Sequence[dict[str, float]], machine: str) -> Table:
-    """Show a line for each size of federation."""
-    shown = Table(
-        *(
-            "clients",
-            "MB a reply",
-            "numpy's sum",
-            "FedAvg",
-            "FedDAT(FedAvg)",
-            "GB/s",
-            "× numpy",
-            "peak extra",
-        ),
-        title=f"aggregation, medians (least–most), {machine}",
-    )
+    """Show a line for each size of federation: milliseconds, and of FedDAT its least and most."""
+    shown = Table("clients", "MB", "numpy", "FedAvg", "FedDAT", "least–most", "GB/s", "× numpy", "extra MB")
+    shown.title = f"aggregation in ms of CPU, medians; {machine}"
     for line in lines:
-        clock = [
-            f"{1000 * line[key]:.1f} ({1000 * line[f'{key}-least']:.1f}–{1000 * line[f'{key}-most']:.1f}) ms"
-            for key in ("numpy", "fedavg", "feddat")
-        ]
         shown.add_row(
             f"{line['clients']:.0f}",
             f"{line['reply-mb']:.2f}",
-            *clock,
+            *(f"{1000 * line[key]:.1f}" for key in ("numpy", "fedavg", "feddat")),
+            f"{1000 * line['feddat-least']:.1f}–{1000 * line['feddat-most']:.1f}",
             f"{line['clients'] * line['reply-mb'] / 1000 / line['feddat']:.2f}",
             f"{line['feddat'] / line['numpy']:.1f}",
-            f"{line['extra-mb']:.1f} MB",
+            f"{line['extra-mb']:.1f}",
         )
     return shown
 
@@ -202,7 +188,7 @@ def draw(growth: dict[str, list[dict[str, float]]], path: Path) -> None:
             axis.set(xscale="log", yscale="log")
         else:
             axis.set(ylim=(0, None))
-        axis.set(xlabel=label, ylabel="seconds a round")
+        axis.set(xlabel=label, ylabel="CPU seconds a round")
         axis.legend(fontsize=8)
         axis.grid(alpha=0.3)
     figure.savefig(path)

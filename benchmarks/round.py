@@ -181,36 +181,26 @@ def figures(watch: Stopwatch, started: float) -> dict[str, Any]:
 
 
 def table(lines: Sequence[dict[str, Any]], title: str) -> Table:
-    """Show a line for each number of clients."""
-    shown = Table(
-        "clients",
-        "round",
-        "steps and evaluation",
-        "overhead",
-        "in clients",
-        "on the server",
-        "message to first step",
-        "last step to reply",
-        "start",
-        "first round",
-        title=title,
-    )
-    for line in lines:
-        clock = [
-            f"{1000 * line[key]:.1f} (most {1000 * line[f'{key}-most']:.1f}) ms"
-            for key in ("before-step", "after-step")
-        ]
-        shown.add_row(
-            f"{line['clients']}",
-            f"{line['round']:.2f} s",
-            f"{line['work']:.2f} s",
-            f"{100 * line['overhead']:.1f} %",
-            f"{line['inside']:.3f} s",
-            f"{line['outside']:.3f} s",
-            *clock,
-            f"{line['start']:.2f} s",
-            f"{line['first-round']:.2f} s, work {line['first-round-work']:.2f} s",
-        )
+    """Show a column for each number of clients."""
+
+    def row(name: str, text: Callable[[dict[str, Any]], str]) -> None:
+        shown.add_row(name, *map(text, lines))
+
+    shown = Table("", *(f"{line['clients']} clients" for line in lines), title=title)
+    for name, key in (
+        ("a round", "round"),
+        ("steps and evaluation", "work"),
+        ("beside them, in clients", "inside"),
+        ("beside them, on the server", "outside"),
+    ):
+        row(name, lambda line, key=key: f"{line[key]:.3f} s")
+    row("overhead", lambda line: f"{100 * line['overhead']:.1f} %")
+    for name, key in (("message to first step", "before-step"), ("last step to reply", "after-step")):
+        row(name, lambda line, key=key: f"{1000 * line[key]:.1f} ms, most {1000 * line[f'{key}-most']:.1f}")
+    row("before round 1", lambda line: f"{line['start']:.2f} s")
+    row("round 1, beside its work", lambda line: f"{line['first-round'] - line['first-round-work']:.2f} s")
+    for name in COUNTED:
+        row(name, lambda line, name=name: str(line["counts"].get(name, 0)))
     return shown
 
 
@@ -235,8 +225,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     steps = -(-options.train_examples // defaults["batch-size"]) or "all"
     title = f"{options.rounds} rounds, {steps} steps a client, {options.clock} time, {machine}"
     Console().print(table(lines, title))
-    for line in lines:
-        print(f"{line['clients']} clients: " + ", ".join(f"{v} {k}" for k, v in line["counts"].items()))
     if options.json:
         write_atomically(options.json, json.dumps({"machine": machine, "lines": lines}, indent=2) + "\n")
 

@@ -1,6 +1,8 @@
 """What an array may be called and a reply may hold. Nothing a client sent is parsed here, only compared."""
 
+from functools import lru_cache
 from io import BytesIO
+from math import prod
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Error, RecordDict
@@ -74,10 +76,9 @@ def in_place(array: Array) -> np.ndarray:
 
 def _reason_in_arrays(sent: ArrayRecord, received: ArrayRecord) -> str | None:
     for name in received:
-        if is_private(name):
-            return f"array {one_line(name, 100)!r} has a private name"
         if name not in sent:
-            return f"array {one_line(name, 100)!r} was not sent"
+            why = "has a private name" if is_private(name) else "was not sent"
+            return f"array {one_line(name, 100)!r} {why}"
     for name in sent:
         if name not in received:
             return f"array '{name}' is missing"
@@ -103,19 +104,20 @@ def _reason_in_layout(sent: Array, received: Array) -> str | None:
         size, right = len(received.data), len(sent.data)
         return None if size == right else f"holds {size} bytes instead of {right}"
     num_bytes = _num_bytes(sent)
-    for header in (_header(sent, fortran_order) for fortran_order in (False, True)):
+    for fortran_order in (False, True):
+        header = _header(sent.dtype, tuple(sent.shape), fortran_order)
         if len(received.data) == len(header) + num_bytes and received.data.startswith(header):
             return None
     return f"holds {len(received.data)} bytes that are not {sent.dtype} values of shape {tuple(sent.shape)}"
 
 
 def _num_bytes(array: Array) -> int:
-    return int(np.prod(array.shape, dtype=np.int64)) * np.dtype(array.dtype).itemsize
+    return prod(array.shape) * np.dtype(array.dtype).itemsize
 
 
-def _header(array: Array, fortran_order: bool) -> bytes:
+@lru_cache(maxsize=1024)  # what is sent has few shapes, and writing a header takes longer than all checks
+def _header(dtype: str, shape: tuple[int, ...], fortran_order: bool) -> bytes:
     stream = BytesIO()
-    descr = np.dtype(array.dtype).str
-    layout = {"descr": descr, "fortran_order": fortran_order, "shape": tuple(array.shape)}
+    layout = {"descr": np.dtype(dtype).str, "fortran_order": fortran_order, "shape": shape}
     np.lib.format.write_array_header_1_0(stream, layout)
     return stream.getvalue()

@@ -144,7 +144,8 @@ def accept(
 def _far(requests: Mapping[int, Request], good: Mapping[int, Reply], max_change: float) -> dict[int, str]:
     sent = {request.partition_id: request.arrays for request in requests.values()}
     # Mostly one record for all: it is read once.
-    values = {id(record): {n: a.numpy() for n, a in record.items()} for record in sent.values()}
+    records = {id(record): record for record in sent.values()}
+    values = {key: {n: a.numpy() for n, a in record.items()} for key, record in records.items()}
     changes = {
         index: change(values[id(sent[index])], next(iter(reply.message.content.array_records.values())))
         for index, reply in good.items()

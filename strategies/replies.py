@@ -63,10 +63,7 @@ def alike(
         metrics = {key: value for key, value in _metrics(reply).items() if (key, _length(value)) in common}
         if uniform:
             metrics[weight_key] = 1.0
-        arrays = [
-            ArrayRecord({name: _checked(record[name]) for name in array_names})
-            for record in reply.content.array_records.values()
-        ]
+        arrays = [_checked(record, array_names) for record in reply.content.array_records.values()]
         content = RecordDict(dict(reply.content.config_records))
         content.update(zip(record_names, [*arrays, MetricRecord(metrics)], strict=True))
         copies.append(copy(reply))
@@ -84,8 +81,13 @@ def as_sent(aggregate: ArrayRecord, sent: ArrayRecord) -> ArrayRecord:
     )
 
 
-def _checked(array: Array) -> Array:
-    return _Checked(array.dtype, array.shape, array.stype, array.data)
+def _checked(record: ArrayRecord, names: Sequence[str]) -> ArrayRecord:
+    checked = ArrayRecord()
+    for name in names:  # an ArrayRecord made of a dict would make its own arrays
+        array = copy(record[name])
+        array.__class__ = _Checked
+        checked[name] = array
+    return checked
 
 
 def _metrics(reply: Message) -> MetricRecord:

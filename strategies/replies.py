@@ -25,7 +25,7 @@ class _Checked(Array):
 
     def numpy(self) -> np.ndarray:
         """Return a copy of the values, as `Array` does."""
-        return in_place(self).copy()
+        return in_place(self).copy(order="K")
 
 
 def alike(

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from flwr.app import ConfigRecord, Context
+from flwr.app import ArrayRecord, ConfigRecord, Context
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -175,7 +175,8 @@ def save_private_state(context: Context, shelf: Shelf, server_round: int, state:
     for draft in shelf.folder.glob(".round-*"):  # of a process that was killed while it wrote
         draft.unlink(missing_ok=True)
     for part in PARTS:
-        context.state[f"private-{part}"] = to_record(getattr(state, part))
+        if weights := getattr(state, part):
+            context.state[f"private-{part}"] = to_record(weights)
     context.state["private-facts"] = ConfigRecord(dict(facts))
 
 
@@ -193,7 +194,9 @@ def _cached(context: Context, shelf: Shelf, server_round: int) -> PrivateState |
     if dict(context.state.config_records.get("private-facts", {})) != _facts(shelf, server_round):
         return None
     records = context.state.array_records
-    return PrivateState(**{part: from_record(records[f"private-{part}"]) for part in PARTS})
+    return PrivateState(
+        **{part: from_record(records.get(f"private-{part}", ArrayRecord())) for part in PARTS}
+    )
 
 
 def _read(path: Path, facts: Mapping[str, str], first: PrivateState) -> PrivateState:

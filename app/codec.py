@@ -88,7 +88,8 @@ def encoded_size(shape: tuple[int, ...], precision: str) -> int:
 
 
 def _channels(shape: tuple[int, ...]) -> int:
-    return shape[0] if len(shape) > 1 and prod(shape) else int(prod(shape) > 0)
+    size: int = prod(shape)
+    return shape[0] if len(shape) > 1 and size else int(size > 0)
 
 
 def _rows(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -33,6 +33,7 @@ from strategies import FedDAT
 PAYLOADS = 8  # different replies; 29 MB of them are more than a core's cache
 BLOCKS = 12  # of ViLT-B/32, each with a bottleneck of width 48
 MB = 1e6
+SERIES = {"numpy": "numpy's sum", "fedavg": "FedAvg", "feddat": "FedDAT(FedAvg)"}
 
 
 def adapter(blocks: int, seed: int) -> dict[str, np.ndarray]:
@@ -181,13 +182,16 @@ def draw(growth: dict[str, list[dict[str, float]]], path: Path) -> None:
         strict=True,
     ):
         lines = growth[name]
-        for series, title in (("numpy", "numpy's sum"), ("fedavg", "FedAvg"), ("feddat", "FedDAT(FedAvg)")):
+        x = [line[key] for line in lines]
+        for colour, (series, title) in enumerate(SERIES.items()):
             if all(series in line for line in lines):
-                axis.plot([line[key] for line in lines], [line[series] for line in lines], "o-", label=title)
+                axis.plot(x, [line[series] for line in lines], "o-", color=f"C{colour}", label=title)
         if name != "rounds":
             axis.set(xscale="log", yscale="log")
+            axis.set_xticks(x, [f"{value:.3g}" for value in x])
+            axis.minorticks_off()
         else:
-            axis.set(ylim=(0, None))
+            axis.set_ylim(0, 1.3 * max(line["feddat"] for line in lines))
         axis.set(xlabel=label, ylabel="CPU seconds a round")
         axis.legend(fontsize=8)
         axis.grid(alpha=0.3)

@@ -174,9 +174,8 @@ def save_private_state(context: Context, shelf: Shelf, server_round: int, state:
         shelf.file(other).unlink(missing_ok=True)
     for draft in shelf.folder.glob(".round-*"):  # of a process that was killed while it wrote
         draft.unlink(missing_ok=True)
-    for part in PARTS:
-        if weights := getattr(state, part):
-            context.state[f"private-{part}"] = to_record(weights)
+    for part in PARTS if state.owed else PARTS[:-1]:  # in float32 nothing is owed
+        context.state[f"private-{part}"] = to_record(getattr(state, part))
     context.state["private-facts"] = ConfigRecord(dict(facts))
 
 

@@ -108,3 +108,17 @@ def test_a_sum_that_is_not_finite_is_refused():
     arrays = ArrayRecord({"w": Array(large)})
     with pytest.raises(ValueError, match="array 'w' has values that are not finite"):
         codec.decode(arrays, codec.encode(arrays))
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_flower_carries_it_as_it_is(precision):
+    """As its grid does: taken apart into objects, and put together again."""
+    record = to_record(SMALL, precision)
+    for array in record.values():
+        back = Array.inflate(array.deflate(), array.children)
+        assert (back.dtype, back.shape, back.stype, back.data) == (
+            array.dtype,
+            array.shape,
+            array.stype,
+            array.data,
+        )

@@ -188,7 +188,7 @@ def draw(growth: dict[str, list[dict[str, float]]], path: Path) -> None:
                 axis.plot(x, [line[series] for line in lines], "o-", color=f"C{colour}", label=title)
         if name != "rounds":
             axis.set(xscale="log", yscale="log")
-            axis.set_xticks(x, [f"{value:.3g}" for value in x])
+            axis.set_xticks(x, [f"{value:.4g}" for value in x])
             axis.minorticks_off()
         else:
             axis.set_ylim(0, 1.3 * max(line["feddat"] for line in lines))

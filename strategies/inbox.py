@@ -121,13 +121,12 @@ def accept(
             reason = cause(reply.error)
         else:
             reason = reason_to_refuse(request.travelling if trained else None, reply.content, weight_key)
-        if reason is None:
-            num_bytes = bytes_of(reply)
-            try:
-                decoded = _decoded(request.arrays, reply, codec) if codec and trained else reply
-                good[partition(reply)] = Reply(partition(reply), decoded, num_bytes)
-            except ValueError as error:
-                reason = one_line(error)
+            if reason is None:
+                try:
+                    decoded = _decoded(request.arrays, reply, codec) if codec and trained else reply
+                    good[request.partition_id] = Reply(request.partition_id, decoded, bytes_of(reply))
+                except ValueError as error:
+                    reason = one_line(error)
         if reason is not None:
             refused.append((partition(reply), reason))
     refused += [(silent, "no reply in time") for silent in sorted(r.partition_id for r in pending.values())]

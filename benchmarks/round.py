@@ -21,6 +21,7 @@ import tomllib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -122,10 +123,7 @@ def watched(watch: Stopwatch) -> Iterator[None]:
         "client_app.main.app": watch.message,
         "client_app.local_training._step": watch.work,
         "client_app.main.evaluate": watch.work,
-        **{
-            target: (lambda function, name=name: watch.counted(name, function))
-            for name, target in COUNTED.items()
-        },
+        **{target: partial(watch.counted, name) for name, target in COUNTED.items()},
     }
     with ExitStack() as patches:
         for target, wrap in around.items():
@@ -182,10 +180,6 @@ def figures(watch: Stopwatch, started: float) -> dict[str, Any]:
 
 def table(lines: Sequence[dict[str, Any]], title: str) -> Table:
     """Show a column for each number of clients."""
-
-    def row(name: str, text: Callable[[dict[str, Any]], str]) -> None:
-        shown.add_row(name, *map(text, lines))
-
     shown = Table("", *(f"{line['clients']} clients" for line in lines), title=title)
     for name, key in (
         ("a round", "round"),
@@ -193,14 +187,16 @@ def table(lines: Sequence[dict[str, Any]], title: str) -> Table:
         ("beside them, in clients", "inside"),
         ("beside them, on the server", "outside"),
     ):
-        row(name, lambda line, key=key: f"{line[key]:.3f} s")
-    row("overhead", lambda line: f"{100 * line['overhead']:.1f} %")
+        shown.add_row(name, *(f"{line[key]:.3f} s" for line in lines))
+    shown.add_row("overhead", *(f"{100 * line['overhead']:.1f} %" for line in lines))
     for name, key in (("message to first step", "before-step"), ("last step to reply", "after-step")):
-        row(name, lambda line, key=key: f"{1000 * line[key]:.1f} ms, most {1000 * line[f'{key}-most']:.1f}")
-    row("before round 1", lambda line: f"{line['start']:.2f} s")
-    row("round 1, beside its work", lambda line: f"{line['first-round'] - line['first-round-work']:.2f} s")
+        both = ((1000 * line[key], 1000 * line[f"{key}-most"]) for line in lines)
+        shown.add_row(name, *(f"{median:.1f} ms, most {most:.1f}" for median, most in both))
+    shown.add_row("before round 1", *(f"{line['start']:.2f} s" for line in lines))
+    first = (line["first-round"] - line["first-round-work"] for line in lines)
+    shown.add_row("round 1, beside its work", *(f"{seconds:.2f} s" for seconds in first))
     for name in COUNTED:
-        row(name, lambda line, name=name: str(line["counts"].get(name, 0)))
+        shown.add_row(name, *(str(line["counts"].get(name, 0)) for line in lines))
     return shown
 
 

@@ -64,8 +64,8 @@ def sizes(adapter: Mapping[str, torch.Tensor], repeats: int) -> dict[str, dict[s
             from_record(record)
             clock["write"].append(1000 * (written - started))
             clock["read"].append(1000 * (time.process_time() - written))
-        found[precision] = {"bytes": record.count_bytes()}
-        found[precision] |= {f"{what}-ms": statistics.median(ms) for what, ms in clock.items()}
+        medians = {f"{what}-ms": statistics.median(ms) for what, ms in clock.items()}
+        found[precision] = {"bytes": float(record.count_bytes()), **medians}
     return found
 
 

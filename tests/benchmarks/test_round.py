@@ -48,3 +48,16 @@ def test_a_process_loads_the_backbone_once_and_processes_a_clients_data_once(hom
     # A tick at the beginning and one at the end: 3 steps and an evaluation of each of 3 clients.
     assert found["work"] == 3 * (3 + 1)
     assert found["round"] > found["work"]
+
+
+def test_the_table_has_a_column_for_each_federation(monkeypatch, capsys):
+    keys = ("round", "work", "inside", "outside", "before-step", "after-step", "start", "first-round")
+    line = {key: 0.25 for key in keys} | {"before-step-most": 0.5, "after-step-most": 0.5, "overhead": 0.125}
+    line |= {"first-round-work": 0.125, "counts": {"backbones loaded": 1}}
+    monkeypatch.setattr(program, "measure", lambda settings, clients, clock: {"clients": clients, **line})
+    program.main(["--clients", "5", "20"])
+    printed = capsys.readouterr().out
+    assert "5 clients" in printed
+    assert "20 clients" in printed
+    assert "250.0 ms, most 500.0" in printed
+    assert "12.5 %" in printed

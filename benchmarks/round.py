@@ -119,7 +119,7 @@ class Stopwatch:
 @contextmanager
 def watched(watch: Stopwatch) -> Iterator[None]:
     """Have a stopwatch look at the real apps."""
-    around = {
+    around: dict[str, Callable[..., Any]] = {
         "client_app.main.app": watch.message,
         "client_app.local_training._step": watch.work,
         "client_app.main.evaluate": watch.work,

@@ -95,6 +95,7 @@ class Settings(BaseModel):
     max_failure_rate: float = Field(ge=0, le=1)
     server_learning_rate: float = Field(gt=0)
     proximal_mu: float = Field(ge=0)
+    wire_precision: Literal["float32", "bfloat16", "int8", "int4"]
     fraction_train: float = Field(gt=0, le=1)
     evaluate_every: int = Field(gt=0)
 
@@ -204,6 +205,16 @@ class Settings(BaseModel):
                 self.dp not in ("none", "local") and self.weighting != "uniform",
                 f"dp = {self.dp!r} with weighting = {self.weighting!r}; allowed: 'uniform', the plain mean"
                 " for which its noise is made",
+            ),
+            (
+                self.wire_precision != "float32" and self.method == "full",
+                f"wire-precision = {self.wire_precision!r} with method = 'full' would round the statistics "
+                "of batch normalisation, and a variance below 0; allowed: 'float32'",
+            ),
+            (
+                self.wire_precision != "float32" and self.dp in ("client-fixed", "client-adaptive", "local"),
+                f"wire-precision = {self.wire_precision!r} with dp = {self.dp!r} would change what a client "
+                "has clipped; allowed: 'float32', or a dp at the server",
             ),
             (
                 self.pretrain == "backbone",

@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from flwr.app import ArrayRecord, Context
-from torch import nn
+from torch import Tensor, nn
 
 from app.backbones import Backbone, open_backbone
 from app.examples import Examples, process
@@ -170,7 +171,7 @@ class Client:
 
     def open(
         self, arrays: ArrayRecord, shelf: Shelf, up_to: int, num_answers: int
-    ) -> tuple[TrainedModel, nn.Module, int]:
+    ) -> tuple[TrainedModel, nn.Module, dict[str, Tensor], int]:
         """Put what arrived, its frozen copy and the private state in place.
 
         Returns
@@ -179,19 +180,27 @@ class Client:
             With the local adapter as it was after round `up_to`, or the last before it.
         nn.Module
             The head: the one that arrived, or the private one of the same round.
+        dict
+            What the wire owes of that round, see `records.to_reply`.
         int
             How many private states were lost on the way, see `load_private_state`.
         """
         model = open_model(self.settings)
         kind, seed = self.settings.head, self.settings.seed
         head = new_head(model.backbone.width, num_answers, seed, kind)
-        first = PrivateState(model.initial_local, {} if kind == "shared" else head.state_dict())
+        received = from_record(arrays)
+        rounded = self.settings.wire_precision != "float32"
+        first = PrivateState(
+            model.initial_local,
+            {} if kind == "shared" else head.state_dict(),
+            {name: torch.zeros_like(value) for name, value in received.items()} if rounded else {},
+        )
         private, lost = load_private_state(self.context, shelf, up_to, first)
-        shared, classifier = split_classifier(from_record(arrays))
+        shared, classifier = split_classifier(received)
         model.receive(shared)
         model.load("local", private.local)
         head.load_state_dict(classifier if kind == "shared" else private.head)
-        return model, head.to(model.device), lost
+        return model, head.to(model.device), private.owed, lost
 
 
 def data_options(settings: Settings) -> DataOptions:

@@ -15,7 +15,7 @@ from flwr.clientapp import ClientApp
 from app import __version__
 from app.backbones import choose_device
 from app.heads import with_classifier
-from app.records import SCHEMA, to_record
+from app.records import SCHEMA, to_reply
 from app.source import source_hash
 from app.trained_model import Branch
 
@@ -70,7 +70,7 @@ def train(message: Message, context: Context) -> Message:
     shelf, server_round = client.shelf(config), config["server-round"]
     arrays = message.content.array_records["arrays"]
     examples = client.examples("train")
-    adapter, head, lost = client.open(arrays, shelf, server_round - 1, examples.num_answers)
+    adapter, head, owed, lost = client.open(arrays, shelf, server_round - 1, examples.num_answers)
     metrics = train_round(
         adapter,
         head,
@@ -83,9 +83,10 @@ def train(message: Message, context: Context) -> Message:
     shared, own_head = adapter.state("shared"), head.state_dict()
     if client.settings.head == "shared":
         shared, own_head = with_classifier(shared, head), {}
-    reply = RecordDict({"arrays": to_record(shared), "metrics": _record(metrics, lost)})
-    save_private_state(context, shelf, server_round, PrivateState(adapter.state("local"), own_head))
-    return Message(reply, reply_to=message)
+    record, owed = to_reply(shared, arrays, owed, client.settings.wire_precision)
+    private = PrivateState(adapter.state("local"), own_head, owed)
+    save_private_state(context, shelf, server_round, private)
+    return Message(RecordDict({"arrays": record, "metrics": _record(metrics, lost)}), reply_to=message)
 
 
 @app.evaluate()
@@ -95,7 +96,7 @@ def evaluate_branches(message: Message, context: Context) -> Message:
     examples = client.examples("test")
     arrays = message.content.array_records["arrays"]
     shelf = client.shelf(config)
-    adapter, head, lost = client.open(arrays, shelf, config["server-round"], examples.num_answers)
+    adapter, head, _, lost = client.open(arrays, shelf, config["server-round"], examples.num_answers)
     metrics = evaluate(adapter, head, examples, BRANCHES_OF[client.settings.method])
     return Message(RecordDict({"metrics": _record(metrics, lost)}), reply_to=message)
 

@@ -10,11 +10,11 @@ rate and the order of the data are functions of the settings, the seed and the r
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from flwr.app import ConfigRecord, Context
+from flwr.app import ArrayRecord, ConfigRecord, Context
 from torch import Tensor
 
 from app.checked_files import read_checked, write_checked
@@ -23,7 +23,7 @@ from app.records import from_record, to_record
 log = logging.getLogger("flwr")
 
 SCHEMA = "1"
-PARTS = ("local", "head")
+PARTS = ("local", "head", "owed")
 # A server that fell in round r, after its clients had trained, tries r again from their states of r - 1; if
 # its checkpoint of r - 1 is damaged, it tries r - 1 from those of r - 2.
 KEPT_ROUNDS = 3
@@ -40,10 +40,14 @@ class PrivateState:
         The local adapter A_c by names on the wire (where it never goes).
     head : dict
         The answer head's state.
+    owed : dict
+        What the wire's rounding took from the shared adapter's changes so far, see `records.to_reply`;
+        empty in float32.
     """
 
     local: dict[str, Tensor]
     head: dict[str, Tensor]
+    owed: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -165,7 +169,7 @@ def save_private_state(context: Context, shelf: Shelf, server_round: int, state:
         shelf.file(other).unlink(missing_ok=True)
     for draft in shelf.folder.glob(".round-*"):  # of a process that was killed while it wrote
         draft.unlink(missing_ok=True)
-    for part in PARTS:
+    for part in PARTS if state.owed else PARTS[:-1]:  # in float32 nothing is owed
         context.state[f"private-{part}"] = to_record(getattr(state, part))
     context.state["private-facts"] = ConfigRecord(dict(_facts(shelf, server_round)))
 
@@ -184,7 +188,9 @@ def _cached(context: Context, shelf: Shelf, server_round: int) -> PrivateState |
     if dict(context.state.config_records.get("private-facts", {})) != _facts(shelf, server_round):
         return None
     records = context.state.array_records
-    return PrivateState(**{part: from_record(records[f"private-{part}"]) for part in PARTS})
+    return PrivateState(
+        **{part: from_record(records.get(f"private-{part}", ArrayRecord())) for part in PARTS}
+    )
 
 
 def _read(path: Path, facts: Mapping[str, str], first: PrivateState) -> PrivateState:

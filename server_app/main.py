@@ -13,7 +13,7 @@ from rich.console import Console
 
 from app import __version__
 from app.dual_adapter import DualAdapter
-from app.records import SCHEMA, from_record, to_record
+from app.records import SCHEMA, WireCodec, from_record, to_record
 from app.settings import Settings, SettingsError, read_settings
 from app.source import source_hash
 from data_partitions.benchmarks import BENCHMARKS
@@ -73,6 +73,7 @@ def main(grid: Grid, context: Context) -> None:
         min_clients=settings.min_clients,
         max_failure_rate=settings.max_failure_rate,
         round_timeout=settings.round_timeout,
+        codec=None if settings.wire_precision == "float32" else WireCodec(settings.wire_precision),
     )
     strategy: Strategy = federation
     if settings.align != "none":

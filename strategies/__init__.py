@@ -1,6 +1,7 @@
 """Flower strategies around Flower strategies; needs flwr and numpy only."""
 
 from .checks import is_private, one_line, reason_to_refuse
+from .codec import Codec
 from .feddat import FedDAT
 from .mllm_alignment import Aligner, MLLMAlignment
 from .observer import RoundObserver
@@ -12,6 +13,7 @@ __all__ = [
     "Aligner",
     "Checkpoint",
     "CheckpointStore",
+    "Codec",
     "FedDAT",
     "MLLMAlignment",
     "Resumable",

@@ -1,9 +1,12 @@
 """What an array may be called and a reply may hold. Nothing a client sent is parsed here, only compared."""
 
+from functools import lru_cache
 from io import BytesIO
+from math import prod
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Error, RecordDict
+from flwr.common.constant import SType
 
 MAX_WEIGHT = 2**53  # beyond it a float no longer counts one by one, and a sum of weights may overflow
 
@@ -37,7 +40,8 @@ def reason_to_refuse(
     Parameters
     ----------
     sent : ArrayRecord or None
-        What the client was sent to train. None: the reply is to an evaluation, which returns metrics alone.
+        What the client was sent to train, as it travelled. None: the reply is to an evaluation, which returns
+        metrics alone.
     content : RecordDict
         The reply: one ArrayRecord (none after an evaluation), one MetricRecord, any ConfigRecords.
     weight_key : str
@@ -59,26 +63,34 @@ def reason_to_refuse(
     return None if sent is None else _reason_in_arrays(sent, records[0])
 
 
+def in_place(array: Array) -> np.ndarray:
+    """Return the values of an array that passed the checks, read-only, where they lie.
+
+    Its header is NumPy's for C or for Fortran order, and nothing else.
+    """
+    start = len(array.data) - _num_bytes(array)
+    fortran_order = b"'fortran_order': True" in array.data[:start]
+    values = np.frombuffer(array.data, array.dtype, offset=start)
+    return values.reshape(array.shape, order="F" if fortran_order else "C")
+
+
 def _reason_in_arrays(sent: ArrayRecord, received: ArrayRecord) -> str | None:
     for name in received:
-        if is_private(name):
-            return f"array {one_line(name, 100)!r} has a private name"
         if name not in sent:
-            return f"array {one_line(name, 100)!r} was not sent"
+            why = "has a private name" if is_private(name) else "was not sent"
+            return f"array {one_line(name, 100)!r} {why}"
     for name in sent:
         if name not in received:
             return f"array '{name}' is missing"
         if reason := _reason_in_layout(sent[name], received[name]):
             return f"array '{name}' {reason}"
     for name, array in received.items():
-        values = _values(array)
+        if array.stype != SType.NUMPY:
+            continue  # the codec that reads them looks at the values
+        values = in_place(array)
         if values.dtype.kind in "fc" and not np.isfinite(values).all():
             return f"array '{name}' has values that are not finite"
     return None
-
-
-def _values(array: Array) -> np.ndarray:
-    return np.frombuffer(array.data, array.dtype, offset=len(array.data) - _num_bytes(array))
 
 
 def _reason_in_layout(sent: Array, received: Array) -> str | None:
@@ -88,20 +100,24 @@ def _reason_in_layout(sent: Array, received: Array) -> str | None:
         return f"has shape {one_line(received.shape, 40)}, sent as {tuple(sent.shape)}"
     if received.stype != sent.stype:
         return f"is written as {one_line(received.stype, 40)!r}, sent as '{sent.stype}'"
+    if sent.stype != SType.NUMPY:
+        size, right = len(received.data), len(sent.data)
+        return None if size == right else f"holds {size} bytes instead of {right}"
     num_bytes = _num_bytes(sent)
-    for header in (_header(sent, fortran_order) for fortran_order in (False, True)):
+    for fortran_order in (False, True):
+        header = _header(sent.dtype, tuple(sent.shape), fortran_order)
         if len(received.data) == len(header) + num_bytes and received.data.startswith(header):
             return None
     return f"holds {len(received.data)} bytes that are not {sent.dtype} values of shape {tuple(sent.shape)}"
 
 
 def _num_bytes(array: Array) -> int:
-    return int(np.prod(array.shape, dtype=np.int64)) * np.dtype(array.dtype).itemsize
+    return prod(array.shape) * np.dtype(array.dtype).itemsize
 
 
-def _header(array: Array, fortran_order: bool) -> bytes:
+@lru_cache(maxsize=1024)  # what is sent has few shapes, and writing a header takes longer than all checks
+def _header(dtype: str, shape: tuple[int, ...], fortran_order: bool) -> bytes:
     stream = BytesIO()
-    descr = np.dtype(array.dtype).str
-    layout = {"descr": descr, "fortran_order": fortran_order, "shape": tuple(array.shape)}
+    layout = {"descr": np.dtype(dtype).str, "fortran_order": fortran_order, "shape": shape}
     np.lib.format.write_array_header_1_0(stream, layout)
     return stream.getvalue()

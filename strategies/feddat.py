@@ -12,16 +12,17 @@ from random import sample
 from typing import Literal, cast
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from .checks import is_private
-from .inbox import Request, accept
+from .codec import Codec
+from .inbox import Reply, Request, accept
 from .membership import Members
 from .observer import Phase, RoundObserver
 from .quorum import Quorum
-from .replies import alike, as_sent, bytes_of, scalars
+from .replies import alike, as_sent, scalars
 from .sampling import MembersGrid, seeded
 from .wrapper import StrategyWrapper, is_private_mean, weight_key
 
@@ -61,6 +62,8 @@ class FedDAT(StrategyWrapper):
         Largest share of a round's clients that may give no valid reply, in [0, 1].
     round_timeout : float
         Seconds to wait for replies when a round is tried again; at first it is the `timeout` of `start`.
+    codec : Codec, optional
+        How arrays travel, both ways. None: as Flower writes them. The strategy knows decoded arrays only.
 
     Notes
     -----
@@ -93,6 +96,7 @@ class FedDAT(StrategyWrapper):
         min_clients: int = 1,
         max_failure_rate: float = 1.0,
         round_timeout: float = 3600,
+        codec: Codec | None = None,
     ) -> None:
         super().__init__(strategy)
         if weighting not in ("uniform", "num-examples"):
@@ -109,6 +113,7 @@ class FedDAT(StrategyWrapper):
         self.max_change = max_change
         self.quorum = Quorum(min_clients, max_failure_rate)
         self.round_timeout = round_timeout
+        self.codec = codec
         joined = observer.joined if observer is not None else lambda answers: None
         self._members = Members(expected_nodes, wait_seconds, dict(expected or {}), handshake, joined)
         self._requests: dict[int, Request] = {}
@@ -187,8 +192,8 @@ class FedDAT(StrategyWrapper):
         if lack:
             raise RuntimeError(f"round {server_round}, tried twice: {lack}")
         for reply in valid:
-            partition = self._requests[reply.metadata.src_node_id].partition_id
-            self._said.setdefault(partition, cast(float, scalars(reply)[self._weight_key]))
+            count = cast(float, scalars(reply.message)[self._weight_key])
+            self._said.setdefault(reply.partition_id, count)
         arrays, metrics = super().aggregate_train(server_round, self._take(server_round, "train", valid))
         if valid and arrays is None:
             name = type(self.strategy).__name__
@@ -210,7 +215,7 @@ class FedDAT(StrategyWrapper):
         """Put back what `state_dict` returned."""
         self._said = {int(key.removeprefix("said/")): count.item() for key, count in state.items()}
 
-    def _trained(self, server_round: int, replies: Iterable[Message]) -> tuple[list[Message], str | None]:
+    def _trained(self, server_round: int, replies: Iterable[Message]) -> tuple[list[Reply], str | None]:
         """Return the valid replies, and what they lack to be averaged."""
         valid, reasons = self._receive(server_round, "train", replies)
         return valid, self.quorum.lack(len(self._requests), len(valid), reasons)
@@ -218,7 +223,7 @@ class FedDAT(StrategyWrapper):
     def _ask_again(self, server_round: int) -> Iterable[Message]:
         """Send the round's message to as many clients as before, first to those who have not had it."""
         asked = self._requests
-        content = next(iter(asked.values())).message.content
+        content = next(iter(asked.values())).content
         there = list(MembersGrid(self._grid, self._members, server_round).get_node_ids())
         others = [node for node in there if node not in asked]
         with seeded(f"{self.seed} {server_round} again"):
@@ -228,17 +233,23 @@ class FedDAT(StrategyWrapper):
         return self._grid.send_and_receive(self._sending(messages), timeout=self.round_timeout)
 
     def _sending(self, messages: Iterable[Message]) -> list[Message]:
-        """Check what is about to be sent, and remember it for the check of the replies."""
+        """Check what is about to be sent, encode it, and remember it for the check of the replies."""
         messages, self._requests = list(messages), {}
+        encoded: dict[int, ArrayRecord] = {}  # mostly one record for all clients
         for message in messages:
-            records = list(message.content.array_records.values())
+            content = message.content
+            records = dict(content.array_records)
             if len(records) != 1:
                 raise ValueError(f"the strategy sends {len(records)} array records a message; one is allowed")
-            arrays = records[0]
+            ((key, arrays),) = records.items()
             if private := next(filter(is_private, arrays), None):
                 raise ValueError(f"array '{private}' is private; only the shared adapter may be sent")
+            if self.codec:
+                if id(arrays) not in encoded:
+                    encoded[id(arrays)] = self.codec.encode(arrays)
+                message.content = RecordDict({**content, key: encoded[id(arrays)]})
             node = message.metadata.dst_node_id
-            self._requests[node] = Request(self._members.partitions[node], message)
+            self._requests[node] = Request(self._members.partitions[node], content, message)
         return messages
 
     def _sent(self) -> ArrayRecord:
@@ -247,10 +258,16 @@ class FedDAT(StrategyWrapper):
 
     def _receive(
         self, server_round: int, phase: Phase, replies: Iterable[Message]
-    ) -> tuple[list[Message], list[str]]:
+    ) -> tuple[list[Reply], list[str]]:
         """Tell the valid replies from the reasons to refuse others, and report those."""
         valid, refused = accept(
-            self._requests, replies, phase == "train", self._weight_key, self.max_change, self._said
+            self._requests,
+            replies,
+            phase == "train",
+            self._weight_key,
+            self.max_change,
+            self._said,
+            self.codec,
         )
         for partition_id, reason in refused:
             log.warning("round %d, %s: partition %d refused: %s", server_round, phase, partition_id, reason)
@@ -258,12 +275,14 @@ class FedDAT(StrategyWrapper):
                 self.observer.refused(server_round, phase, partition_id, reason)
         return valid, [reason for _, reason in refused]
 
-    def _take(self, server_round: int, phase: Phase, valid: list[Message]) -> list[Message]:
+    def _take(self, server_round: int, phase: Phase, valid: list[Reply]) -> list[Message]:
         """Report valid replies, and make them ready for the strategy."""
         for reply in valid:
-            request = self._requests[reply.metadata.src_node_id]
-            traffic = {"bytes-down": request.arrays.count_bytes(), "bytes-up": bytes_of(reply)}
+            request = self._requests[reply.message.metadata.src_node_id]
+            traffic = {"bytes-down": request.travelling.count_bytes(), "bytes-up": reply.num_bytes}
             if self.observer is not None:
-                self.observer.replied(server_round, phase, request.partition_id, scalars(reply) | traffic)
+                measured = scalars(reply.message) | traffic
+                self.observer.replied(server_round, phase, reply.partition_id, measured)
         names = list(self._sent()) if phase == "train" else []
-        return alike(valid, names, self._weight_key, self.weighting == "uniform")
+        messages = [reply.message for reply in valid]
+        return alike(messages, names, self._weight_key, self.weighting == "uniform")

@@ -1,30 +1,68 @@
 """Which of a round's replies count."""
 
 from collections.abc import Iterable, Mapping
+from copy import copy
 from dataclasses import dataclass
+from math import inf
 from typing import cast
 
-from flwr.app import ArrayRecord, Message
+from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.common.constant import SUPERLINK_NODE_ID
 
-from .checks import cause, reason_to_refuse
+from .checks import cause, one_line, reason_to_refuse
+from .codec import Codec
 from .outliers import absurd_counts, change, far_changes
-from .replies import scalars
+from .replies import bytes_of, scalars
 
 STRANGER = -1
 
 
 @dataclass(frozen=True)
 class Request:
-    """What one node was sent, which takes part as partition `partition_id`."""
+    """What one node was sent.
+
+    Attributes
+    ----------
+    partition_id : int
+        It takes part as this partition.
+    content : RecordDict
+        What the strategy sends.
+    message : Message
+        The same as it travels.
+    """
 
     partition_id: int
+    content: RecordDict
     message: Message
 
     @property
     def arrays(self) -> ArrayRecord:
+        """The arrays that the strategy sends."""
+        return next(iter(self.content.array_records.values()))
+
+    @property
+    def travelling(self) -> ArrayRecord:
         """The arrays in the message."""
         return next(iter(self.message.content.array_records.values()))
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One that counts.
+
+    Attributes
+    ----------
+    partition_id : int
+        Whose it is.
+    message : Message
+        The reply, its arrays decoded.
+    num_bytes : int
+        What its arrays took as they came, their names included.
+    """
+
+    partition_id: int
+    message: Message
+    num_bytes: int
 
 
 def accept(
@@ -34,7 +72,8 @@ def accept(
     weight_key: str,
     max_change: float,
     said: Mapping[int, float],
-) -> tuple[list[Message], list[tuple[int, str]]]:
+    codec: Codec | None = None,
+) -> tuple[list[Reply], list[tuple[int, str]]]:
     """Tell the replies that count from those that do not.
 
     Parameters
@@ -51,15 +90,17 @@ def accept(
         See `outliers.far_changes`.
     said : Mapping[int, float]
         See `outliers.absurd_counts`.
+    codec : Codec, optional
+        What wrote the arrays that were sent. None: Flower.
 
     Returns
     -------
-    list[Message]
+    list[Reply]
         The good replies, ordered by partition.
     list[tuple[int, str]]
         Partition (-1 for a node that was not asked) and reason of each refusal.
     """
-    good: dict[int, Message] = {}
+    good: dict[int, Reply] = {}
     refused: list[tuple[int, str]] = []
     pending = dict(requests)
     asked_by_id = {request.message.metadata.message_id: node for node, request in requests.items()}
@@ -88,20 +129,41 @@ def accept(
         elif reply.has_error():
             reason = cause(reply.error)
         else:
-            reason = reason_to_refuse(request.arrays if trained else None, reply.content, weight_key)
-        if reason is None:
-            good[partition(reply)] = reply
-        else:
+            reason = reason_to_refuse(request.travelling if trained else None, reply.content, weight_key)
+            if reason is None:
+                try:
+                    decoded = _decoded(request.arrays, reply, codec) if codec and trained else reply
+                    good[request.partition_id] = Reply(request.partition_id, decoded, bytes_of(reply))
+                except ValueError as error:
+                    reason = one_line(error)
+        if reason is not None:
             refused.append((partition(reply), reason))
     refused += [(silent, "no reply in time") for silent in sorted(r.partition_id for r in pending.values())]
     if trained and good:
-        counts = {index: cast(float, scalars(reply)[weight_key]) for index, reply in good.items()}
-        sent = {request.partition_id: request.arrays for request in requests.values()}
-        changes = {
-            index: change(sent[index], next(iter(reply.content.array_records.values())))
-            for index, reply in good.items()
-        }
-        far = far_changes(changes, next(iter(sent.values())), max_change) | absurd_counts(counts, said)
+        counts = {index: cast(float, scalars(reply.message)[weight_key]) for index, reply in good.items()}
+        far = absurd_counts(counts, said)
+        if max_change < inf:
+            far = _far(requests, good, max_change) | far
         refused += far.items()
         good = {index: reply for index, reply in good.items() if index not in far}
     return list(good.values()), refused
+
+
+def _far(requests: Mapping[int, Request], good: Mapping[int, Reply], max_change: float) -> dict[int, str]:
+    sent = {request.partition_id: request.arrays for request in requests.values()}
+    # Mostly one record for all: it is read once.
+    records = {id(record): record for record in sent.values()}
+    values = {key: {n: a.numpy() for n, a in record.items()} for key, record in records.items()}
+    changes = {
+        index: change(values[id(sent[index])], next(iter(reply.message.content.array_records.values())))
+        for index, reply in good.items()
+    }
+    return far_changes(changes, next(iter(sent.values())), max_change)
+
+
+def _decoded(sent: ArrayRecord, reply: Message, codec: Codec) -> Message:
+    """Copy a reply with its arrays as the strategy knows them; ValueError if they are malformed."""
+    (name, arrays), *_ = reply.content.array_records.items()
+    decoded = copy(reply)
+    decoded.content = RecordDict({**reply.content, name: codec.decode(sent, arrays)})
+    return decoded

@@ -160,6 +160,8 @@ KINDS = [
     {"num_clients": 4, "fraction_train": 0.5},
     {"evaluate_every": 2},
     ALIGNED,
+    {"wire_precision": "int8"},
+    {"wire_precision": "int4", "strategy": "fedadam", **ALIGNED},
 ]
 
 

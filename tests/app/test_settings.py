@@ -38,7 +38,7 @@ class TestDocumentation:
 
 
 WORDS = ("method", "loss", "update", "step", "backbone-weights", "adapter", "split-by", "on-bad-row")
-WORDS = (*WORDS, "strategy", "weighting", "dp", "pretrain")
+WORDS = (*WORDS, "strategy", "weighting", "dp", "pretrain", "wire-precision")
 COUNTS = ("num-rounds", "reduction-factor", "lora-rank", "batch-size", "local-epochs", "evaluate-every")
 COUNTS = (*COUNTS, "min-clients", "pretrain-steps")
 SIZES = ("seed", "num-clients", "train-examples", "test-examples")  # 0 is allowed
@@ -146,6 +146,17 @@ def test_a_missing_key_is_named(key):
         ({"resume": "one", "run-name": "two"}, "run-name = 'two' with resume = 'one'", "''"),
         ({"update": "joint", "step": "reference"}, "update = 'joint'", "step = 'fast'"),
         ({"strategy": "fedprox"}, "proximal-mu = 0", "more than 0"),
+        (
+            {"wire-precision": "int8", "method": "full", "head": "shared"},
+            "wire-precision = 'int8'",
+            "float32",
+        ),
+        ({"wire-precision": "int4", "dp": "client-fixed"}, "wire-precision = 'int4' with dp", "'float32'"),
+        (
+            {"wire-precision": "bfloat16", "dp": "local"},
+            "wire-precision = 'bfloat16' with dp",
+            "at the server",
+        ),
         ({"num-clients": 3, "min-clients": 4}, "min-clients = 4", "at most num-clients"),
         ({"pretrain": "backbone"}, "pretrain = 'backbone'", "python -m server_app.pretraining dynamic"),
         ({"pretrain": "adapter"}, "pretrain-encoder = ''", "CLIP"),
@@ -167,6 +178,7 @@ def test_settings_that_contradict_each_other_are_refused(changes, names, allowed
     [
         {"step": "reference"},
         {"num-clients": 3, "min-clients": 3},
+        {"wire-precision": "int4", "dp": "server-fixed"},
         {"update": "joint"},
         {"strategy": "fedprox", "proximal-mu": 0.01},
         {"benchmark": "vqa-domains", "data-dir": "/data"},

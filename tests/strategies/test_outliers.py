@@ -12,13 +12,16 @@ from strategies import FedDAT, Resumable
 from strategies.outliers import absurd_counts, change, far_changes
 
 SENT = ArrayRecord({"x": Array(np.float32([3, 4])), "y": Array(np.zeros(3, np.float32))})  # norm 5
+VALUES = {name: array.numpy() for name, array in SENT.items()}
 
 
 def test_a_change_is_the_norm_over_all_arrays():
     received = ArrayRecord({"y": Array(np.float32([0, 2, 0])), "x": Array(np.float32([4, 2]))})
-    assert change(SENT, received) == pytest.approx(3)  # 1, -2 and 2
+    assert change(VALUES, received) == pytest.approx(3)  # 1, -2 and 2
     huge = ArrayRecord({"x": Array(np.float32([3e38, 4])), "y": SENT["y"]})
-    assert change(SENT, huge) == pytest.approx(3e38)
+    assert change(VALUES, huge) == pytest.approx(3e38)
+    tiny = ArrayRecord({"x": Array(np.float32([1e-30, 0]))})
+    assert change({"x": np.zeros(2, np.float32)}, tiny) == pytest.approx(1e-30)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from itertools import count
 
 import numpy as np
 import pytest
-from flwr.app import Array, Message, MetricRecord
+from flwr.app import Array, ArrayRecord, Message, MetricRecord
 from flwr.serverapp import strategy as flower
 
 from strategies import FedDAT
@@ -148,3 +148,34 @@ def test_an_own_metric_does_not_end_the_run(toy, federation, arrays):
     told = next(note[3] for note in notes if note[1:3] == ("train", 2))
     assert told["accuracy"] == 0.5
     assert "curve" not in told
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("shape", [(3,), (2, 3), (2, 3, 2), (0, 2)])
+def test_a_strategy_reads_what_was_sent_and_may_change_it(toy, order, shape):
+    values = np.asarray(np.arange(np.prod(shape, dtype=int), dtype=np.float32).reshape(shape), order=order)
+    seen = []
+
+    class Inner(flower.FedAvg):
+        def aggregate_train(self, server_round, replies):
+            for reply in replies:
+                array = reply.content["arrays"]["x"]
+                first = array.numpy()
+                first += 1
+                seen.append((array.numpy(), Array.numpy(array)))
+            return super().aggregate_train(server_round, replies)
+
+    def transposed(content):
+        if "arrays" in content:
+            content["arrays"]["x"] = Array(values)
+        return content
+
+    grid = toy.Grid({node: toy.Client(node, alter=transposed) for node in (1, 2)})
+    start = ArrayRecord({"x": Array(np.zeros(shape, np.float32))})
+    FedDAT(Inner(), max_change=1e9).start(grid, start, num_rounds=1)
+    assert len(seen) == 2
+    for own, numpys in seen:
+        np.testing.assert_array_equal(own, values)
+        np.testing.assert_array_equal(numpys, values)
+        assert own.dtype == numpys.dtype
+        assert own.flags.c_contiguous == numpys.flags.c_contiguous

@@ -104,8 +104,14 @@ class Processor:
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Scale uint8 pixels (batch, 3, height, width) to the floats that the model was trained on."""
-        mean, std = (torch.tensor(v, device=pixels.device).view(1, -1, 1, 1) for v in (self.mean, self.std))
+        mean, std = (_per_channel(values, pixels.device) for values in (self.mean, self.std))
         return (pixels.float() / 255 - mean) / std
+
+
+@functools.cache
+def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    # Copied to a GPU once: the host waits for such a copy.
+    return torch.tensor(values, device=device).view(1, -1, 1, 1)
 
 
 @dataclass(frozen=True, eq=False)

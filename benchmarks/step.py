@@ -18,6 +18,7 @@ import platform
 import statistics
 import sys
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,7 +30,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import ViltConfig, ViltModel, ViltProcessor
 from transformers.models.vilt.image_processing_pil_vilt import ViltImageProcessorPil
@@ -173,15 +175,36 @@ def peak_memory(call: Callable[[], Any], device: torch.device) -> tuple[int, Any
         before = torch.cuda.memory_allocated(device)
         result = call()
         return torch.cuda.max_memory_allocated(device) - before, result
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+    with _Alive() as tensors:
         result = call()
-    events = recorded.profiler.kineto_results.events()  # type: ignore[union-attr]
-    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
-    now = peak = 0
-    for _, change in changes:
-        now += change
-        peak = max(peak, now)
-    return peak, result
+    return tensors.most, result
+
+
+class _Alive(TorchDispatchMode):
+    """Adds up the bytes of the tensors that operations make, for as long as they are alive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        for tensor in tree_leaves((args, kwargs)):
+            if isinstance(tensor, Tensor):
+                self._known.add(tensor.untyped_storage()._cdata)
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            # A view is no memory of its own.
+            if isinstance(tensor, Tensor) and (made := tensor.untyped_storage())._cdata not in self._known:
+                self._known.add(made._cdata)
+                self.now += made.nbytes()
+                self.most = max(self.most, self.now)
+                weakref.finalize(made, self._freed, made._cdata, made.nbytes())
+        return result
+
+    def _freed(self, storage: int, size: int) -> None:
+        self._known.discard(storage)
+        self.now -= size
 
 
 def largest_difference(first: Outcome, second: Outcome) -> float:

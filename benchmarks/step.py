@@ -8,7 +8,7 @@ literal one differ by more than the tolerance.
 
 ``vilt-b32`` is ViLT-B/32 with random weights. *Published* makes a batch's inputs from pictures and questions
 again in each of its three forwards, by transformers' processor, for its untouched ViLT. *Literal* takes the
-same step on inputs made beforehand. *Cached trunk* finds what is frozen and the same for both branches
+same step on inputs made beforehand. *Cached* finds what is frozen and the same for both branches
 computed already. FLOPs are those of matrix products, attention's among them.
 """
 
@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -53,7 +54,7 @@ from client_app.local_training import mixed_precision
 # Largest difference of logits and losses: in float32, and where CUDA computes in bfloat16.
 TOLERANCE = {"cpu": 2e-5, "cuda": 5e-2}
 ANSWERS, TEXT_TOKENS = 100, 40
-FORWARD, PUBLISHED, LITERAL, OURS = "forward only", "published", "literal", "ours"
+FORWARD, PUBLISHED, LITERAL, OURS = "forward", "published", "literal", "ours"
 # Dense bfloat16, without sparsity, as the makers state it; by what the device's name contains.
 BF16_PEAK = {"H200": 989.4e12, "H100": 989.4e12, "A100": 312e12}
 
@@ -156,7 +157,7 @@ def make_variants(backbone: Backbone, batch: int, device: torch.device) -> dict[
         PUBLISHED: step(reference_step, processed(published), published_head, published_optimizer),
         LITERAL: step(reference_step, *literal),
         OURS: step(fast_step, *ours),
-        "ours, cached trunk": step(fast_step, from_cache, *cached[1:]),
+        "ours, cached": step(fast_step, from_cache, *cached[1:]),
     }
 
 
@@ -272,27 +273,26 @@ def show(figures: dict[str, Any], machine: str) -> None:
     """Print the table of one backbone and batch size."""
     peak = next((flops for name, flops in BF16_PEAK.items() if name in machine), None)
     columns = [
-        "variant",
+        "",
         "forwards",
-        "CPU s",
-        "least–most",
-        "of literal",
-        "of published",
-        "samples/s",
-        "peak MB",
+        "CPU s (least–most)",
+        "of\nliteral",
+        "of pub-\nlished",
+        "samples\n/s",
+        "peak\nMB",
     ]
     table = Table(
         *columns,
-        *(["of bf16 peak"] if peak else []),
+        *(["of bf16\npeak"] if peak else []),
         title=f"{figures['backbone']}, batch {figures['batch']}, {machine}",
+        box=SIMPLE,
     )
     for name, row in figures["variants"].items():
         cpu = row["cpu-seconds"]
         table.add_row(
             name,
             f"{row['forwards']:.2f}",
-            f"{statistics.median(cpu):.3f}",
-            f"{min(cpu):.3f}–{max(cpu):.3f}",
+            f"{statistics.median(cpu):.3f} ({min(cpu):.3f}–{max(cpu):.3f})",
             f"{row['of-literal']:.2f}",
             f"{row['of-published']:.2f}",
             f"{row['samples-per-second']:.1f}",

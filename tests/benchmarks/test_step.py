@@ -53,8 +53,7 @@ def test_the_published_step_is_the_literal_one_on_inputs_of_its_own(small):
 def test_ours_works_less_than_the_literal_step(small):
     variants = step.make_variants(small, 1, CPU)
     forward, literal, ours, cached = (
-        step.count_flops(variants[name])
-        for name in (step.FORWARD, step.LITERAL, step.OURS, "ours, cached trunk")
+        step.count_flops(variants[name]) for name in (step.FORWARD, step.LITERAL, step.OURS, "ours, cached")
     )
     assert cached < ours < 0.8 * literal
     # Three forwards, and two backwards from behind the first block's adapter.
@@ -83,14 +82,14 @@ def test_the_table_and_the_file(run, tmp_path, capsys):
     for table in figures["tables"]:
         rows = table["variants"]
         assert list(rows) == [
-            "forward only",
+            "forward",
             "one adapter",
             "published",
             "literal",
             "ours",
-            "ours, cached trunk",
+            "ours, cached",
         ]
-        assert rows["forward only"]["forwards"] == 1
+        assert rows["forward"]["forwards"] == 1
         assert rows["literal"]["of-literal"] == rows["published"]["of-published"] == 1
         assert all(row["samples-per-second"] > 0 and row["peak-bytes"] > 0 for row in rows.values())
         assert table["difference"] <= 2e-5

@@ -21,7 +21,7 @@ import torch
 from PIL import Image, ImageOps
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, pad
+from torch.nn.functional import interpolate, pad, scaled_dot_product_attention
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -30,7 +30,7 @@ from transformers import (
     ViltModel,
     ViTModel,
 )
-from transformers.masking_utils import create_bidirectional_mask
+from transformers.models.vilt.modeling_vilt import ViltLayer
 from transformers.utils import logging as transformers_logging
 
 from .resnet8 import WIDTHS, ResNet8, ResNet8Config
@@ -104,8 +104,14 @@ class Processor:
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Scale uint8 pixels (batch, 3, height, width) to the floats that the model was trained on."""
-        mean, std = (torch.tensor(v, device=pixels.device).view(1, -1, 1, 1) for v in (self.mean, self.std))
+        mean, std = (_per_channel(values, pixels.device) for values in (self.mean, self.std))
         return (pixels.float() / 255 - mean) / std
+
+
+@functools.cache
+def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    # Copied to a GPU once: the host waits for such a copy.
+    return torch.tensor(values, device=device).view(1, -1, 1, 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,7 +160,8 @@ def embed(model: Any, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Any]:
     Returns
     -------
     tuple
-        Hidden states (batch, tokens + patches + 1, width) and the attention mask that the blocks take.
+        Hidden states (batch, tokens + patches + 1, width) and the attention mask that the blocks take, which
+        is added to the logits of attention: (batch, 1, queries, keys), or None for a ViT.
     """
     if isinstance(model, ViTModel):
         return model.embeddings(inputs["pixel_values"]), None
@@ -167,7 +174,9 @@ def embed(model: Any, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Any]:
         inputs_embeds=None,
         image_embeds=None,
     )
-    return hidden, create_bidirectional_mask(config=model.config, inputs_embeds=hidden, attention_mask=mask)
+    # As transformers would make it, without a look at the values, for which a GPU would be waited for.
+    padding = torch.zeros_like(mask, dtype=hidden.dtype).masked_fill(mask == 0, torch.finfo(hidden.dtype).min)
+    return hidden, padding[:, None, None].expand(-1, 1, hidden.shape[1], -1)
 
 
 def blocks(model: Any) -> nn.ModuleList:
@@ -181,8 +190,20 @@ def apply(block: nn.Module, hidden: Tensor, mask: Any) -> Tensor:
     return output if isinstance(output, Tensor) else output[0]
 
 
+def apply_to_first(block: nn.Module, hidden: Tensor, mask: Any) -> Tensor:
+    """Compute what pooling reads of the last block: the first token's hidden states (batch, 1, width).
+
+    The others are but keys and values to it, a sixth of their work. A ViT's block is computed whole.
+    """
+    if not isinstance(block, ViltLayer):
+        return apply(block, hidden, mask)[:, :1]
+    attended = block.attention(block.layernorm_before(hidden), mask[:, :, :1])[0]
+    first = attended[:, :1] + hidden[:, :1]
+    return block.output(block.intermediate(block.layernorm_after(first)), first)
+
+
 def pool(model: Any, hidden: Tensor) -> Tensor:
-    """Compute the features (batch, width) from the last block's hidden states."""
+    """Compute the features (batch, width) from the last block's hidden states; it reads the first token's."""
     return model.pooler(model.layernorm(hidden))
 
 
@@ -228,6 +249,36 @@ def _visual_embed(embeddings, pixel_values: Tensor, pixel_mask: Tensor | None, m
     cls = (embeddings.cls_token + embeddings.position_embeddings[:, :1]).expand(batch, -1, -1)
     hidden = embeddings.dropout(torch.cat([cls, image], dim=1))
     return hidden, torch.cat([mask.new_ones((batch, 1)), mask], dim=1), None
+
+
+def fuse_attention(model: ViltModel) -> ViltModel:
+    """Make ViLT attend in one fused operation.
+
+    transformers' own keeps the weights of attention (batch, heads, tokens, tokens) for the backward pass. And
+    only as many of the first tokens ask as the mask has rows for queries, see `apply_to_first`.
+    """
+    for layer in model.encoder.layer:
+        attention = layer.attention.attention
+        setattr(attention, "forward", types.MethodType(_attend, attention))  # noqa: B010
+    return model
+
+
+def _attend(attention, hidden: Tensor, mask: Tensor | None = None, output_attentions: bool = False):
+    if output_attentions:
+        return type(attention).forward(attention, hidden, mask, output_attentions)
+
+    def heads(projected: Tensor) -> Tensor:
+        return projected.unflatten(-1, (attention.num_attention_heads, -1)).transpose(1, 2)
+
+    asking = hidden if mask is None else hidden[:, : mask.shape[2]]
+    context = scaled_dot_product_attention(
+        heads(attention.query(asking)),
+        heads(attention.key(hidden)),
+        heads(attention.value(hidden)),
+        attn_mask=mask,
+        dropout_p=attention.dropout.p if attention.training else 0.0,
+    )
+    return (context.transpose(1, 2).flatten(2),)
 
 
 def open_backbone(settings: Settings) -> Backbone:
@@ -289,7 +340,9 @@ def load_backbone(name: str, weights: str = "pretrained", seed: int = 0) -> Back
             f"folder with a ViLT or ViT in safetensors, or the id of one on the hub if it can be reached "
             f"({reason})"
         ) from None
-    return _frozen(name, keep_patch_order(model) if isinstance(model, ViltModel) else model, processor)
+    if isinstance(model, ViltModel):
+        model = fuse_attention(keep_patch_order(model))
+    return _frozen(name, model, processor)
 
 
 def _random(architecture: type[PreTrainedModel], config: PreTrainedConfig, seed: int) -> PreTrainedModel:

@@ -14,7 +14,7 @@ from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from .backbones import Backbone, apply, blocks, choose_device, embed, open_backbone, pool
+from .backbones import Backbone, apply, apply_to_first, blocks, choose_device, embed, open_backbone, pool
 from .bottleneck import BottleneckConfig, BottleneckLayer
 from .settings import Settings
 from .trained_model import Branch, Role, TrainedModel
@@ -165,8 +165,11 @@ class DualAdapter(TrainedModel):
         """Compute a branch's features (batch, width) from the trunk on."""
         self.activate(branch)
         hidden = trunk.hidden if self._output is None else self._output.adapt(trunk.hidden)
-        for block in blocks(self.model)[self._first :]:
+        rest = blocks(self.model)[self._first :]
+        for block in rest[:-1]:
             hidden = apply(block, hidden, trunk.mask)
+        for block in rest[-1:]:
+            hidden = apply_to_first(block, hidden, trunk.mask)
         return pool(self.model, hidden)
 
     def _find_first_adapter(self) -> tuple[int, BottleneckLayer | None]:

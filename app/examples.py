@@ -52,7 +52,12 @@ class Examples:
             mask = self.attention_mask[rows]
             longest = int(mask.sum(1).max())
             inputs |= {"input_ids": self.input_ids[rows, :longest], "attention_mask": mask[:, :longest]}
-        return {key: value.to(device) for key, value in inputs.items()}, self.scores[rows].to(device)
+        return {key: _send(value, device) for key, value in inputs.items()}, _send(self.scores[rows], device)
+
+
+def _send(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy to a device; a GPU fetches it from pinned memory while the host goes on."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def process(rows: "Dataset", processor: Processor) -> Examples:

@@ -22,7 +22,7 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import ViltConfig, ViltModel
 
-from app.backbones import Backbone, keep_patch_order
+from app.backbones import Backbone, fuse_attention, keep_patch_order
 from app.bottleneck import BottleneckConfig
 from app.dual_adapter import ROLES, DualAdapter
 from app.heads import AnswerHead
@@ -55,7 +55,7 @@ class Golden:
         weights = self.below("init.backbone.")
         rows = weights["embeddings.token_type_embeddings.weight"].shape[0]
         config = ViltConfig(**json.loads(self.settings["vilt_config"]), modality_type_vocab_size=rows)
-        model = keep_patch_order(ViltModel(config)).eval().requires_grad_(False)
+        model = fuse_attention(keep_patch_order(ViltModel(config))).eval().requires_grad_(False)
         model.load_state_dict(weights)
         # A golden batch is processed already, so the backbone needs no processor.
         backbone = Backbone("golden", model, processor=None, fingerprint="")  # type: ignore[arg-type]

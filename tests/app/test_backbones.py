@@ -18,11 +18,13 @@ import app.backbones
 from app.backbones import (
     Processor,
     apply,
+    apply_to_first,
     blocks,
     builtin_folder,
     choose_device,
     embed,
     fingerprint,
+    fuse_attention,
     keep_patch_order,
     load_backbone,
     pool,
@@ -124,6 +126,52 @@ class TestPatchOrder:
         torch.testing.assert_close(pool(model, hidden), model(**batch).pooler_output, atol=1e-6, rtol=0)
 
 
+class TestFusedAttention:
+    """Against transformers' own, on the same weights."""
+
+    @pytest.fixture
+    def states(self, small_vilt, batch):
+        hidden, mask = embed(keep_patch_order(small_vilt()), batch)
+        assert hidden.shape[1] == mask.shape[2] == mask.shape[3] == 6 + 1 + 4
+        return hidden, mask
+
+    def test_features_are_transformers_own(self, small_vilt, batch):
+        plain, fused = (keep_patch_order(small_vilt()) for _ in range(2))
+        expected = plain(**batch).last_hidden_state
+        torch.testing.assert_close(fuse_attention(fused)(**batch).last_hidden_state, expected)
+        # Padding counts for nothing.
+        other = {**batch, "input_ids": batch["input_ids"].where(batch["attention_mask"] == 1, 3)}
+        torch.testing.assert_close(fused(**other).pooler_output, fused(**batch).pooler_output)
+
+    def test_weights_of_attention_can_still_be_had(self, small_vilt, batch):
+        expected = small_vilt()(**batch, output_attentions=True).attentions
+        given = fuse_attention(small_vilt())(**batch, output_attentions=True).attentions
+        assert [a.shape for a in given] == [a.shape for a in expected] == [(4, 2, 11, 11)] * 3
+
+    def test_only_those_ask_for_whom_the_mask_has_rows(self, small_vilt, states):
+        hidden, mask = states
+        attention = fuse_attention(small_vilt()).encoder.layer[0].attention
+        torch.testing.assert_close(attention(hidden, mask[:, :, :2])[0], attention(hidden, mask)[0][:, :2])
+
+    @pytest.mark.parametrize(
+        ("prepare", "asking"), [(fuse_attention, 1), (lambda model: model, 11)], ids=["fused", "plain"]
+    )
+    def test_the_first_token_alone_is_what_it_is_among_all(self, small_vilt, states, prepare, asking):
+        block = blocks(prepare(keep_patch_order(small_vilt())))[2]
+        expected, shapes = apply(block, *states)[:, :1], []
+        for part in (block.attention.output.dense, block.intermediate, block.output.dense):
+            part.register_forward_pre_hook(lambda _, args: shapes.append(tuple(args[0].shape)))
+        first = apply_to_first(block, *states)
+        torch.testing.assert_close(first, expected)
+        assert shapes == [(4, asking, 32), (4, 1, 32), (4, 1, block.output.dense.in_features)]
+
+    def test_the_first_token_of_a_vit(self, small_vit):
+        model = fresh(small_vit).model
+        hidden, mask = embed(model, {"pixel_values": torch.randn(2, 3, 32, 32)})
+        block = blocks(model)[0]
+        assert torch.equal(apply_to_first(block, hidden, mask), apply(block, hidden, mask)[:, :1])
+
+
 class TestImagesAlone:
     def test_a_vit_has_no_tokenizer_and_reads_no_text(self, small_vit):
         backbone = fresh(small_vit)
@@ -172,6 +220,11 @@ class TestFork:
         assert not set(map(id, backbone.model.modules())) & set(map(id, fork.modules()))
         assert fork.embeddings.visual_embed.__self__ is fork.embeddings
 
+    def test_a_fork_attends_with_its_own_modules(self, backbone):
+        fuse_attention(backbone.model)
+        for layer in backbone.fork().encoder.layer:
+            assert layer.attention.attention.forward.__self__ is layer.attention.attention
+
     def test_adapters_in_a_fork_leave_the_backbone_alone(self, backbone, batch):
         before, names = backbone.model(**batch).pooler_output, list(backbone.model.state_dict())
         adapted = get_peft_model(backbone.fork(), BottleneckConfig(reduction_factor=4, init_std=1.0)).eval()
@@ -193,6 +246,20 @@ class TestLoading:
         assert not any(parameter.requires_grad for parameter in model.parameters())
         for name, tensor in load_file(small_backbone / "model.safetensors").items():
             assert torch.equal(model.state_dict()[name], tensor)
+
+    @pytest.mark.skipif(not Path("/proc/self/maps").is_file(), reason="needs Linux's /proc")
+    def test_weights_are_the_files_pages(self, small_backbone):
+        """Processes that load one backbone share its memory."""
+        model = fresh(small_backbone).model
+        maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+        spans = [
+            [int(end, 16) for end in entry[0].split("-")]
+            for entry in maps
+            if entry[-1] == str(small_backbone / "model.safetensors")
+        ]
+        for name, parameter in model.named_parameters():
+            address = parameter.data_ptr()
+            assert any(start <= address < end for start, end in spans), name
 
     def test_patches_keep_their_order(self, small_backbone):
         model = fresh(small_backbone).model

@@ -1,0 +1,80 @@
+"""The program that weighs clients on one machine: shared pages count once, and too many bytes fail."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import ViltConfig, ViltModel
+
+from app.backbones import load_backbone
+from benchmarks import memory
+
+linux = pytest.mark.skipif(not Path("/proc/self/smaps_rollup").is_file(), reason="needs Linux's /proc")
+
+
+@linux
+def test_what_is_written_to_counts_in_full():
+    before = memory.proportional_set_size()
+    block = torch.ones(16 * 2**20)
+    assert memory.proportional_set_size() - before == pytest.approx(block.nbytes, rel=0.05)
+
+
+def test_a_saved_backbone_is_the_backbone_in_float32(small_backbone, tmp_path):
+    backbone = load_backbone(str(small_backbone))
+    memory.save(backbone, tmp_path)
+    assert load_backbone(str(tmp_path)).fingerprint == backbone.fingerprint
+    saved = load_file(tmp_path / "model.safetensors").values()
+    assert {tensor.dtype for tensor in saved} == {torch.float32}
+
+
+def test_recomputing_keeps_less_and_learns_the_same(small_backbone):
+    steps = memory.activations(load_backbone(str(small_backbone)), batch=64)
+    assert steps["checkpointed"]["losses"] == pytest.approx(steps["kept"]["losses"], rel=1e-6)
+    assert steps["checkpointed"]["peak-bytes"] < 0.9 * steps["kept"]["peak-bytes"]
+
+
+def test_gradients_are_those_of_a_step_that_keeps_all(small_backbone):
+    """The branches take turns, and the last one before the backward pass is the student's."""
+    backbone = load_backbone(str(small_backbone))
+    _, _, inputs, scores = memory.draw(backbone, 3, memory.CPU)
+    ends = []
+    for kind in (memory.DualAdapter, memory.Checkpointed):
+        adapter = kind(backbone, memory.adapter_config("bottleneck", reduction_factor=4, width=32))
+        head = memory.new_head(32, memory.ANSWERS, seed=0)
+        optimizer = memory.make_optimizer(adapter, head, learning_rate=1e-2, weight_decay=0.0, kind="sgd")
+        memory.fast_step(adapter, head, optimizer, inputs, scores, memory.Distillation())
+        ends.append({role: adapter.state(role) for role in ("shared", "local")})
+        start = adapter.initial_local
+    for role, state in ends[0].items():
+        for name, kept in state.items():
+            torch.testing.assert_close(ends[1][role][name], kept, atol=1e-7, rtol=1e-5)
+    assert any((ends[0]["local"][name] - start[name]).abs().max() > 1e-5 for name in start)
+
+
+@pytest.mark.parametrize(("each", "status"), [(40, 0), (60, 1)])
+def test_all_workers_together_decide(small_backbone, tmp_path, monkeypatch, capsys, each, status):
+    """Three workers of 40 or 60 % of a backbone each: 1.2 or 1.8 in all."""
+    size = sum(t.nbytes for t in load_backbone(str(small_backbone)).model.parameters())
+    monkeypatch.setattr(memory, "weigh", lambda _, number: [(10**6, size * each / 100)] * number)
+    path = tmp_path / "figures.json"
+    options = ["--backbone", str(small_backbone), "--batch-size", "2", "--json", str(path)]
+    assert memory.main([*options, "--workers", "1", "3"]) == status
+    assert json.loads(path.read_text())["backbone-bytes"] == size
+    printed = capsys.readouterr().out
+    assert f"{'FAILED' if status else 'passed'}: at most {3 * each / 100:.2f} backbones" in printed
+
+
+@linux
+@pytest.mark.slow
+def test_two_processes_share_a_backbone(small_backbone, tmp_path):
+    """It is large enough for what loading needs besides not to matter."""
+    backbone = load_backbone(str(small_backbone))
+    large = ViltModel(ViltConfig(**{**backbone.model.config.to_dict(), "vocab_size": 2_000_000}))
+    memory.save(replace(backbone, model=large), tmp_path)
+    size = sum(tensor.nbytes for tensor in large.parameters())
+    added = [bytes_ for _, bytes_ in memory.weigh(str(tmp_path), 2)]
+    assert len(added) == 2
+    assert 0.9 * size < sum(added) < 1.5 * size

@@ -258,7 +258,7 @@ def fuse_attention(model: ViltModel) -> ViltModel:
     only as many of the first tokens ask as the mask has rows for queries, see `apply_to_first`.
     """
     for layer in model.encoder.layer:
-        attention = layer.attention.attention
+        attention: Any = layer.attention.attention  # type: ignore[union-attr]
         setattr(attention, "forward", types.MethodType(_attend, attention))  # noqa: B010
     return model
 

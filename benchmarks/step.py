@@ -119,7 +119,7 @@ def make_variants(backbone: Backbone, batch: int, device: torch.device) -> dict[
         settings = backbone.processor
         images = ViltImageProcessorPil(
             size={"shortest_edge": settings.image_size},
-            size_divisor=backbone.model.config.patch_size,
+            size_divisor=backbone.model.config.patch_size,  # type: ignore[call-arg]
             image_mean=settings.mean,
             image_std=settings.std,
         )

@@ -257,8 +257,9 @@ def fuse_attention(model: ViltModel) -> ViltModel:
     transformers' own keeps the weights of attention (batch, heads, tokens, tokens) for the backward pass. And
     only as many of the first tokens ask as the mask has rows for queries, see `apply_to_first`.
     """
-    for layer in model.encoder.layer:
-        attention: Any = layer.attention.attention  # type: ignore[union-attr]
+    layers: Any = model.encoder.layer
+    for layer in layers:
+        attention = layer.attention.attention
         setattr(attention, "forward", types.MethodType(_attend, attention))  # noqa: B010
     return model
 

@@ -145,8 +145,9 @@ class Lab:
             (run,) = self.flwr("ls", "lab", "--run-id", run_id)["runs"]
             return run if run["status"].startswith("finished") else None
 
-        # One process that follows the run; asking again and again would take a core from it.
-        self._call("log", run_id, "lab", "--stream", seconds=DEADLINE)
+        # One process that follows the run; asking again and again would take a core from it. A round may wait
+        # for its deadline.
+        self._call("log", run_id, "lab", "--stream", seconds=2 * DEADLINE)
         return wait_until(ended)
 
     def log(self, run_id: str) -> list[str]:

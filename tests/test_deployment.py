@@ -45,7 +45,7 @@ def test_strangers_are_refused_and_a_killed_site_comes_back_to_its_own_adapter(
     deployment, tmp_path, run_config, federation
 ):
     """Site 0 keeps the first round open until all strangers are refused, the second until site 1 is back."""
-    settings = {"run_name": "killed", "num_rounds": 3, "evaluate_every": 3, "round_timeout": 240.0}
+    settings = {"run_name": "killed", "num_rounds": 3, "evaluate_every": 3, "round_timeout": 180.0}
     first, second, _ = deployment.sites
     first.hold()
     second.hold("killed")

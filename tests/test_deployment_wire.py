@@ -105,7 +105,8 @@ def test_who_is_slow_or_cut_off_is_left_out_after_the_deadline_and_taken_back(ru
     reasons = {row["partition"]: row["refused"] for row in run.rows if "refused" in row}
     assert reasons.keys() == set(LOST)
     assert reasons[SLOW] == "no reply in time"
-    assert "Node Unavailable" in reasons[CUT_OFF]
+    # Whichever comes first: the SuperLink misses its heartbeats, or the deadline.
+    assert reasons[CUT_OFF] == "no reply in time" or "Node Unavailable" in reasons[CUT_OFF]
     took_part = [(row["round"], row["partition"]) for row in run.rows if "delta-shared" in row]
     assert took_part == [(1, 0), (1, 1), (1, 2), (2, 0), (3, 0), (3, 1), (3, 2)]
     _, expected = in_process

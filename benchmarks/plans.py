@@ -59,13 +59,14 @@ class Plan:
     caption: str
 
 
-def _cells(plain: str, *, last: Parts, each: Parts, end: Literal["run", "end"]) -> tuple[Cell, ...]:
+def _cells(
+    plain: str, *, server: Parts, last: Parts, each: Parts, end: Literal["run", "end"]
+) -> tuple[Cell, ...]:
     """Make a table's lines; `end` says how alignment at the end alone is had, see `Cell.kind`."""
     controls = [
-        Cell("server only: CE", {"align": "each-round", **CE}, "server"),
-        Cell("server only: CE + KL", {"align": "each-round"}, "server"),
-        Cell("teacher alone", {"align": "each-round"}, "teacher"),
+        Cell(f"server only: {part}", {"align": "each-round", **own}, "server") for part, own in server.items()
     ]
+    controls.append(Cell("teacher alone", {"align": "each-round"}, "teacher"))
     at_end = [
         Cell(f"{plain}, aligned at the end: {part}", {"align": "end", **own}, end)
         for part, own in last.items()
@@ -106,6 +107,7 @@ def _long_tail(imbalance: float) -> Plan:
         },
         cells=_cells(
             "FedAvg",
+            server={"CE": CE, "CE + KL": {}, "CE + KL, head alone": HEAD},
             last=PUBLISHED | POOLED_PART | HEAD_PART | BOTH_PART,
             each=PUBLISHED | HEAD_PART,
             end="end",
@@ -133,7 +135,13 @@ def _scenes() -> Plan:
             "public-examples": 1000,
             "align-learning-rate": 0.0005,
         },
-        cells=_cells("FedDAT", last={"CE + KL": {}}, each=PUBLISHED | POOLED_PART, end="run"),
+        cells=_cells(
+            "FedDAT",
+            server={"CE": CE, "CE + KL": {}},
+            last={"CE + KL": {}},
+            each=PUBLISHED | POOLED_PART,
+            end="run",
+        ),
         columns=("mean", "worst"),
         caption=(
             "The default run on scenes but of four rounds, FedDAT with private heads, aligned by a head of "

@@ -24,7 +24,7 @@ SETTINGS = {
     "num_rounds": 3,
     "evaluate_every": 3,
     # Long enough for the SuperLink to miss a site and find it again, while the slow one keeps the round open.
-    "round_timeout": 90.0,
+    "round_timeout": 150.0,
     "max_failure_rate": 0.7,
 }
 # HTTP's headers, Flower's ids and signs of life, and numpy's header around one part of a message.

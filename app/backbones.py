@@ -10,8 +10,7 @@ import functools
 import hashlib
 import importlib.util
 import json
-import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +20,6 @@ import torch
 from PIL import Image, ImageOps
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, pad, scaled_dot_product_attention
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -30,11 +28,11 @@ from transformers import (
     ViltModel,
     ViTModel,
 )
-from transformers.models.vilt.modeling_vilt import ViltLayer
 from transformers.utils import logging as transformers_logging
 
 from .resnet8 import WIDTHS, ResNet8, ResNet8Config
 from .settings import Settings
+from .vilt import fuse_attention, keep_patch_order
 
 BUILTIN = ("tiny-vilt",)
 _IMAGE_SETTINGS = "preprocessor_config.json"
@@ -146,140 +144,12 @@ class Backbone:
         return copy.deepcopy(self.model, {id(tensor): tensor for tensor in tensors})
 
 
-def embed(model: Any, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Any]:
-    """Compute what enters the first Transformer block.
-
-    Parameters
-    ----------
-    model : ViltModel or ViTModel
-        A ViLT's patches are kept in order, see `keep_patch_order`.
-    inputs : Mapping
-        ``pixel_values`` (batch, 3, height, width), for a ViLT also ``input_ids``, ``attention_mask`` (batch,
-        tokens) and optionally ``token_type_ids`` and ``pixel_mask``.
-
-    Returns
-    -------
-    tuple
-        Hidden states (batch, tokens + patches + 1, width) and the attention mask that the blocks take, which
-        is added to the logits of attention: (batch, 1, queries, keys), or None for a ViT.
-    """
-    if isinstance(model, ViTModel):
-        return model.embeddings(inputs["pixel_values"]), None
-    hidden, mask = model.embeddings(
-        inputs["input_ids"],
-        inputs["attention_mask"],
-        inputs.get("token_type_ids"),
-        inputs["pixel_values"],
-        inputs.get("pixel_mask"),
-        inputs_embeds=None,
-        image_embeds=None,
-    )
-    # As transformers would make it, without a look at the values, for which a GPU would be waited for.
-    padding = torch.zeros_like(mask, dtype=hidden.dtype).masked_fill(mask == 0, torch.finfo(hidden.dtype).min)
-    return hidden, padding[:, None, None].expand(-1, 1, hidden.shape[1], -1)
-
-
-def blocks(model: Any) -> nn.ModuleList:
-    """Return the Transformer blocks."""
-    return model.layers if isinstance(model, ViTModel) else model.encoder.layer
-
-
-def apply(block: nn.Module, hidden: Tensor, mask: Any) -> Tensor:
-    """Compute a block's hidden states from those before it."""
-    output = block(hidden, mask)
-    return output if isinstance(output, Tensor) else output[0]
-
-
-def apply_to_first(block: nn.Module, hidden: Tensor, mask: Any) -> Tensor:
-    """Compute what pooling reads of the last block: the first token's hidden states (batch, 1, width).
-
-    The others are but keys and values to it, a sixth of their work. A ViT's block is computed whole.
-    """
-    if not isinstance(block, ViltLayer):
-        return apply(block, hidden, mask)[:, :1]
-    attended = block.attention(block.layernorm_before(hidden), mask[:, :, :1])[0]
-    first = attended[:, :1] + hidden[:, :1]
-    return block.output(block.intermediate(block.layernorm_after(first)), first)
-
-
-def pool(model: Any, hidden: Tensor) -> Tensor:
-    """Compute the features (batch, width) from the last block's hidden states; it reads the first token's."""
-    return model.pooler(model.layernorm(hidden))
-
-
 class FirstToken(nn.Module):
     """The pooler of a ViT that comes without one: the class token, as its own classifier reads it."""
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Take (batch, tokens, width) to (batch, width)."""
         return hidden[:, 0]
-
-
-def keep_patch_order(model: ViltModel) -> ViltModel:
-    """Make ViLT keep all patches in reading order.
-
-    transformers draws the order of the patches at random in every forward, and loops over the batch to do so.
-    Attention does not care about the order, so the features are the same, but now reproducible and cheap.
-    """
-    setattr(model.embeddings, "visual_embed", types.MethodType(_visual_embed, model.embeddings))  # noqa: B010
-    return model
-
-
-def _visual_embed(embeddings, pixel_values: Tensor, pixel_mask: Tensor | None, max_image_length: int = -1):
-    config = embeddings.config
-    grid = config.image_size // config.patch_size
-    patches = embeddings.patch_embeddings(pixel_values)
-    batch, width, rows, columns = patches.shape
-    table = embeddings.position_embeddings[:, 1:].transpose(1, 2).reshape(1, width, grid, grid)
-
-    def positions(height: int, breadth: int) -> Tensor:
-        # Padding lies to the right and below the image, which keeps its own positions.
-        resized = table
-        if (height, breadth) != (grid, grid):
-            resized = interpolate(table, size=(height, breadth), mode="bilinear", align_corners=True)
-        return pad(resized, (0, columns - breadth, 0, rows - height))
-
-    if pixel_mask is None:
-        where, mask = positions(rows, columns), patches.new_ones((batch, rows * columns), dtype=torch.long)
-    else:
-        valid = interpolate(pixel_mask[:, None].float(), size=(rows, columns))[:, 0].long()
-        sizes = zip(valid[:, :, 0].sum(1).tolist(), valid[:, 0].sum(1).tolist(), strict=True)
-        where, mask = torch.cat([positions(*size) for size in sizes]), valid.flatten(1)
-    image = (patches + where).flatten(2).transpose(1, 2)
-    cls = (embeddings.cls_token + embeddings.position_embeddings[:, :1]).expand(batch, -1, -1)
-    hidden = embeddings.dropout(torch.cat([cls, image], dim=1))
-    return hidden, torch.cat([mask.new_ones((batch, 1)), mask], dim=1), None
-
-
-def fuse_attention(model: ViltModel) -> ViltModel:
-    """Make ViLT attend in one fused operation.
-
-    transformers' own keeps the weights of attention (batch, heads, tokens, tokens) for the backward pass. And
-    only as many of the first tokens ask as the mask has rows for queries, see `apply_to_first`.
-    """
-    layers: Any = model.encoder.layer
-    for layer in layers:
-        attention = layer.attention.attention
-        setattr(attention, "forward", types.MethodType(_attend, attention))  # noqa: B010
-    return model
-
-
-def _attend(attention, hidden: Tensor, mask: Tensor | None = None, output_attentions: bool = False):
-    if output_attentions:
-        return type(attention).forward(attention, hidden, mask, output_attentions)
-
-    def heads(projected: Tensor) -> Tensor:
-        return projected.unflatten(-1, (attention.num_attention_heads, -1)).transpose(1, 2)
-
-    asking = hidden if mask is None else hidden[:, : mask.shape[2]]
-    context = scaled_dot_product_attention(
-        heads(attention.query(asking)),
-        heads(attention.key(hidden)),
-        heads(attention.value(hidden)),
-        attn_mask=mask,
-        dropout_p=attention.dropout.p if attention.training else 0.0,
-    )
-    return (context.transpose(1, 2).flatten(2),)
 
 
 def open_backbone(settings: Settings) -> Backbone:

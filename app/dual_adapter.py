@@ -14,8 +14,9 @@ from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from .backbones import Backbone, apply, apply_to_first, blocks, choose_device, embed, open_backbone, pool
+from .backbones import Backbone, choose_device, open_backbone
 from .bottleneck import BottleneckConfig, BottleneckLayer
+from .encoder import apply, apply_to_first, blocks, embed, pool
 from .settings import Settings
 from .trained_model import Branch, Role, TrainedModel
 

@@ -27,8 +27,9 @@ from rich.table import Table
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from app.backbones import Backbone, apply, apply_to_first, blocks, load_backbone, pool
+from app.backbones import Backbone, load_backbone
 from app.dual_adapter import DualAdapter, Trunk, adapter_config
+from app.encoder import apply, apply_to_first, blocks, pool
 from app.files import write_atomically
 from app.heads import new_head
 from app.mkd import Distillation, fast_step, make_optimizer

@@ -22,11 +22,12 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import ViltConfig, ViltModel
 
-from app.backbones import Backbone, fuse_attention, keep_patch_order
+from app.backbones import Backbone
 from app.bottleneck import BottleneckConfig
 from app.dual_adapter import ROLES, DualAdapter
 from app.heads import AnswerHead
 from app.mkd import Distillation, Outcome, fast_step, make_optimizer, reference_step
+from app.vilt import fuse_attention, keep_patch_order
 
 TOLERANCE = 2e-5
 STEPS: dict[str, Callable[..., Outcome]] = {"reference": reference_step, "fast": fast_step}

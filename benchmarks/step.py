@@ -37,18 +37,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import ViltConfig, ViltModel, ViltProcessor
 from transformers.models.vilt.image_processing_pil_vilt import ViltImageProcessorPil
 
-from app.backbones import (
-    Backbone,
-    Processor,
-    choose_device,
-    fuse_attention,
-    keep_patch_order,
-    load_backbone,
-)
+from app.backbones import Backbone, Processor, choose_device, load_backbone
 from app.dual_adapter import DualAdapter, adapter_config
 from app.files import write_atomically
 from app.heads import new_head
 from app.mkd import Distillation, Outcome, adapter_step, fast_step, make_optimizer, reference_step
+from app.vilt import fuse_attention, keep_patch_order
 from client_app.local_training import mixed_precision
 
 # Largest difference of logits and losses: in float32, and where CUDA computes in bfloat16.

@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.nn.functional import linear, relu
 from transformers import ViltConfig, ViltModel
 
-from app.backbones import Backbone, Processor, fingerprint, keep_patch_order
+from app.backbones import Backbone, Processor, fingerprint
 from app.dual_adapter import ROLES, DualAdapter, adapter_config
+from app.vilt import keep_patch_order
 
 SIZES = {
     "hidden_size": 32,

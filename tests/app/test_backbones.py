@@ -15,21 +15,10 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel, ViltModel, ViTModel
 
 import app.backbones
-from app.backbones import (
-    Processor,
-    apply,
-    apply_to_first,
-    blocks,
-    builtin_folder,
-    choose_device,
-    embed,
-    fingerprint,
-    fuse_attention,
-    keep_patch_order,
-    load_backbone,
-    pool,
-)
+from app.backbones import Processor, builtin_folder, choose_device, fingerprint, load_backbone
 from app.bottleneck import BottleneckConfig
+from app.encoder import apply, apply_to_first, blocks, embed, pool
+from app.vilt import fuse_attention, keep_patch_order
 from tests.conftest import is_mapped
 
 TINY = Path(app.backbones.__file__).parent / "assets" / "tiny-vilt" / "model.safetensors"

@@ -5,10 +5,11 @@ import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from transformers import ViltConfig, ViltModel
 
-from app.backbones import Backbone, keep_patch_order, load_backbone
+from app.backbones import Backbone, load_backbone
 from app.bottleneck import BottleneckConfig
 from app.dual_adapter import ROLES, DualAdapter, adapter_config, open_adapter
 from app.settings import read_settings
+from app.vilt import keep_patch_order
 
 KINDS = ("bottleneck", "lora")
 # Which adapters a branch has in place, with which share (FedDAT, section 3).

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, kl_div, log_softmax, softmax
 from transformers import ViltConfig, ViltModel
 
-from app.backbones import keep_patch_order
+from app.vilt import keep_patch_order
 from benchmarks.parity import COLUMNS, STEPS, TOLERANCE, Golden, main, replay
 
 WIDTH, BLOCKS, REDUCTION, ANSWERS, STEPS_TAKEN = 24, 2, 3, 7, 4

@@ -10,9 +10,7 @@ by much. ``--plot FILE`` draws the growth.
 
 import argparse
 import gc
-import json
 import logging
-import platform
 import statistics
 import time
 import tracemalloc
@@ -27,8 +25,9 @@ from flwr.supercore.task_identity import TaskIdentity
 from rich.console import Console
 from rich.table import Table
 
-from app.files import write_atomically
 from strategies import FedDAT
+
+from .figures import machine_of, write_figures
 
 PAYLOADS = 8  # different replies; 29 MB of them are more than a core's cache
 BLOCKS = 12  # of ViLT-B/32, each with a bottleneck of width 48
@@ -213,7 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1  # as inside a Flower task
     logging.getLogger("flwr").setLevel(logging.WARNING)
     some = min(100, max(options.clients))
-    machine = f"{platform.processor() or platform.machine()}, numpy {np.__version__}"
+    machine = f"{machine_of()}, numpy {np.__version__}"
     growth = {"clients": [measure(clients, BLOCKS, options.rounds) for clients in options.clients]}
     growth["sizes"] = [measure(some, blocks, options.rounds) for blocks in options.blocks]
     each, _ = rounds(wrapped, some, BLOCKS, options.many_rounds)
@@ -222,8 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     third = max(1, len(each) // 3)
     first, last = (1000 * statistics.median(part) for part in (each[:third], each[-third:]))
     print(f"{len(each)} rounds of {some} clients: first third {first:.1f} ms a round, last {last:.1f} ms")
-    if options.json:
-        write_atomically(options.json, json.dumps({"machine": machine, **growth}, indent=2) + "\n")
+    write_figures(options.json, machine, growth)
     if options.plot:
         draw(growth, options.plot)
 

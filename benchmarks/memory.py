@@ -11,7 +11,6 @@ The backbone is ViLT-B/32 with random weights, saved in float32, or that of ``--
 """
 
 import argparse
-import json
 import multiprocessing
 import re
 import sys
@@ -30,12 +29,12 @@ from torch.utils.checkpoint import checkpoint
 from app.backbones import Backbone, load_backbone
 from app.dual_adapter import DualAdapter, Trunk, adapter_config
 from app.encoder import apply, apply_to_first, blocks, pool
-from app.files import write_atomically
 from app.heads import new_head
 from app.mkd import Distillation, fast_step, make_optimizer
 from app.trained_model import Branch
 
-from .step import ANSWERS, draw, machine_of, make_backbone, peak_memory
+from .figures import machine_of, write_figures
+from .step import ANSWERS, draw, make_backbone, peak_memory
 
 LIMIT = 1.5
 CPU = torch.device("cpu")
@@ -134,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         workers = {number: weigh(folder, number) for number in options.workers}
     table = Table(
         *("workers", "one before", "one adds", "all add", "in backbones"),
-        title=f"{options.backbone}, {size / 1e6:.0f} MB in float32, {machine_of(CPU)}",
+        title=f"{options.backbone}, {size / 1e6:.0f} MB in float32, {machine_of()}",
     )
     for number, sizes in workers.items():
         before, total = (sum(column) for column in zip(*sizes, strict=True))
@@ -146,15 +145,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, row in steps.items():
         table.add_row(name, f"{row['peak-bytes'] / 1e6:.0f} MB")
     Console().print(table)
-    if options.json:
-        figures = {
-            "machine": machine_of(CPU),
-            "backbone-bytes": size,
-            "worker-bytes": workers,
-            "batch": options.batch_size,
-            "steps": steps,
-        }
-        write_atomically(options.json, json.dumps(figures, indent=2) + "\n")
+    figures = {
+        "backbone-bytes": size,
+        "worker-bytes": workers,
+        "batch": options.batch_size,
+        "steps": steps,
+    }
+    write_figures(options.json, machine_of(), figures)
     most = max(sum(added for _, added in sizes) for sizes in workers.values()) / size
     passed = most <= LIMIT
     print(f"{'passed' if passed else 'FAILED'}: at most {most:.2f} backbones in all, limit {LIMIT}")

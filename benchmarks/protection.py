@@ -8,8 +8,6 @@ exits with 1 when the share is more than 5 %.
 """
 
 import argparse
-import json
-import platform
 import statistics
 import sys
 import time
@@ -22,13 +20,11 @@ from pkgutil import resolve_name
 from typing import Any
 from unittest.mock import patch
 
-import torch
 from flwr.supercore.task_identity import TaskIdentity
 from rich.console import Console
 from rich.table import Table
 
-from app.files import write_atomically
-
+from .figures import machine_of, write_figures
 from .in_process import Federation
 from .study import scratch_home
 
@@ -85,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Evaluation loads private state and checks replies too, but is no part of a round's training.
     own = {"num-rounds": options.rounds, "evaluate-every": options.rounds, "device": options.device}
     calls = measure({**settings, "run-name": "protection", **own}, options.clients)
-    machine = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} CPU threads"
+    machine = machine_of()
     table = Table(
         "part",
         "one call",
@@ -103,10 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         table.add_row(part, f"{one:.1f} ms", f"{1000 * rounds[part]:.0f} ms", f"{share:.2f} %")
     Console().print(table)
     share = sum(seconds for part, seconds in rounds.items() if part != "train") / rounds["train"]
-    if options.json:
-        versions = {"torch": torch.__version__, "python": platform.python_version()}
-        figures = {"machine": machine, "versions": versions, "round-seconds": rounds, "share": share}
-        write_atomically(options.json, json.dumps(figures, indent=2) + "\n")
+    write_figures(options.json, machine, {"round-seconds": rounds, "share": share})
     passed = share <= LIMIT
     print(f"{'passed' if passed else 'FAILED'}: protection is {100 * share:.2f} % of a round's training")
     return 0 if passed else 1

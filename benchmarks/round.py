@@ -12,9 +12,7 @@ the default run. Where other work shares the cores, ``--clock cpu`` counts this 
 """
 
 import argparse
-import json
 import logging
-import platform
 import statistics
 import time
 import tomllib
@@ -27,15 +25,14 @@ from pkgutil import resolve_name
 from typing import Any
 from unittest.mock import patch
 
-import torch
 from flwr.supercore.task_identity import TaskIdentity
 from rich.console import Console
 from rich.table import Table
 
 import server_app.main  # noqa: F401  # before what they import is patched
-from app.files import write_atomically
 from server_app.checkpoints import Checkpoints
 
+from .figures import machine_of, write_figures
 from .in_process import Federation
 from .study import scratch_home
 
@@ -217,12 +214,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     own = {"num-rounds": options.rounds, "run-name": "round"}
     own |= {key: vars(options)[key.replace("-", "_")] for key in ("train-examples", "test-examples")}
     lines = [measure({**defaults, **own}, clients, CLOCKS[options.clock]) for clients in options.clients]
-    machine = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} CPU threads"
+    machine = machine_of()
     steps = -(-options.train_examples // defaults["batch-size"]) or "all"
     title = f"{options.rounds} rounds, {steps} steps a client, {options.clock} time, {machine}"
     Console().print(table(lines, title))
-    if options.json:
-        write_atomically(options.json, json.dumps({"machine": machine, "lines": lines}, indent=2) + "\n")
+    write_figures(options.json, machine, {"lines": lines})
 
 
 if __name__ == "__main__":

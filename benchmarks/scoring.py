@@ -8,8 +8,6 @@ when the scores differ by more than the tolerance.
 """
 
 import argparse
-import json
-import platform
 import statistics
 import sys
 import time
@@ -24,8 +22,9 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from app.backbones import choose_device
-from app.files import write_atomically
 from server_app.likelihood import log_likelihoods, reference_log_likelihoods
+
+from .figures import machine_of, write_figures
 
 TOLERANCE = 1e-5
 GRID, PATCH, WIDTH, VOCABULARY, IMAGE_TOKEN = 24, 4, 64, 1000, 999
@@ -100,11 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     device = choose_device(options.device)
     rows = [measure(number, options.images, options.repeats, device) for number in options.candidates]
-    machine = (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} CPU threads"
-    )
+    machine = machine_of(device)
     table = Table(
         *("candidates", "full forwards", "shared prefill", "times as fast", "largest difference"),
         title=f"{options.images} images of {GRID * GRID} tokens, float32, {machine}",
@@ -118,10 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"{row['difference']:.1e}",
         )
     Console().print(table)
-    if options.json:
-        versions = {"torch": torch.__version__, "python": platform.python_version()}
-        figures = {"machine": machine, "versions": versions, "images": options.images, "rows": rows}
-        write_atomically(options.json, json.dumps(figures, indent=2) + "\n")
+    write_figures(options.json, machine, {"images": options.images, "rows": rows})
     passed = all(row["difference"] <= TOLERANCE for row in rows)
     print(f"{'passed' if passed else 'FAILED'}: tolerance {TOLERANCE:.0e}")
     return 0 if passed else 1

@@ -11,7 +11,6 @@ exits with 1 when a later round of training costs more than 5 CPU seconds above 
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -23,17 +22,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from rich.console import Console
 from rich.table import Table
 
 from app import __version__
-from app.files import write_atomically
 from app.full_model import open_model
 from app.records import SCHEMA, to_record
 from app.settings import read_settings
 from app.source import source_hash
+
+from .figures import machine_of, write_figures
 
 ROOT = Path(__file__).parents[1]
 LIMIT = 5.0
@@ -163,15 +162,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     seconds = measure(settings, options.repeats)
     found = medians(seconds)
-    machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs"
-    machine += f", {torch.get_num_threads()} CPU threads"
+    machine = machine_of()
     title = f"{options.backbone}, {options.examples} examples, medians of {options.repeats}, {machine}"
     Console().print(table(found, title))
     above = {unit: overhead(found, unit) for unit in ("cpu", "wall")}
-    if options.json:
-        versions = {"torch": torch.__version__, "python": platform.python_version()}
-        figures = {"machine": machine, "versions": versions, "above-floor": above, "medians": found}
-        write_atomically(options.json, json.dumps({**figures, "seconds": seconds}, indent=2) + "\n")
+    write_figures(options.json, machine, {"above-floor": above, "medians": found, "seconds": seconds})
     passed = above["cpu"] <= LIMIT
     print(
         f"{'passed' if passed else 'FAILED'}: a later round costs {above['cpu']:.2f} CPU seconds "

@@ -13,8 +13,6 @@ computed already. FLOPs are those of matrix products, attention's among them.
 """
 
 import argparse
-import json
-import platform
 import statistics
 import sys
 import time
@@ -39,11 +37,12 @@ from transformers.models.vilt.image_processing_pil_vilt import ViltImageProcesso
 
 from app.backbones import Backbone, Processor, choose_device, load_backbone
 from app.dual_adapter import DualAdapter, adapter_config
-from app.files import write_atomically
 from app.heads import new_head
 from app.mkd import Distillation, Outcome, adapter_step, fast_step, make_optimizer, reference_step
 from app.vilt import fuse_attention, keep_patch_order
 from client_app.local_training import mixed_precision
+
+from .figures import machine_of, write_figures
 
 # Largest difference of logits and losses: in float32, and where CUDA computes in bfloat16.
 TOLERANCE = {"cpu": 2e-5, "cuda": 5e-2}
@@ -233,7 +232,6 @@ def measure(backbone: Backbone, batch: int, repeats: int, device: torch.device) 
     rows = {}
     for name, pairs in seconds.items():
         wall, cpu = (list(column) for column in zip(*pairs, strict=True))
-
         rows[name] = {
             "forwards": flops[name] / flops[FORWARD],
             "cpu-seconds": cpu,
@@ -254,13 +252,6 @@ def measure(backbone: Backbone, batch: int, repeats: int, device: torch.device) 
 def paired_ratio(own: Sequence[float], other: Sequence[float]) -> float:
     """Return the median ratio of pairs: whatever else the machine does, it does to both halves of one."""
     return statistics.median(a / b for a, b in zip(own, other, strict=True))
-
-
-def machine_of(device: torch.device) -> str:
-    """Name what is computed on."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} CPU threads"
 
 
 def show(figures: dict[str, Any], machine: str) -> None:
@@ -314,10 +305,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for batch in options.batch_sizes:
             tables.append(measure(backbone, batch, options.repeats, device))
             show(tables[-1], machine_of(device))
-    if options.json:
-        versions = {"torch": torch.__version__, "python": platform.python_version()}
-        figures = {"machine": machine_of(device), "versions": versions, "tables": tables}
-        write_atomically(options.json, json.dumps(figures, indent=2) + "\n")
+    write_figures(options.json, machine_of(device), {"tables": tables})
     tolerance = TOLERANCE[device.type]
     difference = max(table["difference"] for table in tables)
     passed = all(table["difference"] <= tolerance for table in tables)

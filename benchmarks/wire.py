@@ -11,7 +11,6 @@ goes on. ``--set num-rounds=3 train-examples=100`` makes it smaller.
 import argparse
 import json
 import logging
-import platform
 import statistics
 import time
 import tomllib
@@ -29,9 +28,9 @@ from transformers import ViltConfig, ViltModel
 
 from app.bottleneck import BottleneckConfig
 from app.codec import ENCODINGS
-from app.files import write_atomically
 from app.records import from_record, to_record
 
+from .figures import machine_of, write_figures
 from .in_process import Federation
 from .study import scratch_home
 
@@ -131,9 +130,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.json and options.json.exists():
         kept = json.loads(options.json.read_text())
         kept = kept if kept["conditions"] == conditions else {}
-    machine = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} CPU threads"
+    machine = machine_of()
     found = sizes(vilt_b32_adapter(), options.repeats)
-    figures = {"machine": machine, "conditions": conditions, "sizes": found, "cells": kept.get("cells", [])}
+    figures = {"conditions": conditions, "sizes": found, "cells": kept.get("cells", [])}
     Console().print(sizes_table(found, machine))
     TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1  # as inside a Flower task
     logging.getLogger("flwr").setLevel(logging.WARNING)
@@ -143,11 +142,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 continue
             scores = run({**settings, "wire-precision": precision, "seed": seed}, options.clients)
             figures["cells"].append({"precision": precision, "seed": seed, **scores})
-            if options.json:
-                write_atomically(options.json, json.dumps(figures, indent=2) + "\n")
+            write_figures(options.json, machine, figures)
             print(f"{precision}, seed {seed}: mean {100 * scores['mean']:.1f}", flush=True)
-    if options.json:
-        write_atomically(options.json, json.dumps(figures, indent=2) + "\n")
+    write_figures(options.json, machine, figures)
     if figures["cells"]:
         Console().print(scores_table(figures["cells"]))
 

@@ -62,7 +62,7 @@ def answer(kind: str, folder: Path, server_round: int, clock: Clock) -> None:
         app = ClientApp()
         app.train()(lambda message, context: Message(message.content, reply_to=message))
     else:
-        from client_app import main
+        from client_app import main, messages
 
         app = main.app
         clock.lap("import")
@@ -97,7 +97,7 @@ def answer(kind: str, folder: Path, server_round: int, clock: Clock) -> None:
             client.examples("test" if kind == "evaluate" else "train")
         clock.lap("data")
         for name in ("train_round", "evaluate"):
-            setattr(main, name, clock.around(getattr(main, name), "adapters", "compute"))
+            setattr(messages, name, clock.around(getattr(messages, name), "adapters", "compute"))
     reply = app(message, context)
     clock.lap("state")
     get_object_tree(reply)

@@ -33,8 +33,8 @@ LIMIT = 0.05
 # What is timed, where it is called, and whether each client does it in a round.
 PARTS = {
     "load private state": ("client_app.client.load_private_state", True),
-    "train": ("client_app.main.train_round", True),
-    "save private state": ("client_app.main.save_private_state", True),
+    "train": ("client_app.messages.train_round", True),
+    "save private state": ("client_app.messages.save_private_state", True),
     "check replies": ("strategies.feddat.FedDAT._trained", False),
     "write checkpoint": ("server_app.checkpoints.Checkpoints.save", False),
 }

@@ -29,7 +29,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from rich.console import Console
 from rich.table import Table
 
-import server_app.main  # noqa: F401  # before what they import is patched
+import server_app.federation  # noqa: F401  # before what they import is patched
 from server_app.checkpoints import Checkpoints
 
 from .figures import machine_of, write_figures
@@ -119,7 +119,7 @@ def watched(watch: Stopwatch) -> Iterator[None]:
     around: dict[str, Callable[..., Any]] = {
         "client_app.main.app": watch.message,
         "client_app.local_training._step": watch.work,
-        "client_app.main.evaluate": watch.work,
+        "client_app.messages.evaluate": watch.work,
         **{target: partial(watch.counted, name) for name, target in COUNTED.items()},
     }
     with ExitStack() as patches:

@@ -1,35 +1,13 @@
-"""The ClientApp: answers the handshake, trains, evaluates. Only what is shared leaves a client."""
+"""The ClientApp. What answers a message is imported with the first one.
 
-# Before anything that would import the same.
-from . import heavy_imports  # noqa: F401
+Flower loads this file in the server's process too, before it starts a simulation's workers: with torch behind
+it, they would wait for that, and then import torch themselves.
+"""
 
-# isort: split
-import platform
-from typing import Any
-
-import flwr
-import torch
-from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from app import __version__
-from app.backbones import choose_device
-from app.heads import with_classifier
-from app.records import SCHEMA, to_reply
-from app.source import source_hash
-from app.trained_model import Branch
-
-from .client import Client
-from .local_training import evaluate, train_round
 from .privacy import private_training
-from .private_state import PrivateState, save_private_state
-
-# What an evaluation scores; a single adapter has no teacher and no local branch.
-BRANCHES_OF: dict[str, tuple[Branch, ...]] = {
-    "feddat": ("student", "local", "teacher"),
-    "adapter": ("student",),
-    "full": ("student",),
-}
 
 app = ClientApp()
 
@@ -37,84 +15,22 @@ app = ClientApp()
 @app.query()
 def query(message: Message, context: Context) -> Message:
     """Say who this client is, what it runs and what its data are like, once, before the first round."""
-    from data_partitions.baseline import text_only_baseline  # see `Share.load`
+    from . import messages
 
-    client = Client.of(context)
-    partition = client.partition
-    answer = ConfigRecord(
-        {
-            "partition-id": client.partition_id,
-            "num-partitions": client.num_partitions,
-            "version": __version__,
-            "schema": SCHEMA,
-            "source": source_hash(),
-            "backbone": client.backbone.fingerprint,
-            "flwr": flwr.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "device": str(choose_device(client.settings.device)),
-            "name": partition.name,
-            "natural-partitions": len(client.share.names),
-            "skipped": sum(partition.skipped.values()),
-            "unanswerable": partition.unanswerable["test"] / max(1, len(partition.test)),
-            "text-only": text_only_baseline(partition),
-        }
-    )
-    return Message(RecordDict({"handshake": answer}), reply_to=message)
+    return messages.introduce(message, context)
 
 
 @app.train(mods=[private_training])
 def train(message: Message, context: Context) -> Message:
     """Train for one round; reply with what is shared and scalars."""
-    client, config = _called(message, context)
-    shelf, server_round = client.shelf(config), config["server-round"]
-    arrays = message.content.array_records["arrays"]
-    examples = client.examples("train")
-    adapter, head, owed, lost = client.open(arrays, shelf, server_round - 1, examples.num_answers)
-    metrics = train_round(
-        adapter,
-        head,
-        examples,
-        client.settings,
-        server_round,
-        client.partition_id,
-        proximal_mu=config.get("proximal-mu", 0.0),
-    )
-    shared, own_head = adapter.state("shared"), head.state_dict()
-    if client.settings.head == "shared":
-        shared, own_head = with_classifier(shared, head), {}
-    record, owed = to_reply(shared, arrays, owed, client.settings.wire_precision)
-    private = PrivateState(adapter.state("local"), own_head, owed)
-    save_private_state(context, shelf, server_round, private)
-    return Message(RecordDict({"arrays": record, "metrics": _record(metrics, lost)}), reply_to=message)
+    from . import messages
+
+    return messages.train(message, context)
 
 
 @app.evaluate()
-def evaluate_branches(message: Message, context: Context) -> Message:
+def evaluate(message: Message, context: Context) -> Message:
     """Score the branches on the client's test split; reply with scalars."""
-    client, config = _called(message, context)
-    examples = client.examples("test")
-    arrays = message.content.array_records["arrays"]
-    shelf = client.shelf(config)
-    adapter, head, _, lost = client.open(arrays, shelf, config["server-round"], examples.num_answers)
-    metrics = evaluate(adapter, head, examples, BRANCHES_OF[client.settings.method])
-    return Message(RecordDict({"metrics": _record(metrics, lost)}), reply_to=message)
+    from . import messages
 
-
-def _record(metrics: dict[str, Any], lost: int) -> MetricRecord:
-    """Add how many private states were lost, if any were."""
-    return MetricRecord({**metrics, **({"state-recovered": lost} if lost else {})})
-
-
-def _called(message: Message, context: Context) -> tuple[Client, dict[str, Any]]:
-    """Read a round's message; refuse one from a server with another source or backbone."""
-    client = Client.of(context)
-    config: dict[str, Any] = dict(message.content.config_records["config"])
-    for key, own in (("source", source_hash()), ("backbone", client.backbone.fingerprint)):
-        if config.get(key) != own:
-            theirs = str(config.get(key))[:12]
-            raise ValueError(
-                f"{key} is {own[:12]} on partition {client.partition_id} but {theirs} on the server: "
-                f"give both the same {key}"
-            )
-    return client, config
+    return messages.evaluate_branches(message, context)

@@ -92,9 +92,9 @@ def private(path: Path) -> tuple[dict[str, str], dict[str, bytes]]:
 @pytest.fixture
 def sites(tmp_path, drawn, run_config, monkeypatch):
     """Build federations that share nothing but what they are made of; keywords are settings."""
-    from server_app import main
+    from server_app import federation
 
-    monkeypatch.setattr(main, "write_report", lambda folder, *_: (folder / "report.md").touch())
+    monkeypatch.setattr(federation, "write_report", lambda folder, *_: (folder / "report.md").touch())
     homes = iter(range(99))
 
     def build(num_clients=2, **overrides):
@@ -215,11 +215,11 @@ def test_a_finished_run_goes_on_for_more_rounds(sites, drawn):
 
 def test_the_best_round_is_exported_beside_the_last(sites, drawn, monkeypatch):
     """The mean of the clients' scores is best in round 2, though one of them does better in round 3."""
-    from client_app import main
+    from client_app import messages
 
     scores = {(1, 0): 0.3, (1, 1): 0.3, (2, 0): 0.5, (2, 1): 0.4, (3, 0): 0.1, (3, 1): 0.7}
-    evaluate, calls = main.evaluate, iter(scores.values())
-    monkeypatch.setattr(main, "evaluate", lambda *args: evaluate(*args) | {"student": next(calls)})
+    evaluate, calls = messages.evaluate, iter(scores.values())
+    monkeypatch.setattr(messages, "evaluate", lambda *args: evaluate(*args) | {"student": next(calls)})
     folder, left = finish(*sites(), drawn)
     assert left["best adapter"] != left["adapter"]
     for name, server_round in (("adapter", 3), ("adapter-best", 2)):
@@ -235,9 +235,9 @@ def test_the_best_round_is_exported_beside_the_last(sites, drawn, monkeypatch):
 
 def main(point: str, server_round: str, home: str, drawn: str, run_config: str) -> None:
     """Serve in a process of its own, which kills itself at a point; with no point it goes on to the end."""
-    from server_app import main
+    from server_app import federation
 
-    main.write_report = lambda folder, *_: (folder / "report.md").touch()
+    federation.write_report = lambda folder, *_: (folder / "report.md").touch()
     federation = Federation(json.loads(run_config), 2)
     killing = stop(point, int(server_round), lambda: os.kill(os.getpid(), signal.SIGKILL))
     with own_home(Path(home), Path(drawn)), killing:

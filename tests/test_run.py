@@ -207,16 +207,16 @@ def test_runs_without_a_name_do_not_meet(federation, home):
 
 
 def test_a_client_that_fails_in_one_round_is_left_out_and_reported(federation, monkeypatch):
-    from client_app import main
+    from client_app import messages
 
-    train_round = main.train_round
+    train_round = messages.train_round
 
     def sometimes(adapter, head, examples, settings, server_round, partition_id, **keywords):
         if (server_round, partition_id) == (1, 1):
             raise RuntimeError("the disk is full")
         return train_round(adapter, head, examples, settings, server_round, partition_id, **keywords)
 
-    monkeypatch.setattr(main, "train_round", sometimes)
+    monkeypatch.setattr(messages, "train_round", sometimes)
     rows = rows_of(federation(3).serve())
     refused = [row for row in rows if "refused" in row]
     assert refused == [{"round": 1, "partition": 1, "phase": "train", "refused": "the disk is full"}]

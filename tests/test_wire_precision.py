@@ -61,9 +61,9 @@ def test_the_next_round_begins_at_the_last_one_and_the_mean_of_what_was_sent(fed
 def test_training_begins_at_the_rounded_adapter_and_owes_what_rounding_takes(
     federation, precision, monkeypatch
 ):
-    from client_app import main
+    from client_app import messages
 
-    begun, ended, train_round = [], [], main.train_round
+    begun, ended, train_round = [], [], messages.train_round
 
     def spy(adapter, *rest, **keywords):
         begun.append(adapter.state("shared"))
@@ -72,7 +72,7 @@ def test_training_begins_at_the_rounded_adapter_and_owes_what_rounding_takes(
         ended.append(adapter.state("shared"))
         return metrics
 
-    monkeypatch.setattr(main, "train_round", spy)
+    monkeypatch.setattr(messages, "train_round", spy)
     clients = federation(1, wire_precision=precision)
     clients.serve()
     down = [m for w, m in clients.wire if w == "to client" and m.metadata.message_type == "train"]

@@ -8,9 +8,9 @@ from benchmarks import protection
 
 
 def test_every_part_is_timed_in_a_real_run(home, run_config, monkeypatch):
-    from server_app import main
+    from server_app import federation
 
-    monkeypatch.setattr(main, "write_report", lambda *_: None)
+    monkeypatch.setattr(federation, "write_report", lambda *_: None)
     calls = protection.measure(run_config(num_rounds=2, evaluate_every=2), 3)
     assert {part: len(seconds) for part, seconds in calls.items()} == {
         "load private state": 9,  # three clients in two rounds, and once to evaluate

@@ -36,9 +36,9 @@ def test_the_parts_of_rounds_worked_out_by_hand():
 
 
 def test_a_process_loads_the_backbone_once_and_processes_a_clients_data_once(home, run_config, monkeypatch):
-    from server_app import main
+    from server_app import federation
 
-    monkeypatch.setattr(main, "write_report", lambda *_: None)
+    monkeypatch.setattr(federation, "write_report", lambda *_: None)
     for cache in (load_backbone, _open_adapter):
         cache.cache_clear()
     ticks = iter(range(10**6))

@@ -8,7 +8,7 @@ import torch
 from app.settings import read_settings
 from benchmarks import study
 from benchmarks.plans import Cell, Plan
-from server_app import main
+from server_app import federation
 from server_app.alignment import PoolAligner
 from tests.conftest import SMALL, default_run_config
 
@@ -23,7 +23,7 @@ CELLS = (
 
 @pytest.fixture(autouse=True)
 def _quick(home, monkeypatch):
-    monkeypatch.setattr(main, "write_report", lambda *_: None)
+    monkeypatch.setattr(federation, "write_report", lambda *_: None)
     level = logging.getLogger("flwr").level
     yield
     logging.getLogger("flwr").setLevel(level)

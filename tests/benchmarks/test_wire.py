@@ -18,9 +18,9 @@ def test_the_adapter_of_vilt_b32_is_as_small_as_promised():
 
 
 def test_a_cell_is_a_run_and_counts_its_bytes(home, run_config, monkeypatch):
-    from server_app import main
+    from server_app import federation
 
-    monkeypatch.setattr(main, "write_report", lambda *_: None)
+    monkeypatch.setattr(federation, "write_report", lambda *_: None)
     plain, small = (wire.run(run_config(wire_precision=p), 2) for p in ("float32", "int8"))
     for cell in (plain, small):
         # Three of four messages go down: to train and to evaluate, two rounds, two clients; the others up.

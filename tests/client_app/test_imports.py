@@ -20,15 +20,21 @@ def said_by(program: str, **environment: str) -> list[str]:
 
 
 def test_a_client_imports_nothing_that_only_the_server_needs():
-    loaded = {name.split(".")[0] for name in said_by("import sys, client_app.main; print(*sys.modules)")}
+    loaded = {name.split(".")[0] for name in said_by("import sys, client_app.messages; print(*sys.modules)")}
     assert "torch" in loaded
     assert not loaded & {"matplotlib", "flwr_datasets", "server_app", "strategies", "ray"}
     # And nothing that reads data: where examples are kept, nobody does.
     assert not loaded & {"datasets", "pandas", "pyarrow"}
 
 
-def test_what_a_client_imports_is_not_searched_for_garbage():
-    program = "import gc, client_app.main; print(gc.isenabled(), gc.get_freeze_count())"
+def test_a_simulation_starts_its_workers_beside_the_imports_of_the_server():
+    # Flower loads both apps before it starts them, one after the other.
+    assert "torch" not in said_by("import sys, server_app.main, client_app.main; print(*sys.modules)")
+
+
+@pytest.mark.parametrize("module", ["client_app.messages", "server_app.federation"])
+def test_what_an_app_imports_is_not_searched_for_garbage(module):
+    program = f"import gc, {module}; print(gc.isenabled(), gc.get_freeze_count())"
     enabled, frozen = said_by(program)
     assert enabled == "True"
     assert int(frozen) > 100_000

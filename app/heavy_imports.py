@@ -1,4 +1,4 @@
-"""The libraries that every message needs, imported without a search for garbage among what they bring.
+"""The libraries that every app's process needs, imported without a search for garbage among what they bring.
 
 A site starts a process for every message, and what it imports is there until the end: to search that again
 and again while it grows, and once more when the process ends, takes about as long as the import itself.
@@ -7,7 +7,7 @@ and again while it grows, and once more when the process ends, takes about as lo
 import gc
 
 gc.disable()
-import app.full_model  # noqa: E402, F401
+from . import full_model  # noqa: E402, F401
 
 gc.freeze()
 gc.enable()

@@ -18,7 +18,7 @@ from app.heads import new_head
 from app.records import from_record, to_record
 from app.settings import read_settings
 from app.source import source_hash
-from client_app import local_training, main
+from client_app import local_training, messages
 from client_app.client import data_options
 from client_app.private_state import PrivateState, Shelf, load_private_state
 from data_partitions.benchmarks import load_partition, text_only_baseline
@@ -123,7 +123,7 @@ def test_the_first_local_adapter_and_head_are_functions_of_the_seed(federation, 
         seen.append((adapter.state("local"), {k: v.clone() for k, v in head.state_dict().items()}))
         return {"num-examples": 1}
 
-    monkeypatch.setattr(main, "train_round", spy)
+    monkeypatch.setattr(messages, "train_round", spy)
     clients = federation()
     for partition in (0, 1):
         call(clients, "train", partition)
@@ -137,13 +137,13 @@ def test_the_first_local_adapter_and_head_are_functions_of_the_seed(federation, 
 def test_the_private_state_of_a_round_is_where_the_next_begins(federation, call, monkeypatch, private):
     clients = federation()
     call(clients, "train")
-    kept, begun, train_round = private(clients), {}, main.train_round
+    kept, begun, train_round = private(clients), {}, messages.train_round
 
     def spy(adapter, head, *rest, **keywords):
         begun.update(local=adapter.state("local"), head={k: v.clone() for k, v in head.state_dict().items()})
         return train_round(adapter, head, *rest, **keywords)
 
-    monkeypatch.setattr(main, "train_round", spy)
+    monkeypatch.setattr(messages, "train_round", spy)
     call(clients, "train", server_round=2)
     for part in ("local", "head"):
         before, now = getattr(kept, part), getattr(private(clients), part)
@@ -283,7 +283,7 @@ def test_another_run_of_the_same_name_begins_anew(federation, call, fresh, monke
     clients, seen = federation(), []
     call(clients, "train", server_round=1)
     monkeypatch.setattr(
-        main,
+        messages,
         "train_round",
         lambda adapter, *_, **__: seen.append(adapter.state("local")) or {"num-examples": 1},
     )
@@ -353,9 +353,9 @@ def test_the_baseline_has_one_branch(federation, call):
 
 
 def test_the_pull_comes_with_the_message(federation, call, monkeypatch):
-    seen, train_round = [], main.train_round
+    seen, train_round = [], messages.train_round
     monkeypatch.setattr(
-        main, "train_round", lambda *a, **k: seen.append(k["proximal_mu"]) or train_round(*a, **k)
+        messages, "train_round", lambda *a, **k: seen.append(k["proximal_mu"]) or train_round(*a, **k)
     )
     clients = federation()
     call(clients, "train")
@@ -368,7 +368,7 @@ def test_the_pull_comes_with_the_message(federation, call, monkeypatch):
 def test_a_server_with_another_source_or_backbone_is_refused(
     federation, call, kind, key, small_backbone, monkeypatch, private
 ):
-    monkeypatch.setattr(main, "train_round", pytest.fail)
+    monkeypatch.setattr(messages, "train_round", pytest.fail)
     clients = federation()
     own = {"source": source_hash(), "backbone": load_backbone(str(small_backbone)).fingerprint}[key]
     reply = call(clients, kind, partition=1, **{key: "f" * 64})

@@ -1,0 +1,141 @@
+"""Time real simulations, `flwr run` with Ray's workers: the start before round 1, and what a round takes.
+
+    python -m benchmarks.simulation
+
+starts a SuperLink and runs in turn `empty_app`, the floor that Flower and Ray set, and this app with few
+rounds. The start is the time from `flwr run` to the first round; handshakes are then done. Of the rounds
+after the first it says how long they take, beside the clients' own training and evaluation on so many
+workers. ``--apps FOLDER ...`` takes these checkouts, such as an earlier one and this.
+"""
+
+import argparse
+import os
+import re
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from .figures import machine_of, write_figures
+from .real_processes import EMPTY_APP, Machine, superlink
+
+ROOT = Path(__file__).parents[1]
+EMPTY = "empty app"
+ROUND = re.compile(r"\[ROUND \d+/\d+\]")
+
+
+def simulate(app: Path, machine: Machine, clients: int, run_config: str) -> dict[str, Any]:
+    """Run an app to its end; return when each round began, in seconds from the command, and the run's rows.
+
+    Raises
+    ------
+    RuntimeError
+        If it did not come to a round.
+    """
+    nodes = f"num-supernodes={clients} client-resources-num-cpus=1"
+    started = time.perf_counter()
+    log, rows = machine.flwr_run(app, "--federation-config", nodes, "--run-config", run_config)
+    began = [read - started for read, line in log if ROUND.search(line)]
+    if not began:
+        raise RuntimeError("\n".join([f"{app}: no round began:", *(line for _, line in log[-20:])]))
+    return {"began": began, "rows": rows}
+
+
+def scheduled(seconds: Sequence[float], workers: int) -> float:
+    """Return how long so many workers are busy when each takes the next piece of work as it gets free."""
+    free = [0.0] * workers
+    for piece in seconds:
+        free[free.index(min(free))] += piece
+    return max(free)
+
+
+def rounds(run: dict[str, Any], workers: int) -> list[dict[str, float]]:
+    """Return what the rounds after the first took, but for the last, with which the report is written."""
+    work: dict[int, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for row in run["rows"]:
+        for phase in ("train-seconds", "evaluate-seconds"):
+            if phase in row:
+                work[row["round"]][phase].append(row[phase])
+    found = []
+    for number in range(2, max(work, default=0)):
+        wall, phases = run["began"][number] - run["began"][number - 1], work[number].values()
+        found.append(
+            {
+                "wall": wall,
+                "scheduled": sum(scheduled(seconds, workers) for seconds in phases),
+                "share": sum(map(sum, phases)) / (workers * wall),
+            }
+        )
+    return found
+
+
+def measure(
+    apps: Mapping[str, Path], clients: int, repeats: int, num_rounds: int, settings: str
+) -> dict[str, list[dict[str, Any]]]:
+    """Run the apps in turn, for a round each, and the last time for so many."""
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in apps}
+    with tempfile.TemporaryDirectory() as scratch, superlink(Path(scratch), "--simulation") as machine:
+        # The first of each, left out, reads files from the disk and makes the data.
+        for turn in range(repeats + 1):
+            for name, app in apps.items():
+                few = num_rounds if turn == repeats and name != EMPTY else 1
+                own = "" if name == EMPTY else settings
+                run = simulate(app, machine, clients, f"num-rounds={few} {own}")
+                print(f"{name}: round 1 after {run['began'][0]:.2f} s", flush=True)
+                if turn:
+                    runs[name].append(run)
+    return runs
+
+
+def show(starts: Mapping[str, list[float]], later: Mapping[str, list[dict[str, float]]], title: str) -> None:
+    """Print a table of the starts and one of the later rounds."""
+    middle = {name: statistics.median(seconds) for name, seconds in starts.items()}
+    table = Table("app", "to round 1", "least–most", "above the floor", title=title)
+    for name, seconds in starts.items():
+        spread = f"{min(seconds):.1f}–{max(seconds):.1f}"
+        table.add_row(name, f"{middle[name]:.1f} s", spread, f"{middle[name] - middle[EMPTY]:.1f} s")
+    Console().print(table)
+    columns = ("app", "a round", "its clients, scheduled", "overhead", "workers busy")
+    table = Table(*columns, title="later rounds, medians")
+    for name, own in later.items():
+        if own:
+            whole, ideal, busy = (
+                statistics.median(row[key] for row in own) for key in ("wall", "scheduled", "share")
+            )
+            overhead = statistics.median(row["wall"] / row["scheduled"] - 1 for row in own)
+            cells = (f"{whole:.2f} s", f"{ideal:.2f} s", f"{100 * overhead:.1f} %", f"{100 * busy:.0f} %")
+            table.add_row(name, *cells)
+    Console().print(table)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.simulation", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--apps", type=Path, nargs="+", default=[ROOT], help="checkouts, taken in turn")
+    parser.add_argument("--clients", type=int, default=5)
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="Ray starts one for each CPU")
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="simulations of each app, after one that is left out"
+    )
+    parser.add_argument("--set", default="", metavar="KEY=VALUE ...", help="other settings of the run-config")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    options = parser.parse_args(arguments)
+    apps = {EMPTY: EMPTY_APP, **{str(app): app.resolve() for app in options.apps}}
+    runs = measure(apps, options.clients, options.repeats, options.rounds, options.set)
+    starts = {name: [run["began"][0] for run in own] for name, own in runs.items()}
+    later = {name: rounds(own[-1], options.workers) for name, own in runs.items()}
+    show(starts, later, f"{options.clients} clients, {options.workers} workers, {machine_of()}")
+    write_figures(options.json, machine_of(), {"starts": starts, "rounds": later})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""Time what a message costs at a site: a real SuperLink, a real SuperNode, a process for every message.
+
+    python -m benchmarks.supernode
+
+runs in turn an app that does nothing, the floor that Flower sets, and this one, on one site over loopback. A
+message takes from when the SuperNode hears of it to when the reply is sent; training and evaluation
+themselves are taken off. ``--apps FOLDER ...`` takes these checkouts. `benchmarks.startup` says what the time
+goes into.
+"""
+
+import argparse
+import re
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from .figures import machine_of, write_figures
+from .real_processes import EMPTY_APP, Line, free_port, superlink
+
+ROOT = Path(__file__).parents[1]
+EMPTY = "empty app"
+CAME = re.compile(r"Receiving: (\w+) message")
+SENT = "Sent successfully"
+KINDS = HANDSHAKE, FIRST, LATER, EVALUATION = "handshake", "first training", "later training", "evaluation"
+
+
+def messages(lines: Iterable[Line]) -> list[tuple[str, float]]:
+    """Return kind and seconds of each message that a SuperNode had answered."""
+    found, kind, came = [], "", 0.0
+    for read, line in lines:
+        if begun := CAME.search(line):
+            kind, came = begun[1], read
+        elif SENT in line:
+            found.append((kind, read - came))
+    return found
+
+
+def beside_work(
+    answered: Iterable[tuple[str, float]], rows: Sequence[dict[str, Any]]
+) -> dict[str, list[float]]:
+    """Return seconds by kind of message, without those of training and evaluation in the run's rows."""
+    seconds: dict[str, list[float]] = defaultdict(list)
+    work = {
+        phase: iter([row[f"{phase}-seconds"] for row in rows if f"{phase}-seconds" in row])
+        for phase in ("train", "evaluate")
+    }
+    for kind, took in answered:
+        took -= next(work[kind], 0.0) if kind in work else 0.0
+        if kind == "train":
+            name = LATER if seconds[FIRST] else FIRST
+        else:
+            name = {"query": HANDSHAKE, "evaluate": EVALUATION}[kind]
+        seconds[name].append(took)
+    return dict(seconds)
+
+
+def measure(
+    apps: Mapping[str, Path], repeats: int, num_rounds: int, settings: str
+) -> dict[str, dict[str, list[float]]]:
+    """Run the apps in turn on one site; return seconds by app and kind of message."""
+    seconds: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in apps}
+    node = ("--node-config", "partition-id=0 num-partitions=1", "--port", str(free_port()))
+    with ExitStack() as programs:
+        scratch = programs.enter_context(tempfile.TemporaryDirectory())
+        machine = programs.enter_context(superlink(Path(scratch)))
+        command = ("flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{machine.port}", *node)
+        site = programs.enter_context(machine.program(*command))
+        # The first of each, left out, reads files from the disk and makes the data.
+        for turn in range(repeats + 1):
+            for name, app in apps.items():
+                own, before = "" if name == EMPTY else settings, len(site)
+                _, rows = machine.flwr_run(app, "--run-config", f"num-rounds={num_rounds} {own}")
+                time.sleep(1)  # for what the SuperNode says last
+                found = beside_work(messages(site[before:]), rows)
+                print(f"{name}: {len(found.get(LATER, []))} later rounds", flush=True)
+                if turn:
+                    for kind, each in found.items():
+                        seconds[name][kind] += each
+    return seconds
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.supernode", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--apps", type=Path, nargs="+", default=[ROOT], help="checkouts, taken in turn")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=2, help="runs of each app, after one that is left out")
+    parser.add_argument(
+        "--set",
+        default="train-examples=160 test-examples=40",
+        metavar="KEY=VALUE ...",
+        help="other settings of the run-config",
+    )
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    options = parser.parse_args(arguments)
+    apps = {EMPTY: EMPTY_APP, **{str(app): app.resolve() for app in options.apps}}
+    seconds = measure(apps, options.repeats, options.rounds, options.set)
+    medians = {
+        name: {kind: statistics.median(each) for kind, each in own.items()} for name, own in seconds.items()
+    }
+    title = f"seconds a message without training and evaluation, medians, {machine_of()}"
+    table = Table("app", *KINDS, "above the floor", title=title)
+    for name, own in medians.items():
+        cells = (f"{own[kind]:.2f}" if kind in own else "" for kind in KINDS)
+        table.add_row(name, *cells, f"{own[LATER] - medians[EMPTY][LATER]:.2f}")
+    Console().print(table)
+    write_figures(options.json, machine_of(), {"seconds": seconds, "medians": medians})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""A run from its settings to its result in the run's folder."""
+
+# Before anything that would import the same.
+from app import heavy_imports  # noqa: F401
+
+# isort: split
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import flwr
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+from rich.console import Console
+
+from app import __version__
+from app.dual_adapter import DualAdapter
+from app.records import SCHEMA, WireCodec, from_record, to_record
+from app.settings import Settings, SettingsError, read_settings
+from app.source import source_hash
+from data_partitions.benchmarks import BENCHMARKS
+from strategies import FedDAT, MLLMAlignment, Resumable
+
+from .alignment import open_aligner
+from .checkpoints import Checkpoints, DamagedError
+from .export import export_result
+from .opening import open_run
+from .pretraining.initial_adapter import AdapterPretraining
+from .public_captions import load_captions
+from .report import classifier_card, model_card, privacy_line, refusals, results_table, write_report
+from .resuming import kept_facts, last_checkpoint
+from .run_log import RunLog
+from .strategy import make_strategy
+
+log = logging.getLogger("flwr")
+
+
+def federate(grid: Grid, context: Context) -> None:
+    """Check the settings, federate, export the result, report."""
+    settings = read_settings(context.run_config)
+    if settings.benchmark not in BENCHMARKS:
+        raise SettingsError(
+            f"benchmark = {settings.benchmark!r}; allowed: {', '.join(map(repr, BENCHMARKS))}"
+        )
+    opening = open_run(settings)
+    evaluation = opening.evaluation
+    identity: dict[str, Any] = {
+        "version": __version__,
+        "schema": SCHEMA,
+        "source": source_hash(),
+        "backbone": opening.model.backbone.fingerprint,
+    }
+    versions = {"flwr": flwr.__version__, "torch": torch.__version__}
+    facts = {f"{key}-hash": identity[key] for key in ("backbone", "source")} | versions
+    run = RunLog(settings, facts, kept_facts(settings, facts) if settings.resume else None)
+    checkpoints = Checkpoints(run.folder / "checkpoints", run.best_round)
+    checkpoint = last_checkpoint(settings, checkpoints) if settings.resume else None
+
+    def evaluated(server_round: int) -> bool:
+        return server_round % settings.evaluate_every == 0 or server_round == settings.num_rounds
+
+    federation = FedDAT(
+        make_strategy(settings),
+        weighting=settings.weighting,
+        expected_nodes=settings.num_clients or None,
+        wait_seconds=settings.wait_seconds,
+        seed=settings.seed,
+        expected=identity,
+        evaluate_on=lambda server_round: evaluation is None and evaluated(server_round),
+        observer=run,
+        max_change=settings.max_change,
+        min_clients=settings.min_clients,
+        max_failure_rate=settings.max_failure_rate,
+        round_timeout=settings.round_timeout,
+        codec=None if settings.wire_precision == "float32" else WireCodec(settings.wire_precision),
+    )
+    strategy: Strategy = federation
+    if settings.align != "none":
+        aligner = open_aligner(settings, opening.model, opening.head, opening.answers or None)
+        strategy = MLLMAlignment(
+            federation,
+            aligner,
+            every=1 if settings.align == "each-round" else "end",
+            last_round=settings.num_rounds,
+            observer=run,
+        )
+    strategy = Resumable(strategy, checkpoints, checkpoint)
+    pretraining = None
+    if settings.pretrain == "adapter" and isinstance(opening.model, DualAdapter) and not checkpoint:
+        pretraining = AdapterPretraining(settings, opening.model, load_captions(settings))
+
+    federation.gather(grid)
+    if checkpoint:
+        run.reopen(checkpoint.server_round)
+    else:
+        run.open()
+    if private := privacy_line(run.facts):
+        log.info("privacy: %s", private)
+    initial = dict(opening.initial)
+    if pretraining:
+        initial |= pretraining.run()
+        pretraining = None  # its frozen models would fill the memory during the whole federation
+
+    def end_round(server_round: int, arrays: ArrayRecord) -> None:
+        if not server_round:
+            return
+        if evaluation and evaluated(server_round):
+            run.measured(server_round, evaluation(from_record(arrays)))
+        run.end_round(server_round)
+
+    config: dict[str, Any] = {**identity, "run": run.name, "run-token": run.token}
+    try:
+        result = strategy.start(
+            grid,
+            initial_arrays=to_record(initial),
+            num_rounds=settings.num_rounds,
+            timeout=settings.round_timeout,
+            train_config=ConfigRecord(config),
+            evaluate_config=ConfigRecord(config),
+            evaluate_fn=end_round,
+        )
+    finally:
+        for (name, phase, reason), times in refusals(run.rows).most_common():
+            log.warning("refused %d times: %s, %s: %s", times, name, phase, reason)
+    _export(run, settings, checkpoints, result.arrays, opening.answers)
+    write_report(run.folder, run.facts, run.rows, run.seconds)
+    Console().print(results_table(run.rows))
+    log.info("the run is in %s", run.folder)
+
+
+def _export(
+    run: RunLog, settings: Settings, checkpoints: Checkpoints, last: ArrayRecord, answers: tuple[str, ...]
+) -> None:
+    """Export the result of the last round and of the best one."""
+    name = "model" if settings.method == "full" else "adapter"
+    make_card = classifier_card if answers else model_card
+
+    def export(folder: str, arrays: Mapping[str, torch.Tensor], server_round: int) -> None:
+        rows = [row for row in run.rows if row["round"] <= server_round]
+        export_result(run.folder / folder, settings, arrays, make_card(run.facts, rows), answers)
+
+    export(name, from_record(last), settings.num_rounds)
+    if best := run.best_round(settings.num_rounds):
+        try:
+            export(f"{name}-best", from_record(checkpoints.load(best).arrays), best)
+        except DamagedError as error:
+            log.warning("there is no %s-best: %s", name, error)

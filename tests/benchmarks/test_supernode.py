@@ -1,0 +1,47 @@
+"""The program that times messages at a real site: its arithmetic, and one whole small run."""
+
+import json
+
+import pytest
+
+from benchmarks import supernode
+from tests.conftest import ROOT
+
+
+def test_a_message_takes_from_when_it_is_heard_of_to_when_its_reply_is_sent():
+    lines = [
+        (1.0, "INFO :      Receiving: query message (ID: abc)"),
+        (1.5, "INFO :      Received successfully"),
+        (3.0, "INFO :      Sending: query message (ID: def)"),
+        (3.25, "INFO :      Sent successfully"),
+        (7.0, "INFO :      Receiving: train message (ID: ghi)"),
+        (9.0, "INFO :      Sent successfully"),
+    ]
+    assert supernode.messages(lines) == [("query", 2.25), ("train", 2.0)]
+
+
+def test_training_and_evaluation_are_taken_off():
+    answered = [("query", 2.0), ("train", 9.0), ("train", 7.0), ("evaluate", 4.0), ("train", 8.0)]
+    rows = [
+        {"round": 1, "train-seconds": 5.0},
+        {"round": 2, "train-seconds": 4.5, "evaluate-seconds": 1.5},
+        {"round": 3, "train-seconds": 5.5},
+    ]
+    assert supernode.beside_work(answered, rows) == {
+        "handshake": [2.0],
+        "first training": [4.0],
+        "later training": [2.5, 2.5],
+        "evaluation": [2.5],
+    }
+
+
+@pytest.mark.slow
+def test_it_times_this_app_beside_one_that_does_nothing(tmp_path, capsys):
+    few, file = "train-examples=16 test-examples=4", tmp_path / "figures.json"
+    supernode.main(["--rounds", "2", "--repeats", "1", "--set", few, "--json", str(file)])
+    seconds = json.loads(file.read_text())["seconds"]
+    floor, ours = seconds["empty app"], seconds[str(ROOT)]
+    assert [len(floor[kind]) for kind in ("handshake", "first training", "later training")] == [1, 1, 1]
+    assert ours.keys() == {"handshake", "first training", "later training", "evaluation"}
+    assert 0 < floor["later training"][0] < ours["later training"][0]
+    assert "above the floor" in capsys.readouterr().out

@@ -35,7 +35,8 @@ from data_partitions.benchmarks import DataOptions, Partition, load_partition
 from server_app.alignment import PoolAligner, open_aligner
 from server_app.central_evaluation import CentralEvaluation, accuracies, common_test
 from server_app.checkpoints import Checkpoints
-from server_app.teachers import annotate, open_teacher
+from server_app.teachers.annotating import annotate
+from server_app.teachers.teacher import open_teacher
 
 from .in_process import Federation
 from .plans import PLANS, Cell, Plan

@@ -1,7 +1,7 @@
 """A toy teacher for CIFAR: a small network trained on images that no client, pool or test set has.
 
 It stands for a multimodal LLM where none can be had, and writes what it says of the pool and of the test set
-as annotations (`server_app.annotations`), for ``teacher = "FILE.parquet"``. It learns from training rows
+as annotations (`server_app.teachers.annotations`), for ``teacher = "FILE.parquet"``. It learns from rows
 ``--first`` to ``--last`` of each class, in their order: with `public-per-class` at least ``--last`` these
 are no client's, and with `public-examples` at most ``--first`` times the classes not the pool's.
 
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 
 from data_partitions.long_tail import QUESTION
-from server_app.annotations import Annotations, Key, candidates_json, image_sha256
+from server_app.teachers.annotations import Annotations, Key, candidates_json, image_sha256
 
 BATCH = 64
 

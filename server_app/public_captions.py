@@ -5,7 +5,8 @@ from datasets import Dataset
 from app.settings import Settings, feddat_home
 from data_partitions.benchmarks import DataOptions, load_public
 
-from .teachers import annotate_captions, open_teacher
+from .teachers.annotating import annotate_captions
+from .teachers.teacher import open_teacher
 
 
 def load_captions(settings: Settings) -> Dataset:

@@ -13,7 +13,8 @@ from app.examples import Examples, process
 from app.settings import Settings, feddat_home
 from data_partitions.benchmarks import DataOptions, load_pool
 
-from .teachers import annotate, open_teacher
+from .teachers.annotating import annotate
+from .teachers.teacher import open_teacher
 
 
 @dataclass(frozen=True)

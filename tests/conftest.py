@@ -274,7 +274,7 @@ def random_llava(tmp_path_factory) -> Path:
     """Save a LLaVA of large random weights, so that what it says depends on what it sees."""
     import torch
 
-    from server_app.toy_teacher import build
+    from server_app.teachers.toy import build
 
     torch.manual_seed(0)
     words = (
@@ -299,7 +299,7 @@ def record(home, tmp_path) -> Callable[..., str]:
 
     from app.settings import read_settings
     from data_partitions.benchmarks import DataOptions, load_pool
-    from server_app.annotations import Annotations, Key, candidates_json, image_sha256
+    from server_app.teachers.annotations import Annotations, Key, candidates_json, image_sha256
 
     def write(
         config: dict[str, Any], prompt: str = "{question}", *, answers: Sequence[str] = (), more: bool = False

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from server_app import teachers
 from server_app.alignment import PoolAligner
+from server_app.teachers import teacher
 
 FEW = {"public_examples": 40, "align_steps": 2, "align_batch_size": 8}
 LABELS = {**FEW, "align": "each-round", "align_beta": 0.0}
@@ -141,7 +141,7 @@ def test_a_llava_is_asked_once_and_then_not_loaded(federation, home, random_llav
     kept = {path.name for path in (home / "annotations").iterdir()}
     assert kept == {"scenes-train.parquet", "scenes-validation.parquet"}
 
-    monkeypatch.setattr(teachers, "load_model", lambda *_: pytest.fail("the teacher model was loaded"))
+    monkeypatch.setattr(teacher, "load_model", lambda *_: pytest.fail("the teacher model was loaded"))
     assert aligned_rows(federation(**settings, run_name="second").serve()) == first
 
 

@@ -112,7 +112,7 @@ def test_a_dead_worker_of_the_simulation_fails_the_run(lab, run_config):
 def test_a_toy_llava_drives_all_three_stages(lab):
     """From a teacher made here, by annotations, pretraining and alignment, to an adapter that PEFT loads."""
     toy = lab.folder / "toy"
-    command = [sys.executable, "-m", "server_app.toy_teacher", "--out", str(toy), "--images", "60"]
+    command = [sys.executable, "-m", "server_app.teachers.toy", "--out", str(toy), "--images", "60"]
     command += ["--steps", "6", "--device", "cpu"]
     subprocess.run(command, cwd=ROOT, env=environment(lab.folder), check=True, timeout=240)
     sizes = {"pretrain-images": 24, "pretrain-steps": 2, "public-examples": 40, "align-steps": 2}

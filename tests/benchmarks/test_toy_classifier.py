@@ -9,7 +9,7 @@ from PIL import Image
 
 from app.settings import read_settings
 from benchmarks import study, toy_classifier
-from server_app.annotations import Annotations, image_sha256
+from server_app.teachers.annotations import Annotations, image_sha256
 
 
 @pytest.fixture

@@ -4,9 +4,11 @@ import pytest
 
 from app.settings import read_settings
 from data_partitions.benchmarks import DataOptions, load_public
-from server_app import public_captions, teachers
-from server_app.annotations import Annotations
+from server_app import public_captions
 from server_app.public_captions import load_captions
+from server_app.teachers.annotating import annotate_captions
+from server_app.teachers.annotations import Annotations
+from server_app.teachers.teacher import open_teacher
 
 
 class Writer:
@@ -52,7 +54,7 @@ def test_a_teachers_are_taken_in_their_place_and_kept(settings, home, monkeypatc
 def test_a_llavas_captions_come_with_its_images(settings, random_llava):
     given = settings(teacher=str(random_llava), server_device="cpu")
     found = load_captions(given)
-    own = teachers.annotate_captions(
-        teachers.open_teacher(str(random_llava), device="cpu"), found["image"], given.caption_prompt
+    own = annotate_captions(
+        open_teacher(str(random_llava), device="cpu"), found["image"], given.caption_prompt
     )
     assert found["captions"] == [[text] for text in own]

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from server_app.annotations import SCHEMA, Annotations, Key, candidates_json, image_sha256
+from server_app.teachers.annotations import SCHEMA, Annotations, Key, candidates_json, image_sha256
 
 TWO = candidates_json(["red", "grün"])
 SCORES = np.log(np.array([0.25, 0.75], dtype=np.float32))

@@ -6,7 +6,7 @@ projector and a Llama. First image tokens learn to be like the words for what th
 whole model learns to answer, by next-token loss on the answer alone. It starts from random weights, and knows
 drawn shapes only.
 
-Run ``python -m server_app.toy_teacher --out FOLDER``; the model card in FOLDER says what was reached.
+Run ``python -m server_app.teachers.toy --out FOLDER``; the model card in FOLDER says what was reached.
 """
 
 import argparse
@@ -43,7 +43,7 @@ from app.settings import feddat_home
 from data_partitions.benchmarks import DataOptions, load_public, load_public_questions
 from data_partitions.scenes import COLORS, PLACES, SHAPES
 
-from .teacher_models import LanguageModel, render
+from .models import LanguageModel, render
 
 # The prompt whose answer is a picture's full description.
 CAPTION_PROMPT = "describe the picture ."
@@ -332,7 +332,7 @@ drawn shapes. On held-out public scenes:
 
 Repeat it with
 
-    python -m server_app.toy_teacher {command}
+    python -m server_app.teachers.toy {command}
 
 which took {minutes:.1f} minutes on {machine}, with Python {python}.
 """
@@ -341,7 +341,7 @@ which took {minutes:.1f} minutes on {machine}, with Python {python}.
 def main(arguments: Sequence[str] | None = None) -> None:
     """Make a toy teacher, train it and save it."""
     parser = argparse.ArgumentParser(
-        prog="python -m server_app.toy_teacher", description=__doc__.splitlines()[0]
+        prog="python -m server_app.teachers.toy", description=__doc__.splitlines()[0]
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for the toy teacher")
     parser.add_argument("--images", type=int, default=8_000, help="public scenes to draw, and questions")

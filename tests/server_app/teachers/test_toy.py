@@ -6,9 +6,10 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from server_app import toy_teacher
-from server_app.teachers import annotate, annotate_captions, open_teacher
-from server_app.toy_teacher import (
+from server_app.teachers import toy
+from server_app.teachers.annotating import annotate, annotate_captions
+from server_app.teachers.teacher import open_teacher
+from server_app.teachers.toy import (
     IGNORED,
     PATCHES,
     Answered,
@@ -107,7 +108,7 @@ class TestProgram:
         teacher = open_teacher(str(made), device="cpu")
         found = annotate(teacher, pictures, "what color is the object ?", ["red", "blue"])
         assert torch.allclose(found.sum(1), torch.ones(6))
-        assert len(annotate_captions(teacher, pictures, toy_teacher.CAPTION_PROMPT)) == 6
+        assert len(annotate_captions(teacher, pictures, toy.CAPTION_PROMPT)) == 6
 
     def test_the_card_calls_it_a_toy_and_repeats_it(self, made):
         card = (made / "README.md").read_text()
@@ -120,7 +121,7 @@ class TestProgram:
         torch.manual_seed(0)
         model, processor = build([DESCRIPTION])
         data = Answered.load(pictures[:2], ["color ?"] * 2, ["red", "blue"], processor)
-        before = toy_teacher.token_accuracy(model, data)
-        toy_teacher.train(model, data, data, steps=40, batch_size=2, peak=2e-3, seed=0)
+        before = toy.token_accuracy(model, data)
+        toy.train(model, data, data, steps=40, batch_size=2, peak=2e-3, seed=0)
         assert before < 0.5
-        assert toy_teacher.token_accuracy(model, data) == 1.0
+        assert toy.token_accuracy(model, data) == 1.0

@@ -18,7 +18,7 @@ from transformers import (
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from server_app.teacher_models import Clip, LanguageModel, load_model, locate, render
+from server_app.teachers.models import Clip, LanguageModel, load_model, locate, render
 
 TEMPLATE = (
     "{% for m in messages %}<s>{{ m.role }} {% for c in m.content %}"
@@ -220,7 +220,7 @@ class TestUnloadable:
         def refuse(*_, **__):
             raise OSError("You are trying to access a gated repo.\nMake sure to have access to it.")
 
-        monkeypatch.setattr("server_app.teacher_models.cached_file", refuse)
+        monkeypatch.setattr("server_app.teachers.models.cached_file", refuse)
         assert "(You are trying to access a gated repo.)" in self.fails("somebody/gated")
 
     def test_no_such_folder(self, tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import pytest
 from app.backbones import load_backbone
 from app.records import SCHEMA
 from app.source import source_hash
-from server_app import federation
+from server_app import federation as room
 
 
 @pytest.fixture
@@ -15,12 +15,12 @@ def strategies(monkeypatch):
     """Collect what FedDAT is made with."""
     made = []
 
-    class Spy(federation.FedDAT):
+    class Spy(room.FedDAT):
         def __init__(self, strategy, **keywords):
             made.append({"strategy": strategy, **keywords})
             super().__init__(strategy, **keywords)
 
-    monkeypatch.setattr(federation, "FedDAT", Spy)
+    monkeypatch.setattr(room, "FedDAT", Spy)
     return made
 
 
@@ -46,7 +46,7 @@ def test_clients_must_run_the_servers_source_backbone_and_version(federation, st
     identity = {
         "source": source_hash(),
         "backbone": load_backbone(str(small_backbone)).fingerprint,
-        "version": federation.__version__,
+        "version": room.__version__,
         "schema": SCHEMA,
     }
     assert strategies[0]["expected"] == identity

@@ -68,6 +68,7 @@ def test_strangers_are_refused_and_a_killed_site_comes_back_to_its_own_adapter(
     assert took_part == [(1, 0), (1, 1), (1, 2), (2, 0), (2, 2), (3, 0), (3, 1), (3, 2)]
     refused = [(row["round"], row["partition"], row["phase"]) for row in rows if "refused" in row]
     assert refused == [(2, 1, "train")]
+    assert not any("state-recovered" in row for row in rows)
 
     trained = []
 

@@ -7,7 +7,9 @@ and again while it grows, and once more when the process ends, takes about as lo
 import gc
 
 gc.disable()
-from . import full_model  # noqa: E402, F401
+try:
+    from . import full_model  # noqa: F401
 
-gc.freeze()
-gc.enable()
+    gc.freeze()
+finally:
+    gc.enable()

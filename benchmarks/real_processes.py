@@ -1,4 +1,4 @@
-"""Flower's own programs as real processes, for those who measure whole runs."""
+"""Flower's own programs as real processes, for those who measure or test whole runs."""
 
 import json
 import os
@@ -8,11 +8,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 # A Flower app that does nothing: what Flower takes by itself.
 EMPTY_APP = Path(__file__).parent / "empty_app"
@@ -21,12 +23,67 @@ QUIET = {
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
 }
-
-
-DONE = re.compile(r"the run is in (.+)$")
+# The last line of a run that went well: this project's names the run's folder.
+OVER = re.compile(r"the run is (?:over|in (.+))$")
 COLOR = re.compile(r"\x1b\[\d*m")
 # When it was read, by `time.perf_counter`, and what it says.
 Line = tuple[float, str]
+
+
+def free_port() -> int:
+    """Return a port that nothing uses now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_for(port: int, process: subprocess.Popen, said: Callable[[], str], seconds: float = 60.0) -> None:
+    """Wait until a program answers at its port.
+
+    Raises
+    ------
+    RuntimeError
+        If it ended, or did not answer in time; with the end of what it `said`.
+    """
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and process.poll() is None:
+        with socket.socket() as probe:
+            if not probe.connect_ex(("127.0.0.1", port)):
+                return
+        threading.Event().wait(0.2)
+    raise RuntimeError(f"port {port} does not answer: {said()[-2000:]}")
+
+
+def end(process: subprocess.Popen, grace: float = 20.0) -> None:
+    """End a process and all that it started; what is there after `grace` seconds is killed."""
+    if process.poll() is not None:
+        return  # its id may be another's by now
+    with suppress(psutil.NoSuchProcess):
+        # What Flower starts has sessions of its own: the process group is not all.
+        leader = psutil.Process(process.pid)
+        family = [leader, *leader.children(recursive=True)]
+        for member in family:
+            with suppress(psutil.NoSuchProcess):
+                member.terminate() if grace else member.kill()
+        for member in psutil.wait_procs(family, timeout=grace or 20)[1]:
+            with suppress(psutil.NoSuchProcess):
+                member.kill()
+    process.wait()
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program that runs, with the lines that it has written so far."""
+
+    process: subprocess.Popen[str]
+    lines: list[Line]
+    reader: threading.Thread
+
+    def said(self) -> str:
+        """Return what it has written; when it has ended, all of it."""
+        if self.process.poll() is not None:
+            self.reader.join(timeout=5)
+        return "\n".join(line for _, line in self.lines)
 
 
 @dataclass(frozen=True)
@@ -48,26 +105,39 @@ class Machine:
     environment: dict[str, str]
 
     @contextmanager
-    def program(self, *command: str) -> Iterator[list[Line]]:
-        """Run a program until the block ends; give the lines that it has written, ever more of them."""
+    def program(self, *command: str) -> Iterator[Program]:
+        """Run a program until the block ends."""
         lines: list[Line] = []
         process = self._start(command)
-        reader = threading.Thread(target=lambda: lines.extend(_read(process)), daemon=True)
+
+        def read() -> None:
+            for line in _read(process):
+                lines.append(line)
+
+        reader = threading.Thread(target=read, daemon=True)
         reader.start()
         try:
-            yield lines
+            yield Program(process, lines, reader)
         finally:
-            process.terminate()
-            process.wait()
-            reader.join()
+            end(process)
 
     def flwr_run(self, app: Path, *options: str) -> tuple[list[Line], list[dict[str, Any]]]:
-        """Run an app to its end; return its log, and the rows of its metrics if it is this project's."""
-        with self._start(("flwr", "run", str(app), "here", "--stream", *options)) as run:
-            lines = list(_read(run))
-        for done in filter(None, (DONE.search(line) for _, line in lines)):
-            return lines, [json.loads(row) for row in (Path(done[1]) / "metrics.jsonl").open()]
-        return lines, []
+        """Run an app to its end; return its log, and the rows of its metrics if it is this project's.
+
+        Raises
+        ------
+        RuntimeError
+            If the run failed.
+        """
+        process = self._start(("flwr", "run", str(app), "here", "--stream", *options))
+        try:
+            lines = list(_read(process))
+        finally:
+            end(process)
+        for over in filter(None, (OVER.search(line) for _, line in lines)):
+            metrics = (Path(over[1]) / "metrics.jsonl").read_text() if over[1] else ""
+            return lines, [json.loads(row) for row in metrics.splitlines()]
+        raise RuntimeError("\n".join([f"{app}: the run failed:", *(line for _, line in lines[-20:])]))
 
     def _start(self, command: Sequence[str]) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -76,7 +146,8 @@ class Machine:
             cwd=self.folder,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
         )
 
 
@@ -86,16 +157,15 @@ def _read(process: subprocess.Popen[str]) -> Iterator[Line]:
         yield time.perf_counter(), COLOR.sub("", line.rstrip())
 
 
-def free_port() -> int:
-    """Return a port that nothing uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @contextmanager
 def superlink(folder: Path, *options: str) -> Iterator[Machine]:
-    """Run a SuperLink without TLS on a free port of this machine until the block ends."""
+    """Run a SuperLink without TLS on a free port of this machine until the block ends.
+
+    Raises
+    ------
+    RuntimeError
+        If it does not come up.
+    """
     port = free_port()
     homes = {"FLWR_HOME": str(folder / "flwr"), "FEDDAT_HOME": str(folder / "feddat")}
     environment = {**os.environ, **QUIET, **homes}
@@ -105,10 +175,6 @@ def superlink(folder: Path, *options: str) -> Iterator[Machine]:
     (folder / "flwr" / "config.toml").write_text(entry)
     machine = Machine(folder, port, environment)
     command = ("flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(port))
-    with machine.program(*command, *options):
-        for _ in range(300):
-            with socket.socket() as probe:
-                if not probe.connect_ex(("127.0.0.1", port)):
-                    break
-            time.sleep(0.2)
+    with machine.program(*command, *options) as program:
+        wait_for(port, program.process, program.said)
         yield machine

@@ -34,32 +34,35 @@ KINDS = HANDSHAKE, FIRST, LATER, EVALUATION = "handshake", "first training", "la
 
 def messages(lines: Iterable[Line]) -> list[tuple[str, float]]:
     """Return kind and seconds of each message that a SuperNode had answered."""
-    found, kind, came = [], "", 0.0
+    found, asked = [], None
     for read, line in lines:
         if begun := CAME.search(line):
-            kind, came = begun[1], read
-        elif SENT in line:
-            found.append((kind, read - came))
+            asked = begun[1], read
+        elif asked and SENT in line:
+            found.append((asked[0], read - asked[1]))
+            asked = None
     return found
 
 
 def beside_work(
     answered: Iterable[tuple[str, float]], rows: Sequence[dict[str, Any]]
 ) -> dict[str, list[float]]:
-    """Return seconds by kind of message, without those of training and evaluation in the run's rows."""
+    """Return seconds by kind of message, without those of training and evaluation in the run's rows.
+
+    Raises
+    ------
+    ValueError
+        If the rows are not those of the messages.
+    """
     seconds: dict[str, list[float]] = defaultdict(list)
-    work = {
-        phase: iter([row[f"{phase}-seconds"] for row in rows if f"{phase}-seconds" in row])
-        for phase in ("train", "evaluate")
-    }
     for kind, took in answered:
-        took -= next(work[kind], 0.0) if kind in work else 0.0
-        if kind == "train":
-            name = LATER if seconds[FIRST] else FIRST
-        else:
-            name = {"query": HANDSHAKE, "evaluate": EVALUATION}[kind]
-        seconds[name].append(took)
-    return dict(seconds)
+        seconds[kind].append(took)
+    for kind in ("train", "evaluate") if rows else ():
+        work = [row[f"{kind}-seconds"] for row in rows if f"{kind}-seconds" in row]
+        seconds[kind] = [whole - own for whole, own in zip(seconds[kind], work, strict=True)]
+    trained = seconds["train"]
+    found = {HANDSHAKE: seconds["query"], FIRST: trained[:1], LATER: trained[1:]}
+    return found | {EVALUATION: seconds["evaluate"]}
 
 
 def measure(
@@ -76,11 +79,11 @@ def measure(
         # The first of each, left out, reads files from the disk and makes the data.
         for turn in range(repeats + 1):
             for name, app in apps.items():
-                own, before = "" if name == EMPTY else settings, len(site)
+                own, before = "" if name == EMPTY else settings, len(site.lines)
                 _, rows = machine.flwr_run(app, "--run-config", f"num-rounds={num_rounds} {own}")
                 time.sleep(1)  # for what the SuperNode says last
-                found = beside_work(messages(site[before:]), rows)
-                print(f"{name}: {len(found.get(LATER, []))} later rounds", flush=True)
+                found = beside_work(messages(site.lines[before:]), rows)
+                print(f"{name}: {len(found[LATER])} later rounds", flush=True)
                 if turn:
                     for kind, each in found.items():
                         seconds[name][kind] += each
@@ -106,7 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     apps = {EMPTY: EMPTY_APP, **{str(app): app.resolve() for app in options.apps}}
     seconds = measure(apps, options.repeats, options.rounds, options.set)
     medians = {
-        name: {kind: statistics.median(each) for kind, each in own.items()} for name, own in seconds.items()
+        name: {kind: statistics.median(each) for kind, each in own.items() if each}
+        for name, own in seconds.items()
     }
     title = f"seconds a message without training and evaluation, medians, {machine_of()}"
     table = Table("app", *KINDS, "above the floor", title=title)
@@ -114,7 +118,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         cells = (f"{own[kind]:.2f}" if kind in own else "" for kind in KINDS)
         table.add_row(name, *cells, f"{own[LATER] - medians[EMPTY][LATER]:.2f}")
     Console().print(table)
-    write_figures(options.json, machine_of(), {"seconds": seconds, "medians": medians})
+    conditions = {key: vars(options)[key] for key in ("rounds", "set")}
+    write_figures(
+        options.json, machine_of(), {"conditions": conditions, "seconds": seconds, "medians": medians}
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The ServerApp. What a run needs is imported when it begins.
 
-Flower loads this file before the ClientApp, and that before it starts a simulation's workers: with torch
-behind either, they would wait for it.
+Flower loads the two apps of a simulation one after the other, and then starts its workers: with torch behind
+either, they would wait for it.
 """
 
 from flwr.app import Context

@@ -146,9 +146,9 @@ def federation(home, run_config, monkeypatch) -> Callable[..., Federation]:
 
     Its report is left out, for drawing takes longer than such a run; `finished` has one.
     """
-    from server_app import federation
+    from server_app import federation as room
 
-    monkeypatch.setattr(federation, "write_report", lambda *_: None)
+    monkeypatch.setattr(room, "write_report", lambda *_: None)
 
     def build(num_clients: int = 2, **keywords: Any) -> Federation:
         names = ("node_config", "node_id", "alter")

@@ -12,8 +12,9 @@ from typing import Self
 
 import pytest
 
+from benchmarks.real_processes import end, free_port, wait_for
 from tests.conftest import ROOT
-from tests.processes import DEADLINE, Lab, end, free_port, program, wait_for, wait_until
+from tests.processes import DEADLINE, Lab, program, wait_until
 
 MISSING = [name for name in ("openssl", "ssh-keygen") if not shutil.which(name)]
 NEEDS_KEYS = pytest.mark.skipif(bool(MISSING), reason=f"needs {', '.join(MISSING)}")
@@ -179,7 +180,8 @@ class Deployment:
             *("--database", str(self.folder / "state.db")),
             *([*secured, "--enable-supernode-auth"] if self.tls else ["--insecure"]),
         )
-        wait_for(self.port, self.superlink, self.folder / "coordinator" / "flower-superlink.log")
+        log = self.folder / "coordinator" / "flower-superlink.log"
+        wait_for(self.port, self.superlink, log.read_text)
 
     def start_sites(self, *sites: Site) -> None:
         """Start sites until they are let in: for a while, one that was killed still counts as there."""

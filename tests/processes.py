@@ -2,19 +2,17 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import psutil
-
+from benchmarks.real_processes import QUIET, end
 from tests.conftest import ROOT
 
 DEADLINE = 240.0
@@ -30,17 +28,9 @@ def environment(folder: Path) -> dict[str, str]:
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "FLWR_HOME": str(folder / "flwr"),
         "FEDDAT_HOME": str(folder / "home"),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        **QUIET,
         "OMP_NUM_THREADS": "1",
     }
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def wait_until(happened: Callable[[], T | None], seconds: float = DEADLINE) -> T:
@@ -51,16 +41,6 @@ def wait_until(happened: Callable[[], T | None], seconds: float = DEADLINE) -> T
             return answer
         threading.Event().wait(1.0)
     raise TimeoutError(f"not within {seconds:g} s")
-
-
-def wait_for(port: int, process: subprocess.Popen, log: Path) -> None:
-    end = time.monotonic() + 60
-    while time.monotonic() < end and process.poll() is None:
-        with socket.socket() as probe:
-            if not probe.connect_ex(("127.0.0.1", port)):
-                return
-        threading.Event().wait(0.2)
-    raise RuntimeError(f"port {port} does not answer: {log.read_text()[-2000:]}")
 
 
 @contextmanager
@@ -84,23 +64,6 @@ def program(folder: Path, *command: str, **variables: str) -> Iterator[tuple[sub
         yield process, log
     finally:
         end(process)
-
-
-def end(process: subprocess.Popen, grace: float = 20.0) -> None:
-    """End a process and all that it started; what is there after `grace` seconds is killed."""
-    if process.poll() is not None:
-        return  # its id may be another's by now
-    with suppress(psutil.NoSuchProcess):
-        # What Flower starts has sessions of its own: the process group is not all.
-        leader = psutil.Process(process.pid)
-        family = [leader, *leader.children(recursive=True)]
-        for member in family:
-            with suppress(psutil.NoSuchProcess):
-                member.terminate() if grace else member.kill()
-        for member in psutil.wait_procs(family, timeout=grace or 20)[1]:
-            with suppress(psutil.NoSuchProcess):
-                member.kill()
-    process.wait()
 
 
 @dataclass

@@ -13,8 +13,9 @@ from safetensors.numpy import load
 
 import app.bottleneck  # noqa: F401
 from app.backbones import load_backbone
+from benchmarks.real_processes import free_port, wait_for
 from tests.conftest import ROOT
-from tests.processes import Lab, adapter_of, environment, free_port, program, wait_for, wait_until
+from tests.processes import Lab, adapter_of, environment, program, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -27,7 +28,7 @@ def lab(tmp_path_factory):
     lab.knows(port, "insecure = true")
     command = ("flower-superlink", "--insecure", "--simulation", "--host", "127.0.0.1", "--port", str(port))
     with program(lab.folder, *command) as (process, log):
-        wait_for(port, process, log)
+        wait_for(port, process, log.read_text)
         lab.superlink = process.pid
         yield lab
 

@@ -92,9 +92,9 @@ def private(path: Path) -> tuple[dict[str, str], dict[str, bytes]]:
 @pytest.fixture
 def sites(tmp_path, drawn, run_config, monkeypatch):
     """Build federations that share nothing but what they are made of; keywords are settings."""
-    from server_app import federation
+    from server_app import federation as room
 
-    monkeypatch.setattr(federation, "write_report", lambda folder, *_: (folder / "report.md").touch())
+    monkeypatch.setattr(room, "write_report", lambda folder, *_: (folder / "report.md").touch())
     homes = iter(range(99))
 
     def build(num_clients=2, **overrides):
@@ -235,9 +235,9 @@ def test_the_best_round_is_exported_beside_the_last(sites, drawn, monkeypatch):
 
 def main(point: str, server_round: str, home: str, drawn: str, run_config: str) -> None:
     """Serve in a process of its own, which kills itself at a point; with no point it goes on to the end."""
-    from server_app import federation
+    from server_app import federation as room
 
-    federation.write_report = lambda folder, *_: (folder / "report.md").touch()
+    room.write_report = lambda folder, *_: (folder / "report.md").touch()
     federation = Federation(json.loads(run_config), 2)
     killing = stop(point, int(server_round), lambda: os.kill(os.getpid(), signal.SIGKILL))
     with own_home(Path(home), Path(drawn)), killing:

@@ -28,7 +28,10 @@ def train(message: Message, context: Context) -> Message:
 def main(grid: Grid, context: Context) -> None:
     """Ask all clients, then have them train for some rounds."""
     log = logging.getLogger("flwr")
+    deadline = time.monotonic() + 120
     while not (nodes := list(grid.get_node_ids())):
+        if time.monotonic() > deadline:
+            raise RuntimeError("no node came within 120 s")
         time.sleep(0.1)
     rounds = int(context.run_config["num-rounds"])
     for server_round in range(rounds + 1):
@@ -42,3 +45,4 @@ def main(grid: Grid, context: Context) -> None:
             for node in nodes
         ]
         list(grid.send_and_receive(asked))
+    log.info("the run is over")

@@ -11,6 +11,7 @@ from transformers import ViltConfig, ViltModel
 
 from app.backbones import Backbone, Processor, fingerprint
 from app.dual_adapter import ROLES, DualAdapter, adapter_config
+from app.encoder import embed
 from app.vilt import keep_patch_order
 
 SIZES = {
@@ -60,6 +61,14 @@ def batch() -> dict[str, Tensor]:
         "attention_mask": mask,
         "pixel_values": torch.randn(4, 3, 32, 32, generator=generator),
     }
+
+
+@pytest.fixture
+def states(small_vilt, batch) -> tuple[Tensor, Tensor]:
+    """Return what enters the first block, and its mask."""
+    hidden, mask = embed(keep_patch_order(small_vilt()), batch)
+    assert hidden.shape[1] == mask.shape[2] == mask.shape[3] == 6 + 1 + 4
+    return hidden, mask
 
 
 @pytest.fixture

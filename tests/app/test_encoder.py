@@ -16,13 +16,6 @@ def test_embedding_blocks_and_pooling_are_the_model(small_vilt, batch):
     torch.testing.assert_close(pool(model, hidden), model(**batch).pooler_output, atol=1e-6, rtol=0)
 
 
-@pytest.fixture
-def states(small_vilt, batch):
-    hidden, mask = embed(keep_patch_order(small_vilt()), batch)
-    assert hidden.shape[1] == mask.shape[2] == mask.shape[3] == 6 + 1 + 4
-    return hidden, mask
-
-
 @pytest.mark.parametrize(
     ("prepare", "asking"), [(fuse_attention, 1), (lambda model: model, 11)], ids=["fused", "plain"]
 )

@@ -77,12 +77,6 @@ class TestPatchOrder:
 class TestFusedAttention:
     """Against transformers' own, on the same weights."""
 
-    @pytest.fixture
-    def states(self, small_vilt, batch):
-        hidden, mask = embed(keep_patch_order(small_vilt()), batch)
-        assert hidden.shape[1] == mask.shape[2] == mask.shape[3] == 6 + 1 + 4
-        return hidden, mask
-
     def test_features_are_transformers_own(self, small_vilt, batch):
         plain, fused = (keep_patch_order(small_vilt()) for _ in range(2))
         expected = plain(**batch).last_hidden_state

@@ -1,4 +1,4 @@
-"""What a client's process imports: one is started for every message."""
+"""What the apps import: a site starts a process for every message, a simulation its workers."""
 
 import json
 import os

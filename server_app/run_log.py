@@ -113,7 +113,7 @@ class RunLog:
         if nodes < natural:
             log.info(
                 "the benchmark has %d clients and is cut to the first %d, as many as there are nodes; "
-                'for all of them: flwr run . --federation-config "num-supernodes=%d"',
+                'for all of them, in a simulation: flwr run . --federation-config "num-supernodes=%d"',
                 natural,
                 nodes,
                 natural,

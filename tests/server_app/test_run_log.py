@@ -144,8 +144,8 @@ def test_a_cut_benchmark_is_the_first_thing_said(make, caplog):
     caplog.set_level("INFO", "flwr")
     run.joined({1: answer("sketch", 5), 0: answer("clean", 5)})
     assert caplog.messages == [
-        "the benchmark has 5 clients and is cut to the first 2, as many as there are nodes; for all of them:"
-        ' flwr run . --federation-config "num-supernodes=5"',
+        "the benchmark has 5 clients and is cut to the first 2, as many as there are nodes; for all of them,"
+        ' in a simulation: flwr run . --federation-config "num-supernodes=5"',
         "scenes: 2 clients: clean, sketch",
     ]
 

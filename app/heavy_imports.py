@@ -5,11 +5,16 @@ and again while it grows, and once more when the process ends, takes about as lo
 """
 
 import gc
+import sys
 
 gc.disable()
+# Meanwhile a simulation's other thread starts Ray, in many small steps: it does not wait long for its turn.
+patience = sys.getswitchinterval()
+sys.setswitchinterval(patience / 10)
 try:
     from . import full_model  # noqa: F401
 
     gc.freeze()
 finally:
     gc.enable()
+    sys.setswitchinterval(patience)

@@ -1,4 +1,4 @@
-"""What a program's figures were measured on, and the file that keeps both."""
+"""What becomes of a program's figures: a file that says what they were measured on, a verdict."""
 
 import json
 import os
@@ -29,3 +29,9 @@ def write_figures(path: Path | None, machine: str, figures: Mapping[str, Any]) -
     versions = {"torch": torch.__version__, "python": platform.python_version()}
     whole = {"machine": machine, "versions": versions, **figures}
     write_atomically(path, json.dumps(whole, indent=2) + "\n")
+
+
+def verdict(passed: bool, text: str) -> int:
+    """Print whether a program's limit was kept; return its exit code."""
+    print(f"{'passed' if passed else 'FAILED'}: {text}")
+    return 0 if passed else 1

@@ -33,7 +33,7 @@ from app.heads import new_head
 from app.mkd import Distillation, fast_step, make_optimizer
 from app.trained_model import Branch
 
-from .figures import machine_of, write_figures
+from .figures import machine_of, verdict, write_figures
 from .step import ANSWERS, draw, make_backbone, peak_memory
 
 LIMIT = 1.5
@@ -153,9 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     write_figures(options.json, machine_of(), figures)
     most = max(sum(added for _, added in sizes) for sizes in workers.values()) / size
-    passed = most <= LIMIT
-    print(f"{'passed' if passed else 'FAILED'}: at most {most:.2f} backbones in all, limit {LIMIT}")
-    return 0 if passed else 1
+    return verdict(most <= LIMIT, f"at most {most:.2f} backbones in all, limit {LIMIT}")
 
 
 if __name__ == "__main__":

@@ -29,6 +29,8 @@ from app.heads import AnswerHead
 from app.mkd import Distillation, Outcome, fast_step, make_optimizer, reference_step
 from app.vilt import fuse_attention, keep_patch_order
 
+from .figures import verdict
+
 TOLERANCE = 2e-5
 STEPS: dict[str, Callable[..., Outcome]] = {"reference": reference_step, "fast": fast_step}
 COLUMNS = ("logits", "losses", *ROLES, "head")
@@ -125,8 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             table.add_row(str(index), *(f"{row[column]:.1e}" for column in COLUMNS))
             passed &= all(value <= TOLERANCE for value in row.values())
         Console().print(table)
-    print(f"{'passed' if passed else 'FAILED'}: tolerance {TOLERANCE:.0e}")
-    return 0 if passed else 1
+    return verdict(passed, f"tolerance {TOLERANCE:.0e}")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from rich.console import Console
 from rich.table import Table
 
-from .figures import machine_of, write_figures
+from .figures import machine_of, verdict, write_figures
 from .in_process import Federation
 from .study import scratch_home
 
@@ -100,9 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Console().print(table)
     share = sum(seconds for part, seconds in rounds.items() if part != "train") / rounds["train"]
     write_figures(options.json, machine, {"round-seconds": rounds, "share": share})
-    passed = share <= LIMIT
-    print(f"{'passed' if passed else 'FAILED'}: protection is {100 * share:.2f} % of a round's training")
-    return 0 if passed else 1
+    return verdict(share <= LIMIT, f"protection is {100 * share:.2f} % of a round's training")
 
 
 if __name__ == "__main__":

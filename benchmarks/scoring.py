@@ -24,7 +24,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 from app.backbones import choose_device
 from server_app.teachers.likelihood import log_likelihoods, reference_log_likelihoods
 
-from .figures import machine_of, write_figures
+from .figures import machine_of, verdict, write_figures
 
 TOLERANCE = 1e-5
 GRID, PATCH, WIDTH, VOCABULARY, IMAGE_TOKEN = 24, 4, 64, 1000, 999
@@ -115,8 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Console().print(table)
     write_figures(options.json, machine, {"images": options.images, "rows": rows})
     passed = all(row["difference"] <= TOLERANCE for row in rows)
-    print(f"{'passed' if passed else 'FAILED'}: tolerance {TOLERANCE:.0e}")
-    return 0 if passed else 1
+    return verdict(passed, f"tolerance {TOLERANCE:.0e}")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from app.records import SCHEMA, to_record
 from app.settings import read_settings
 from app.source import source_hash
 
-from .figures import machine_of, write_figures
+from .figures import machine_of, verdict, write_figures
 
 ROOT = Path(__file__).parents[1]
 LIMIT = 5.0
@@ -167,12 +167,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Console().print(table(found, title))
     above = {unit: overhead(found, unit) for unit in ("cpu", "wall")}
     write_figures(options.json, machine, {"above-floor": above, "medians": found, "seconds": seconds})
-    passed = above["cpu"] <= LIMIT
-    print(
-        f"{'passed' if passed else 'FAILED'}: a later round costs {above['cpu']:.2f} CPU seconds "
-        f"({above['wall']:.2f} on the clock) above Flower's floor, training apart"
+    return verdict(
+        above["cpu"] <= LIMIT,
+        f"a later round costs {above['cpu']:.2f} CPU seconds ({above['wall']:.2f} on the clock) "
+        "above Flower's floor, training apart",
     )
-    return 0 if passed else 1
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ from app.mkd import Distillation, Outcome, adapter_step, fast_step, make_optimiz
 from app.vilt import fuse_attention, keep_patch_order
 from client_app.local_training import mixed_precision
 
-from .figures import machine_of, write_figures
+from .figures import machine_of, verdict, write_figures
 
 # Largest difference of logits and losses: in float32, and where CUDA computes in bfloat16.
 TOLERANCE = {"cpu": 2e-5, "cuda": 5e-2}
@@ -309,11 +309,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     tolerance = TOLERANCE[device.type]
     difference = max(table["difference"] for table in tables)
     passed = all(table["difference"] <= tolerance for table in tables)
-    print(
-        f"{'passed' if passed else 'FAILED'}: our step and the literal one differ by {difference:.1e}, "
-        f"tolerance {tolerance:.0e}"
+    return verdict(
+        passed, f"our step and the literal one differ by {difference:.1e}, tolerance {tolerance:.0e}"
     )
-    return 0 if passed else 1
 
 
 if __name__ == "__main__":

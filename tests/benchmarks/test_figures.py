@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.figures import machine_of, write_figures
+from benchmarks.figures import machine_of, verdict, write_figures
 
 
 def test_a_cpu_is_named_with_the_threads_that_computed() -> None:
@@ -28,3 +28,8 @@ def test_figures_stand_beside_machine_and_versions(tmp_path: Path) -> None:
 def test_without_a_path_nothing_is_written(tmp_path: Path) -> None:
     write_figures(None, "a machine", {})
     assert not list(tmp_path.iterdir())
+
+
+def test_a_verdict_is_printed_and_is_the_exit_code(capsys) -> None:
+    assert [verdict(True, "1 of 2"), verdict(False, "3 of 2")] == [0, 1]
+    assert capsys.readouterr().out == "passed: 1 of 2\nFAILED: 3 of 2\n"

@@ -1,14 +1,19 @@
 """Files that are there complete or not at all."""
 
+import errno
 import os
 import tempfile
 from pathlib import Path
 
+# What file systems say that keep no folders to flush, such as some of a network.
+_UNKNOWN = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)
+
 
 def write_atomically(path: Path, data: bytes | str, mode: int = 0o644) -> None:
-    """Write a file under a temporary name beside it, flush it to the disk, and rename it.
+    """Write a file under a temporary name beside it, flush it to the disk, rename it, flush its folder.
 
-    Whoever reads `path`, and whatever interrupts the writing, finds the old content or the new.
+    Whoever reads `path`, and whatever interrupts the writing, finds the old content or the new; after it
+    has returned, the new, even if the machine loses power.
 
     Parameters
     ----------
@@ -31,3 +36,24 @@ def write_atomically(path: Path, data: bytes | str, mode: int = 0o644) -> None:
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
+    flush_folder(path.parent)
+
+
+def flush_folder(folder: Path) -> None:
+    """Flush a folder to the disk: which names are in it, and what they name.
+
+    Raises
+    ------
+    OSError
+        The disk did not take it. A system that cannot flush folders is no error.
+    """
+    if os.name != "posix":
+        return  # elsewhere folders cannot be opened
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _UNKNOWN:
+            raise
+    finally:
+        os.close(descriptor)

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,7 @@ def cached(
                 (draft / "facts.json").write_text(json.dumps(facts))
                 _flush(draft)
                 draft.rename(final)
+                _flush_folder(folder)
             except OSError:
                 if not final.exists():
                     raise
@@ -69,8 +70,22 @@ def cached(
     return splits, json.loads((final / "facts.json").read_text())
 
 
-def _flush(folder: Path) -> None:
-    for path in folder.rglob("*"):
+def _flush(tree: Path) -> None:
+    for path in tree.rglob("*"):
         if path.is_file():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
+    for folder in (tree, *(path for path in tree.rglob("*") if path.is_dir())):
+        _flush_folder(folder)
+
+
+def _flush_folder(folder: Path) -> None:
+    if os.name != "posix":
+        return  # elsewhere folders cannot be opened
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        # Some file systems of a network have no folders to flush.
+        with suppress(OSError):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,7 +1,9 @@
 """A file is there complete or not at all."""
 
+import errno
 import os
 import stat
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -42,8 +44,34 @@ def test_a_failure_keeps_the_old_file_and_leaves_no_other(tmp_path, monkeypatch,
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_is_renamed_has_reached_the_disk(tmp_path, monkeypatch):
-    synced = []
-    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_size))
-    write_atomically(tmp_path / "file", b"12345")
-    assert synced == [5]
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere folders cannot be flushed")
+def test_what_is_renamed_has_reached_the_disk_and_then_its_folder(tmp_path, monkeypatch):
+    path, flushed = tmp_path / "file", []
+
+    def fsync(descriptor):
+        about = os.fstat(descriptor)
+        folder = stat.S_ISDIR(about.st_mode)
+        flushed.append((about.st_ino if folder else about.st_size, path.exists()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_atomically(path, b"12345")
+    assert flushed == [(5, False), (tmp_path.stat().st_ino, True)]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere folders cannot be flushed")
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSPC, errno.EIO])
+def test_a_folder_that_cannot_be_flushed_is_no_error_but_a_full_disk_is(tmp_path, monkeypatch, number):
+    fsync, open_files = os.fsync, []
+
+    def refuse_folders(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            open_files.append(descriptor)
+            raise OSError(number, os.strerror(number))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse_folders)
+    unknown = number in (errno.EINVAL, errno.ENOTSUP)
+    with nullcontext() if unknown else pytest.raises(OSError, match=os.strerror(number)):
+        write_atomically(tmp_path / "file", b"new")
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(open_files[0])

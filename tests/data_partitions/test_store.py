@@ -1,5 +1,8 @@
 """The folder of prepared data sets."""
 
+import os
+from pathlib import Path
+
 import datasets
 import pytest
 
@@ -41,6 +44,23 @@ def test_a_failure_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no space left"):
         cached(tmp_path, {}, _build(1))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere folders cannot be flushed")
+def test_what_appears_has_reached_the_disk_with_all_its_folders(tmp_path, monkeypatch):
+    flushed, rename, at_renaming = set(), Path.rename, []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: flushed.add(os.fstat(descriptor).st_ino))
+
+    def renaming(path, target):
+        at_renaming.append({part.stat().st_ino for part in (path, *path.rglob("*"))})
+        assert at_renaming[0] <= flushed
+        flushed.clear()
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", renaming)
+    cached(tmp_path, {}, _build(1))
+    assert len(at_renaming) == 1
+    assert flushed == {tmp_path.stat().st_ino}
 
 
 def test_progress_bars_are_as_before(tmp_path, capsys):

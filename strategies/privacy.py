@@ -64,7 +64,7 @@ class _Calibrated:
 
 
 class _Adaptive(_Calibrated):
-    """Follow Andrew et al. where Flower 1.41 does not.
+    """Follow Andrew et al. where Flower 1.42 does not.
 
     Its norm moves away from the quantile (it shrinks when too many replies are clipped), and its noise is
     scaled to the norm of the next round instead of the one that the replies were clipped to.

@@ -3,6 +3,7 @@
 import hashlib
 import io
 from collections import Counter
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from .partition import SPLITS
 
 TEXT_COLUMNS = ("image_id", "question", "answer", "split")
 SPLIT_OF = {"train": "train", "val": "validation", "test": "test"}
+_BATCH = 64  # rows in memory at a time
 
 
 def domain_files(data_dir: str) -> list[Path]:
@@ -65,34 +67,73 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def read_rows(path: Path, cache_dir: Path) -> datasets.Dataset:
-    """Read the needed columns, images as the bytes they are."""
-    try:
-        rows = datasets.Dataset.from_parquet(
-            str(path), cache_dir=str(cache_dir), columns=["image", *TEXT_COLUMNS]
-        )
-    except datasets.exceptions.DatasetGenerationError as error:
-        cause = error.__cause__ or error
-        raise ValueError(f"data-dir: {path.name} cannot be read ({_line(cause)})") from None
-    return rows.cast_column("image", datasets.Image(decode=False))
+def good_rows(path: Path, on_bad_row: str) -> tuple[datasets.Dataset, dict[str, int]]:
+    """Find the rows that can be used, and for each split how many cannot.
 
+    The file is read a part at a time, and nothing of it is written anywhere.
 
-def good_rows(rows: datasets.Dataset, file: str, on_bad_row: str) -> tuple[list[int], dict[str, int]]:
-    """Find the rows that can be used, and for each split how many cannot."""
-    good = []
+    Parameters
+    ----------
+    path : Path
+        A file with the columns that a domain needs.
+    on_bad_row : str
+        "error" or "skip".
+
+    Returns
+    -------
+    Dataset
+        The texts of the good rows, in the columns `TEXT_COLUMNS`; ``row`` counts the file's rows from 0.
+    dict
+        Split → rows that cannot be used.
+
+    Raises
+    ------
+    ValueError
+        The file cannot be read; or with "error" naming the first bad row and what is wrong with it.
+    """
+    good: dict[str, list] = {name: [] for name in (*TEXT_COLUMNS, "row")}
     skipped: Counter[str] = Counter()
     faults: dict[bytes, str] = {}
-    for index, row in enumerate(rows):
+    for index, row in enumerate(_read(path, ["image", *TEXT_COLUMNS])):
         fault = _fault(row, faults)
         if not fault:
-            good.append(index)
+            for name, values in good.items():
+                values.append(index if name == "row" else row[name])
         elif on_bad_row == "error":
             raise ValueError(
-                f"data-dir: {file} row {index}: {fault} (on-bad-row = 'skip' leaves such rows out)"
+                f"data-dir: {path.name} row {index}: {fault} (on-bad-row = 'skip' leaves such rows out)"
             )
         else:
             skipped[SPLIT_OF.get(row["split"], "unknown")] += 1
-    return good, dict.fromkeys(SPLITS, 0) | dict(skipped)
+    features = datasets.Features(
+        {name: datasets.Value("int64" if name == "row" else "string") for name in good}
+    )
+    return datasets.Dataset.from_dict(good, features=features), dict.fromkeys(SPLITS, 0) | dict(skipped)
+
+
+def read_images(path: Path, rows: Collection[int]) -> dict[int, dict[str, Any]]:
+    """Read the images of some rows, as `datasets.Image` stores them, by number of the row.
+
+    Raises
+    ------
+    ValueError
+        The file cannot be read.
+    """
+    wanted = set(rows)
+    return {
+        index: {"bytes": row["image"]["bytes"], "path": None}
+        for index, row in enumerate(_read(path, ["image"]))
+        if index in wanted
+    }
+
+
+def _read(path: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
+    """Yield rows, images as the bytes they are."""
+    try:
+        for batch in pq.ParquetFile(path).iter_batches(batch_size=_BATCH, columns=columns):
+            yield from batch.to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"data-dir: {path.name} cannot be read ({_line(error)})") from None
 
 
 def _fault(row: dict[str, Any], image_faults: dict[bytes, str]) -> str:

@@ -16,7 +16,7 @@ from .partition import (
     scored_split,
 )
 from .store import Facts, cached
-from .vqa_files import SPLIT_OF, check_columns, domain_files, domain_name, good_rows, read_rows
+from .vqa_files import SPLIT_OF, check_columns, domain_files, domain_name, good_rows, read_images
 
 # Changes with whatever changes the rows that come out, so that data kept by older code are not used.
 VERSION = 1
@@ -77,23 +77,20 @@ def load_pool(options: DataOptions) -> datasets.DatasetDict:
     if not path.is_file():
         raise ValueError(f"public-data = {options.public_data!r} is no file; allowed: a parquet file")
     check_columns(path)
-    rows = read_rows(path, options.cache_dir / "vqa-domains" / "read")
-    good, _ = good_rows(rows, path.name, options.on_bad_row)
-    trained = [
-        index for index, split in zip(good, rows.select(good)["split"], strict=True) if split == "train"
-    ]
+    rows, _ = good_rows(path, options.on_bad_row)
+    trained = [index for index, split in enumerate(rows["split"]) if split == "train"]
     if not trained:
         raise ValueError(f"public-data: {path.name} has no training rows")
     chosen = np.random.default_rng(options.seed).permutation(trained)[: options.public_examples]
     part = rows.select(np.sort(chosen))
-    ids = [f"{image}/{row}" for image, row in zip(part["image_id"], np.sort(chosen), strict=True)]
-    return pool_of(part["image"], part["question"], part["answer"], ids)
+    pictures = read_images(path, part["row"])
+    ids = [f"{image}/{row}" for image, row in zip(part["image_id"], part["row"], strict=True)]
+    images = [pictures[row] for row in part["row"]]
+    return pool_of(images, part["question"], part["answer"], ids)
 
 
 def _prepare(path: Path, share: int, shares: int, options: DataOptions) -> tuple[datasets.DatasetDict, Facts]:
-    rows = read_rows(path, options.cache_dir / "vqa-domains" / "read")
-    good, skipped = good_rows(rows, path.name, options.on_bad_row)
-    rows = rows.add_column("row", np.arange(len(rows))).select(good)
+    rows, skipped = good_rows(path, options.on_bad_row)
     trained = [
         answer for answer, split in zip(rows["answer"], rows["split"], strict=True) if split == "train"
     ]
@@ -105,16 +102,20 @@ def _prepare(path: Path, share: int, shares: int, options: DataOptions) -> tuple
         "validation": (options.test_examples + 1) // 2,
         "test": options.test_examples,
     }
-    splits, unanswerable = datasets.DatasetDict(), {}
+    parts = {}
     where = np.array([SPLIT_OF[split] for split in rows["split"]], dtype=object)
     for split, cap in caps.items():
         chosen = np.flatnonzero(where == split)
         if 0 < cap < len(chosen):
             chosen = np.sort(np.random.default_rng(options.seed).permutation(chosen)[:cap])
-        part = rows.select(chosen)
+        parts[split] = rows.select(chosen)
+    pictures = read_images(path, {row for part in parts.values() for row in part["row"]})
+    splits, unanswerable = datasets.DatasetDict(), {}
+    for split, part in parts.items():
         ids = (f"{image}/{row}" for image, row in zip(part["image_id"], part["row"], strict=True))
+        images = [pictures[row] for row in part["row"]]
         splits[split], unanswerable[split] = scored_split(
-            part["image"], part["question"], part["answer"], ids, answers
+            images, part["question"], part["answer"], ids, answers
         )
     facts = {
         "answers": answers,

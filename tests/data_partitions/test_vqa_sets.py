@@ -153,6 +153,24 @@ def test_prepared_data_are_kept_until_the_file_changes(folder, options, monkeypa
     assert len(load_partition("vqa-domains", 0, 1, options).train) == 13
 
 
+def test_of_the_source_only_what_a_client_is_given_is_written(folder, options, tmp_path):
+    """Of 22 rows with 11 pictures a client with caps has four with at most four; a pool is not written."""
+    _write(folder, _rows())
+    few = replace(options, train_examples=1, test_examples=2)
+    partition = load_partition("vqa-domains", 0, 1, few)
+    load_pool("vqa-domains", replace(few, public_data=str(folder / "one.parquet")))
+    written = b"".join(path.read_bytes() for path in tmp_path.rglob("cache/**/*") if path.is_file())
+    given = {
+        row["bytes"]
+        for split in (partition.train, partition.validation, partition.test)
+        for row in split.cast_column("image", datasets.Image(decode=False))["image"]
+    }
+    assert {index for index in range(11) if _png(index) in written} == {
+        index for index in range(11) if _png(index) in given
+    }
+    assert 1 <= len(given) <= 4
+
+
 @pytest.mark.parametrize(
     ("row", "changes", "fault"),
     [

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from app import __version__
 from app.dual_adapter import DualAdapter
+from app.measurements import MEASURED
 from app.records import SCHEMA, WireCodec, from_record, to_record
 from app.settings import Settings, SettingsError, read_settings
 from app.source import source_hash
@@ -75,6 +76,7 @@ def federate(grid: Grid, context: Context) -> None:
         max_failure_rate=settings.max_failure_rate,
         round_timeout=settings.round_timeout,
         codec=None if settings.wire_precision == "float32" else WireCodec(settings.wire_precision),
+        metrics=MEASURED,
     )
     strategy: Strategy = federation
     if settings.align != "none":

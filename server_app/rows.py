@@ -12,6 +12,8 @@ from typing import Any
 
 Rows = Sequence[Mapping[str, Any]]
 
+# What only the server writes into a row.
+RESERVED = ("round", "partition", "phase", "refused")
 # Partition in the rows of the server, and in those of replies that nobody was asked for.
 SERVER = -1
 # Of classes, by how many training examples they have.

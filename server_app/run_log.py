@@ -7,16 +7,17 @@ import secrets
 import time
 from collections.abc import Mapping
 from datetime import datetime
-from math import isfinite, nan
+from math import inf, isfinite, nan
 from pathlib import Path
 from typing import Any
 
 from app.files import write_atomically
+from app.measurements import SAID
 from app.settings import Settings, SettingsError, feddat_home
 from strategies import one_line
 
 from .report import progress_line
-from .rows import SERVER, best_round
+from .rows import RESERVED, SERVER, best_round
 
 log = logging.getLogger("flwr")  # Flower's own logger: what it gets is in `flwr log`
 
@@ -140,10 +141,10 @@ class RunLog:
         """Add what a client measured to its row of the round."""
         row = self._round.setdefault(partition_id, {})
         for key, value in metrics.items():
-            both_ways = key in ("bytes-down", "bytes-up")
+            summed = key in ("bytes-down", "bytes-up", "metrics-dropped")
             # An evaluation counts its examples too; a row's are those trained on.
-            if key != "num-examples" or phase == "train":
-                row[key] = row.get(key, 0) + value if both_ways else value
+            if key not in RESERVED and (key != "num-examples" or phase == "train"):
+                row[key] = row.get(key, 0) + value if summed else value
         if "state-recovered" in metrics:
             log.warning(
                 "round %d, %s: partition %d lost its newest private state and went on from an earlier one",
@@ -185,8 +186,13 @@ class RunLog:
 
 def _said(partition: int, answer: Mapping[str, Any]) -> dict[str, Any]:
     """Take what a client says of itself where it is what is expected, else a default."""
+
+    def is_expected(key: str, value: Any, default: Any) -> bool:
+        low, high = SAID.get(key, (-inf, inf))
+        return type(value) is type(default) and (isinstance(value, str) or low <= value <= high)
+
     said = {
-        key: answer[key] if type(answer.get(key)) is type(default) else default
+        key: answer[key] if is_expected(key, answer.get(key), default) else default
         for key, default in (FACTS | COUNTS).items()
     }
     return {**said, "name": one_line(said["name"], 60) or f"partition {partition}"}

@@ -8,6 +8,8 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, Error, RecordDict
 from flwr.common.constant import SType
 
+from .metrics import excess
+
 MAX_WEIGHT = 2**53  # beyond it a float no longer counts one by one, and a sum of weights may overflow
 
 
@@ -18,7 +20,8 @@ def is_private(name: str) -> bool:
 
 def one_line(text: object, limit: int = 200) -> str:
     """Squeeze a client's text into one printable line of at most `limit` characters."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+    start = str(text)[: 100 * limit]  # a text of any length costs no more than its first page
+    line = " ".join("".join(c if c.isprintable() else " " for c in start).split())
     return line if len(line) <= limit else f"{line[: limit - 1]}…"
 
 
@@ -43,7 +46,8 @@ def reason_to_refuse(
         What the client was sent to train, as it travelled. None: the reply is to an evaluation, which returns
         metrics alone.
     content : RecordDict
-        The reply: one ArrayRecord (none after an evaluation), one MetricRecord, any ConfigRecords.
+        The reply: one ArrayRecord (none after an evaluation), one MetricRecord and some ConfigRecords, of
+        which none is too large (`metrics.excess`).
     weight_key : str
         The metric that weighs the reply; a positive number.
 
@@ -57,6 +61,8 @@ def reason_to_refuse(
         return f"{len(records)} array records instead of {int(sent is not None)}"
     if len(metrics) != 1:
         return f"{len(metrics)} metric records instead of 1"
+    if much := excess(content):
+        return much
     weight = metrics[0].get(weight_key)
     if not isinstance(weight, int | float) or not 0 < weight <= MAX_WEIGHT:
         return f"metric '{weight_key}' is {one_line(weight, 40)}; a positive number is needed"

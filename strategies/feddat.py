@@ -16,10 +16,11 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from .checks import is_private
+from .checks import is_private, one_line
 from .codec import Codec
 from .inbox import Reply, Request, accept
 from .membership import Members
+from .metrics import Ranges
 from .observer import Phase, RoundObserver
 from .quorum import Quorum
 from .replies import alike, as_sent, scalars
@@ -64,6 +65,9 @@ class FedDAT(StrategyWrapper):
         Seconds to wait for replies when a round is tried again; at first it is the `timeout` of `start`.
     codec : Codec, optional
         How arrays travel, both ways. None: as Flower writes them. The strategy knows decoded arrays only.
+    metrics : Mapping[str, Mapping[str, tuple[float, float]]], optional
+        The only metrics that count in a reply to ``train`` and to ``evaluate``, with the range of each. None:
+        all that are finite. Others are dropped, and counted for the observer as ``metrics-dropped``.
 
     Notes
     -----
@@ -97,6 +101,7 @@ class FedDAT(StrategyWrapper):
         max_failure_rate: float = 1.0,
         round_timeout: float = 3600,
         codec: Codec | None = None,
+        metrics: Mapping[str, Ranges] | None = None,
     ) -> None:
         super().__init__(strategy)
         if weighting not in ("uniform", "num-examples"):
@@ -114,10 +119,12 @@ class FedDAT(StrategyWrapper):
         self.quorum = Quorum(min_clients, max_failure_rate)
         self.round_timeout = round_timeout
         self.codec = codec
+        self.metrics = metrics or {}
         joined = observer.joined if observer is not None else lambda answers: None
         self._members = Members(expected_nodes, wait_seconds, dict(expected or {}), handshake, joined)
         self._requests: dict[int, Request] = {}
         self._said: dict[int, float] = {}  # by partition: the first count of examples
+        self._told: set[int] = set()  # partitions of which it was said that metrics were dropped
         self._weight_key = weight_key(strategy)
 
     @property
@@ -268,6 +275,7 @@ class FedDAT(StrategyWrapper):
             self.max_change,
             self._said,
             self.codec,
+            self.metrics.get(phase),
         )
         for partition_id, reason in refused:
             log.warning("round %d, %s: partition %d refused: %s", server_round, phase, partition_id, reason)
@@ -280,9 +288,26 @@ class FedDAT(StrategyWrapper):
         for reply in valid:
             request = self._requests[reply.message.metadata.src_node_id]
             traffic = {"bytes-down": request.travelling.count_bytes(), "bytes-up": reply.num_bytes}
+            if reply.dropped:
+                traffic["metrics-dropped"] = len(reply.dropped)
+                self._tell_dropped(server_round, phase, reply)
             if self.observer is not None:
                 measured = scalars(reply.message) | traffic
                 self.observer.replied(server_round, phase, reply.partition_id, measured)
         names = list(self._sent()) if phase == "train" else []
         messages = [reply.message for reply in valid]
         return alike(messages, names, self._weight_key, self.weighting == "uniform")
+
+    def _tell_dropped(self, server_round: int, phase: Phase, reply: Reply) -> None:
+        """Say once a client that it measures what does not count."""
+        if reply.partition_id not in self._told:
+            self._told.add(reply.partition_id)
+            names = one_line(", ".join(map(repr, reply.dropped[:3])), 100)
+            log.warning(
+                "round %d, %s: partition %d measures what does not count: %s; %d dropped, and later ones",
+                server_round,
+                phase,
+                reply.partition_id,
+                names,
+                len(reply.dropped),
+            )

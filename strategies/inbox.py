@@ -11,6 +11,7 @@ from flwr.common.constant import SUPERLINK_NODE_ID
 
 from .checks import cause, one_line, reason_to_refuse
 from .codec import Codec
+from .metrics import Ranges, kept
 from .outliers import absurd_counts, change, far_changes
 from .replies import bytes_of, scalars
 
@@ -55,14 +56,17 @@ class Reply:
     partition_id : int
         Whose it is.
     message : Message
-        The reply, its arrays decoded.
+        The reply, its arrays decoded, without the metrics that do not count.
     num_bytes : int
         What its arrays took as they came, their names included.
+    dropped : list[str]
+        Names of the metrics that do not count.
     """
 
     partition_id: int
     message: Message
     num_bytes: int
+    dropped: list[str]
 
 
 def accept(
@@ -73,6 +77,7 @@ def accept(
     max_change: float,
     said: Mapping[int, float],
     codec: Codec | None = None,
+    ranges: Ranges | None = None,
 ) -> tuple[list[Reply], list[tuple[int, str]]]:
     """Tell the replies that count from those that do not.
 
@@ -92,6 +97,8 @@ def accept(
         See `outliers.absurd_counts`.
     codec : Codec, optional
         What wrote the arrays that were sent. None: Flower.
+    ranges : Ranges, optional
+        Which metrics count, see `metrics.kept`.
 
     Returns
     -------
@@ -133,7 +140,10 @@ def accept(
             if reason is None:
                 try:
                     decoded = _decoded(request.arrays, reply, codec) if codec and trained else reply
-                    good[request.partition_id] = Reply(request.partition_id, decoded, bytes_of(reply))
+                    counted, dropped = _counted(decoded, weight_key, ranges)
+                    good[request.partition_id] = Reply(
+                        request.partition_id, counted, bytes_of(reply), dropped
+                    )
                 except ValueError as error:
                     reason = one_line(error)
         if reason is not None:
@@ -159,6 +169,17 @@ def _far(requests: Mapping[int, Request], good: Mapping[int, Reply], max_change:
         for index, reply in good.items()
     }
     return far_changes(changes, next(iter(sent.values())), max_change)
+
+
+def _counted(reply: Message, weight_key: str, ranges: Ranges | None) -> tuple[Message, list[str]]:
+    """Return a reply without the metrics that do not count, which stays as it is, and their names."""
+    ((name, metrics),) = reply.content.metric_records.items()
+    good, dropped = kept(metrics, weight_key, ranges)
+    if not dropped:
+        return reply, []
+    counted = copy(reply)
+    counted.content = RecordDict({**reply.content, name: good})
+    return counted, dropped
 
 
 def _decoded(sent: ArrayRecord, reply: Message, codec: Codec) -> Message:

@@ -63,6 +63,27 @@ def test_a_client_cannot_write_into_the_row_of_another(make):
     assert (row["round"], row["partition"], row["name"], row["text-only"]) == (1, 0, "clean", 0.25)
 
 
+def test_a_client_cannot_write_what_marks_a_row(make):
+    run = make()
+    run.open()
+    run.joined({0: answer("clean")})
+    run.replied(1, "train", 0, {"refused": 1.0, "phase": 2.0, "ce-student": 0.5})
+    run.end_round(1)
+    (row,) = rows_of(run)
+    assert row.keys() == {"round", "partition", "name", "text-only", "unanswerable", "ce-student"}
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf"), 1.7e308, -0.1, 1.1])
+def test_what_a_client_says_of_its_data_is_in_its_range(make, number):
+    run = make()
+    run.open()
+    run.joined({0: answer("clean", 10**18, **{"text-only": number, "unanswerable": number, "skipped": -1})})
+    run.replied(1, "train", 0, {"num-examples": 12})
+    run.end_round(1)
+    (row,) = rows_of(run)
+    assert (row["text-only"], row["unanswerable"]) == (0, 0)
+
+
 def test_what_is_not_a_number_is_none_in_the_file(make):
     run = make()
     run.open()

@@ -1,4 +1,4 @@
-"""A federation in one process: the real apps on a grid that calls one client after the other."""
+"""A federation in one process: real apps on a grid that calls one client after the other."""
 
 from collections.abc import Callable, Iterable
 from copy import deepcopy
@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from flwr.app import Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
 from flwr.clientapp.client_app import ClientAppException
-from flwr.serverapp import Grid
+from flwr.serverapp import Grid, ServerApp
 
 from app.settings import feddat_home
 
 
 @dataclass
 class Federation(Grid):
-    """Nodes that answer at once, in one process, with the real ClientApp.
+    """Nodes that answer at once, in one process, with a real ClientApp.
 
     Attributes
     ----------
@@ -31,6 +32,8 @@ class Federation(Grid):
         May change a reply on its way, or lose it (None); gets the id of its node.
     wire : list or None
         Every message and reply with where it goes; None keeps none.
+    client_app : ClientApp, optional
+        What answers. None: this project's own.
     """
 
     run_config: dict[str, Any]
@@ -39,6 +42,7 @@ class Federation(Grid):
     node_id: Callable[[int], int] = lambda partition: 1000 - 7 * partition
     alter: Callable[[int, Message], Message | None] = lambda node, reply: reply
     wire: list[tuple[str, Message]] | None = field(default_factory=list)
+    client_app: ClientApp | None = None
 
     run = None  # type: ignore[assignment]
 
@@ -64,7 +68,8 @@ class Federation(Grid):
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """Call each message's client; what it raises becomes an error reply, as Flower does."""
-        from client_app.main import app
+        if (app := self.client_app) is None:
+            from client_app.main import app
 
         replies = []
         for message in messages:
@@ -85,12 +90,16 @@ class Federation(Grid):
         return replies
 
     def serve(self) -> Path:
-        """Run the real ServerApp to its end and return the run's folder."""
+        """Run this project's ServerApp to its end and return the run's folder."""
         from server_app.main import app
 
-        context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=self.run_config)
-        app(self, context)
+        self.call(app)
         return feddat_home() / "runs" / self.run_config["run-name"]
+
+    def call(self, server_app: ServerApp) -> None:
+        """Run a ServerApp to its end."""
+        context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=self.run_config)
+        server_app(self, context)
 
     def set_run(self, run):
         """Not needed here, as all that follows."""

@@ -1,0 +1,49 @@
+"""fedvision: what a client does."""
+
+import torch
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+
+from fedvision.task import get_lora, get_model, load_data
+from fedvision.task import test as test_fn
+from fedvision.task import train as train_fn
+
+device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+
+app = ClientApp()
+
+
+@app.train()
+def train(msg: Message, context: Context):
+    """Train the model on local data."""
+    model = get_peft_model(get_model(), get_lora())
+    set_peft_model_state_dict(model, msg.content["arrays"].to_torch_state_dict())
+
+    partition_id = context.node_config["partition-id"]
+    num_partitions = context.node_config["num-partitions"]
+    trainloader, _ = load_data(partition_id, num_partitions, context.run_config["batch-size"])
+
+    epochs, lr = context.run_config["local-epochs"], msg.content["config"]["lr"]
+    train_loss = train_fn(model, trainloader, epochs, lr, device)
+
+    metrics = {"train_loss": train_loss, "num-examples": len(trainloader.dataset)}
+    arrays = ArrayRecord(get_peft_model_state_dict(model))
+    content = RecordDict({"arrays": arrays, "metrics": MetricRecord(metrics)})
+    return Message(content=content, reply_to=msg)
+
+
+@app.evaluate()
+def evaluate(msg: Message, context: Context):
+    """Test the model on local data."""
+    model = get_peft_model(get_model(), get_lora())
+    set_peft_model_state_dict(model, msg.content["arrays"].to_torch_state_dict())
+
+    partition_id = context.node_config["partition-id"]
+    num_partitions = context.node_config["num-partitions"]
+    _, testloader = load_data(partition_id, num_partitions, context.run_config["batch-size"])
+
+    loss, accuracy = test_fn(model, testloader, device)
+
+    metrics = {"eval_loss": loss, "eval_acc": accuracy, "num-examples": len(testloader.dataset)}
+    return Message(content=RecordDict({"metrics": MetricRecord(metrics)}), reply_to=msg)

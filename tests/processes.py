@@ -16,16 +16,21 @@ from benchmarks.real_processes import QUIET, end
 from tests.conftest import ROOT
 
 DEADLINE = 240.0
+# Where Flower's programs of this environment lie.
+PROGRAMS = Path(sys.executable).parent
 T = TypeVar("T")
 
 
-def environment(folder: Path) -> dict[str, str]:
-    """Return the environment of a machine whose FLWR_HOME and FEDDAT_HOME lie in `folder`; make both."""
+def environment(folder: Path, programs: Path = PROGRAMS) -> dict[str, str]:
+    """Return the environment of a machine whose FLWR_HOME and FEDDAT_HOME lie in `folder`; make both.
+
+    `programs` is where its Python and Flower's programs lie.
+    """
     for name in ("flwr", "home", "empty"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     return {
         **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
         "FLWR_HOME": str(folder / "flwr"),
         "FEDDAT_HOME": str(folder / "home"),
         **QUIET,
@@ -44,15 +49,17 @@ def wait_until(happened: Callable[[], T | None], seconds: float = DEADLINE) -> T
 
 
 @contextmanager
-def program(folder: Path, *command: str, **variables: str) -> Iterator[tuple[subprocess.Popen, Path]]:
-    """Run one of Flower's programs until the block ends; give its process and its log.
+def program(
+    folder: Path, *command: str, programs: Path = PROGRAMS, **variables: str
+) -> Iterator[tuple[subprocess.Popen, Path]]:
+    """Run one of Flower's `programs` until the block ends; give its process and its log.
 
     `variables` are added to its environment.
     """
-    log, machine = folder / f"{command[0]}.log", environment(folder) | variables
+    log, machine = folder / f"{command[0]}.log", environment(folder, programs) | variables
     with log.open("a") as output:
         process = subprocess.Popen(
-            [Path(sys.executable).with_name(command[0]), *command[1:]],
+            [programs / command[0], *command[1:]],
             # Clients import from this folder first: it must have nothing of ours.
             cwd=folder / "empty",
             env=machine,
@@ -70,11 +77,12 @@ def program(folder: Path, *command: str, **variables: str) -> Iterator[tuple[sub
 class Lab:
     """A user with a FLWR_HOME that knows one SuperLink, `lab`.
 
-    `superlink` is the id of its process, where that is this test's.
+    `superlink` is the id of its process, where that is this test's; `programs` is where the user's Python lies.
     """
 
     folder: Path
     superlink: int = 0
+    programs: Path = PROGRAMS
 
     def knows(self, port: int, trust: str) -> None:
         """Write Flower's configuration; `trust` is the line on TLS."""
@@ -90,16 +98,16 @@ class Lab:
         return json.loads(called.stdout)
 
     def _call(self, *arguments: str, seconds: float = 120) -> subprocess.CompletedProcess:
-        command = [Path(sys.executable).with_name("flwr"), *arguments]
-        machine = environment(self.folder)
+        command = [self.programs / "flwr", *arguments]
+        machine = environment(self.folder, self.programs)
         return subprocess.run(
             command, cwd=self.folder, env=machine, capture_output=True, text=True, timeout=seconds
         )
 
-    def start(self, settings: Mapping[str, Any], *options: str) -> str:
-        """Start a run of the app and return its id."""
+    def start(self, settings: Mapping[str, Any], *options: str, app: Path = ROOT) -> str:
+        """Start a run of an app, by default of this one, and return its id."""
         pairs = " ".join(f"{key}={json.dumps(value)}" for key, value in settings.items())
-        return str(self.flwr("run", str(ROOT), "lab", "--run-config", pairs, *options)["run-id"])
+        return str(self.flwr("run", str(app), "lab", "--run-config", pairs, *options)["run-id"])
 
     def wait(self, run_id: str) -> dict[str, Any]:
         """Return how `flwr ls` describes a run that is over."""

@@ -3,25 +3,28 @@
 import importlib
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from flwr.app import ArrayRecord, Message
 from safetensors.torch import load_file
-from torch import Tensor
 
 from benchmarks.in_process import Federation
-from tests.examples.projects import components, config
+from tests.conftest import own_home
+from tests.examples.projects import CLIENTS, ROUNDS, components, config
 
 
 @dataclass
 class Finished:
     """A project's run that is over: what it saved, and every message with where it went."""
 
-    saved: dict[str, Tensor]
+    saved: dict[str, torch.Tensor]
     wire: list[tuple[str, Message]]
 
     def messages(self, where: str, kind: str) -> list[Message]:
@@ -32,6 +35,11 @@ class Finished:
         """Return what such messages carry."""
         records = (message.content.array_records for message in self.messages(where, kind))
         return [record for found in records for record in found.values()]
+
+    def measured(self, kind: str, name: str) -> np.ndarray:
+        """Return what the clients said, (rounds, clients)."""
+        records = [message.content.metric_records for message in self.messages("to server", kind)]
+        return np.reshape([record[name] for found in records for record in found.values()], (ROUNDS, CLIENTS))
 
 
 @contextmanager
@@ -50,22 +58,22 @@ def imported(project: Path) -> Iterator[tuple[Any, Any]]:
                 del sys.modules[name]
 
 
-@pytest.fixture
-def federate(home, tmp_path) -> Iterator[Callable[..., Finished]]:
-    """Run a project with two clients for two rounds; keywords are settings."""
-    import torch
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, drawn) -> Callable[[Path], Finished]:
+    """Run a project with a few clients and rounds, once for all tests that only read it."""
 
-    with ExitStack() as stack:
-
-        def run(project: Path, **settings: Any) -> Finished:
-            server_app, client_app = stack.enter_context(imported(project))
-            saved = tmp_path / f"{project.parent.name}-{project.name}.safetensors"
-            own = {"num-server-rounds": 2, "save-to": str(saved)}
-            given = config(project) | own | {key.replace("_", "-"): value for key, value in settings.items()}
+    @cache
+    def run(project: Path) -> Finished:
+        folder = tmp_path_factory.mktemp(project.parent.name)
+        with own_home(folder, drawn), imported(project) as (server_app, client_app):
+            settings = config(project) | {
+                "num-server-rounds": ROUNDS,
+                "save-to": str(folder / "saved.safetensors"),
+            }
             torch.manual_seed(0)
-            federation = Federation(given, 2, client_app=client_app)
+            federation = Federation(settings, CLIENTS, client_app=client_app)
             federation.call(server_app)
-            assert federation.wire is not None
-            return Finished(load_file(saved), federation.wire)
+        assert federation.wire is not None
+        return Finished(load_file(folder / "saved.safetensors"), federation.wire)
 
-        yield run
+    return run

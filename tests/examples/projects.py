@@ -9,6 +9,7 @@ from flwr.common.config import flatten_dict
 from tests.conftest import ROOT
 
 EXAMPLES = ROOT / "examples"
+CLIENTS, ROUNDS = 2, 3
 PLAIN = sorted(EXAMPLES.glob("*/plain"))
 
 

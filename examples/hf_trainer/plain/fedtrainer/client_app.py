@@ -35,5 +35,9 @@ def evaluate(msg: Message, context: Context):
     trainer = get_trainer(model, context, test_set=test_set)
     found = trainer.evaluate()
 
-    metrics = {"eval_loss": found["eval_loss"], "eval_acc": found["eval_accuracy"], "num-examples": len(test_set)}
+    metrics = {
+        "eval_loss": found["eval_loss"],
+        "eval_acc": found["eval_accuracy"],
+        "num-examples": len(test_set),
+    }
     return Message(content=RecordDict({"metrics": MetricRecord(metrics)}), reply_to=msg)

@@ -11,8 +11,22 @@ from transformers import PreTrainedTokenizerFast
 
 KINDS = {
     "opposite": {"hot": "cold", "big": "small", "old": "new", "fast": "slow", "dark": "light", "wet": "dry"},
-    "plural": {"foot": "feet", "mouse": "mice", "child": "children", "man": "men", "ox": "oxen", "leaf": "leaves"},
-    "young": {"cat": "kitten", "dog": "puppy", "cow": "calf", "sheep": "lamb", "horse": "foal", "goat": "kid"},
+    "plural": {
+        "foot": "feet",
+        "mouse": "mice",
+        "child": "children",
+        "man": "men",
+        "ox": "oxen",
+        "leaf": "leaves",
+    },
+    "young": {
+        "cat": "kitten",
+        "dog": "puppy",
+        "cow": "calf",
+        "sheep": "lamb",
+        "horse": "foal",
+        "goat": "kid",
+    },
     "capital": {
         "france": "paris",
         "italy": "rome",
@@ -32,7 +46,11 @@ IGNORED = -100
 
 def get_tokenizer():
     """Return a tokenizer of whole words."""
-    texts = [*WORDINGS, *KINDS, *(word for facts in KINDS.values() for fact in facts.items() for word in fact)]
+    texts = [
+        *WORDINGS,
+        *KINDS,
+        *(word for facts in KINDS.values() for fact in facts.items() for word in fact),
+    ]
     words = dict.fromkeys(word for text in texts for word in text.split() if not word.startswith("{"))
     vocabulary = {word: index for index, word in enumerate(["<pad>", *words])}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<pad>"))

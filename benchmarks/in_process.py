@@ -68,9 +68,7 @@ class Federation(Grid):
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """Call each message's client; what it raises becomes an error reply, as Flower does."""
-        if (app := self.client_app) is None:
-            from client_app.main import app
-
+        app = self.client_app or _own_client_app()
         replies = []
         for message in messages:
             node = message.metadata.dst_node_id
@@ -110,3 +108,9 @@ class Federation(Grid):
     def _keep(self, where: str, message: Message) -> None:
         if self.wire is not None:
             self.wire.append((where, deepcopy(message)))
+
+
+def _own_client_app() -> ClientApp:
+    from client_app.main import app
+
+    return app

@@ -77,7 +77,8 @@ def program(
 class Lab:
     """A user with a FLWR_HOME that knows one SuperLink, `lab`.
 
-    `superlink` is the id of its process, where that is this test's; `programs` is where the user's Python lies.
+    `superlink` is the id of its process, where that is this test's; `programs` is where the user's programs
+    lie.
     """
 
     folder: Path

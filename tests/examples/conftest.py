@@ -44,7 +44,7 @@ class Finished:
 
 @contextmanager
 def imported(project: Path) -> Iterator[tuple[Any, Any]]:
-    """Give a project's ServerApp and ClientApp; its package is forgotten afterwards, for others have its name."""
+    """Give a project's ServerApp and ClientApp; forget its package afterwards, for others have its name."""
     names = components(project)
     package = names["serverapp"].split(".")[0]
     with pytest.MonkeyPatch.context() as patch:

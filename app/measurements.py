@@ -21,6 +21,8 @@ MEASURED: dict[str, dict[str, Range]] = {
         **dict.fromkeys(("train-student", "train-teacher"), _SCORE),
         **dict.fromkeys(("delta-shared", "delta-local"), _NORM),
         "train-seconds": _SECONDS,
+        # Of Flower's mod for adaptive clipping: whether the change was longer than the norm.
+        "norm_bit": (0, 1),
     },
     "evaluate": {
         **IN_BOTH,

@@ -207,6 +207,16 @@ class Settings(BaseModel):
                 " for which its noise is made",
             ),
             (
+                self.dp not in ("none", "local") and self.num_clients == 0,
+                f"num-clients = 0 with dp = {self.dp!r}; allowed: the number of clients, for which its noise"
+                " is made whoever replies",
+            ),
+            (
+                self.dp == "local" and self.weighting != "uniform",
+                f"dp = 'local' with weighting = {self.weighting!r}; allowed: 'uniform', since clients do not"
+                " say how many examples they have",
+            ),
+            (
                 self.wire_precision != "float32" and self.method == "full",
                 f"wire-precision = {self.wire_precision!r} with method = 'full' would round the statistics "
                 "of batch normalisation, and a variance below 0; allowed: 'float32'",

@@ -77,6 +77,8 @@ def federate(grid: Grid, context: Context) -> None:
         round_timeout=settings.round_timeout,
         codec=None if settings.wire_precision == "float32" else WireCodec(settings.wire_precision),
         metrics=MEASURED,
+        # Under privacy each answer of a client is one more release of its data.
+        try_again=settings.dp == "none",
     )
     strategy: Strategy = federation
     if settings.align != "none":

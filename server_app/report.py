@@ -5,6 +5,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from decimal import ROUND_CEILING, Context
 from math import log, sqrt
 from pathlib import Path
 from typing import Any
@@ -171,12 +172,15 @@ def privacy_line(settings: Mapping[str, Any]) -> str:
     # A round that was repeated after a stop may have been released twice.
     releases = settings["num-rounds"] + len(settings.get("resumed-after", []))
     delta, multiplier = settings["dp-delta"], settings["dp-noise-multiplier"]
+    what = "whether the adapter has one client's changes"
     if kind == "local":
         multiplier = sqrt(2 * log(1.25 / delta)) / settings["dp-epsilon"]
-    spent = epsilon(multiplier, releases, delta)
-    return (
-        f"{kind}, ε = {spent:.3g} at δ = {delta:g} for what a client sent to be averaged in {releases} rounds"
+        what = "what one client's data are"
+    # Rounded up: it must not claim more than there is.
+    spent = Context(prec=3, rounding=ROUND_CEILING).create_decimal_from_float(
+        epsilon(multiplier, releases, delta)
     )
+    return f"{kind}, ε = {float(spent):g} at δ = {delta:g} for {what}, over {releases} rounds"
 
 
 def classifier_card(settings: Mapping[str, Any], rows: Rows) -> str:

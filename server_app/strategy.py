@@ -24,7 +24,10 @@ def make_strategy(settings: Settings) -> Strategy:
     strategy = _aggregation(settings)
     if settings.dp in ("none", "local"):
         return strategy
-    return central_privacy(settings.dp, strategy, settings.dp_noise_multiplier, settings.dp_clipping_norm)
+    # As many as FedAvg samples when all clients are there.
+    expected = max(1, int(settings.num_clients * settings.fraction_train))
+    noise, norm = settings.dp_noise_multiplier, settings.dp_clipping_norm
+    return central_privacy(settings.dp, strategy, noise, norm, expected)
 
 
 def _aggregation(settings: Settings) -> Strategy:

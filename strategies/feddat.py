@@ -68,11 +68,14 @@ class FedDAT(StrategyWrapper):
     metrics : Mapping[str, Mapping[str, tuple[float, float]]], optional
         The only metrics that count in a reply to ``train`` and to ``evaluate``, with the range of each. None:
         all that are finite. Others are dropped, and counted for the observer as ``metrics-dropped``.
+    try_again : bool
+        False: a round without enough valid replies ends the run at once, so that no client answers it twice.
 
     Notes
     -----
     A round of training without enough valid replies is tried once more, with clients that were not asked
-    before as far as there are such. If that fails too, the run ends with an error.
+    before as far as there are such. If that fails too, the run ends with an error. Around central
+    differential privacy it ends at once: whom a second try asks would depend on a single client.
 
     A wrapper that changes replies before they are averaged, such as differential privacy, belongs inside:
     `FedDAT(ServerFixedClipping(FedAvg(), …))`. There it works on checked replies; outside, it would not see
@@ -102,6 +105,7 @@ class FedDAT(StrategyWrapper):
         round_timeout: float = 3600,
         codec: Codec | None = None,
         metrics: Mapping[str, Ranges] | None = None,
+        try_again: bool = True,
     ) -> None:
         super().__init__(strategy)
         if weighting not in ("uniform", "num-examples"):
@@ -115,11 +119,13 @@ class FedDAT(StrategyWrapper):
         self.seed = seed
         self.evaluate_on = evaluate_on
         self.observer = observer
-        self.max_change = max_change
+        # The noise hides what a client changes by itself, not what it changes in how others are treated.
+        self.max_change = inf if is_private_mean(strategy) else max_change
         self.quorum = Quorum(min_clients, max_failure_rate)
         self.round_timeout = round_timeout
         self.codec = codec
         self.metrics = metrics or {}
+        self.try_again = try_again and not is_private_mean(strategy)
         joined = observer.joined if observer is not None else lambda answers: None
         self._members = Members(expected_nodes, wait_seconds, dict(expected or {}), handshake, joined)
         self._requests: dict[int, Request] = {}
@@ -193,11 +199,13 @@ class FedDAT(StrategyWrapper):
             not go on as if it trained.
         """
         valid, lack = self._trained(server_round, replies)
-        if lack:
+        tried = ""
+        if lack and self.try_again:
             log.warning("round %d: %s; trying once more", server_round, lack)
             valid, lack = self._trained(server_round, self._ask_again(server_round))
+            tried = ", tried twice"
         if lack:
-            raise RuntimeError(f"round {server_round}, tried twice: {lack}")
+            raise RuntimeError(f"round {server_round}{tried}: {lack}")
         for reply in valid:
             count = cast(float, scalars(reply.message)[self._weight_key])
             self._said.setdefault(reply.partition_id, count)

@@ -15,6 +15,11 @@ from strategies.privacy import CENTRAL, central_privacy
 FAINT = {"dp_noise_multiplier": 1e-9}
 
 
+def central(kind, num_clients):
+    """Return the settings of central privacy among so many clients; local privacy needs no number."""
+    return {"dp": kind, "num-clients": num_clients}
+
+
 def adapter_of(folder):
     return load_file(folder / "adapter" / "adapter_model.safetensors")
 
@@ -34,7 +39,7 @@ def distance(one, other):
 def test_without_clipping_and_noise_training_is_what_it_was(federation, kind, adapter):
     """Every array moves as it does without privacy (in Opacus, updates of LoRA were lost: issue 820)."""
     plain = adapter_of(federation(3, adapter=adapter, run_name="plain").serve())
-    unclipped = {"dp": kind, "dp_clipping_norm": 1e6, "dp_noise_multiplier": 1e-15}
+    unclipped = {**central(kind, 3), "dp_clipping_norm": 1e6, "dp_noise_multiplier": 1e-15}
     clients = federation(3, adapter=adapter, **unclipped)
     private = adapter_of(clients.serve())
     assert private.keys() == plain.keys()
@@ -47,7 +52,7 @@ def test_without_clipping_and_noise_training_is_what_it_was(federation, kind, ad
 @pytest.mark.parametrize("kind", CENTRAL)
 def test_a_round_moves_the_adapter_by_the_norm_at_most(federation, kind):
     norm = 0.004  # a client's training moves it ten times as far
-    clients = federation(3, dp=kind, dp_clipping_norm=norm, num_rounds=1, **FAINT)
+    clients = federation(3, **central(kind, 3), dp_clipping_norm=norm, num_rounds=1, **FAINT)
     folder = clients.serve()
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert all(row["delta-shared"] > 5 * norm for row in rows)
@@ -57,7 +62,7 @@ def test_a_round_moves_the_adapter_by_the_norm_at_most(federation, kind):
 @pytest.mark.parametrize("kind", CENTRAL)
 def test_noise_reaches_the_clients_and_the_result(federation, kind):
     """For two clients, z = 0.5, C = 0.01: σ = 0.5 · 0.01 / 2, times 2/√3 where adaptive."""
-    clients = federation(2, dp=kind, dp_clipping_norm=0.01, dp_noise_multiplier=0.5)
+    clients = federation(2, dp_clipping_norm=0.01, dp_noise_multiplier=0.5, **central(kind, 2))
     folder = clients.serve()
     deviation = 0.0025 * (2 / np.sqrt(3) if kind.endswith("adaptive") else 1)
     moved = np.concatenate([(sent(clients, -1)[n] - a).ravel() for n, a in sent(clients, 0).items()])
@@ -87,7 +92,7 @@ def test_local_privacy_blurs_what_leaves_a_client_and_not_what_stays(federation)
 
 def test_two_runs_of_one_seed_have_other_noise(federation):
     runs = [
-        adapter_of(federation(2, dp="server-fixed", num_rounds=1, run_name=name).serve())
+        adapter_of(federation(2, num_rounds=1, run_name=name, **central("server-fixed", 2)).serve())
         for name in ("a", "b")
     ]
     assert distance(*runs) > 0.1
@@ -99,18 +104,19 @@ def test_only_training_is_changed():
 
 
 def test_what_privacy_amounts_to_is_said(federation, caplog):
-    """For z = 2, 8 rounds: ρ = 1, ε = 1 + 2 √(ln 10⁵) = 7.79."""
+    """For z = 2, 8 rounds: dp-accounting's ε is 6.573, and 6.58 the next figure above it."""
     caplog.set_level("INFO", "flwr")
-    federation(2, dp="server-fixed", dp_noise_multiplier=2.0, num_rounds=8, dp_clipping_norm=0.01).serve()
-    line = "privacy: server-fixed, ε = 7.79 at δ = 1e-05 for what a client sent to be averaged in 8 rounds"
-    assert line in caplog.messages
+    settings = {"dp_noise_multiplier": 2.0, "num_rounds": 8, "dp_clipping_norm": 0.01}
+    federation(2, **central("server-fixed", 2), **settings).serve()
+    said = "ε = 6.58 at δ = 1e-05 for whether the adapter has one client's changes, over 8 rounds"
+    assert f"privacy: server-fixed, {said}" in caplog.messages
 
 
 @pytest.mark.parametrize("kind", [*CENTRAL, "local"])
 def test_alignment_works_on_the_private_aggregate(federation, kind):
     """It comes after clipping and noise, so it moves the aggregate without touching what hides a client."""
     aligning = {"align": "each-round", "align_beta": 0.0, "align_steps": 2, "public_examples": 60}
-    noise = {"dp": kind, "dp_clipping_norm": 0.01, "max_change": 1e6, "server_device": "cpu"}
+    noise = {**central(kind, 3), "dp_clipping_norm": 0.01, "max_change": 1e6, "server_device": "cpu"}
     folder = federation(3, num_rounds=2, **noise, **aligning).serve()
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     aligned = [row for row in rows if "align/accepted" in row]
@@ -122,4 +128,4 @@ def test_alignment_works_on_the_private_aggregate(federation, kind):
 def test_privacy_around_the_alignment_is_refused():
     aligned = MLLMAlignment(FedDAT(FedAvg()), aligner=None)
     with pytest.raises(ValueError, match="must stand around FedAvg's mean, not around MLLMAlignment"):
-        FedDAT(central_privacy("server-fixed", aligned, 1.0, 1.0))
+        FedDAT(central_privacy("server-fixed", aligned, 1.0, 1.0, 3))

@@ -191,6 +191,7 @@ def test_the_norm_of_adaptive_clipping_goes_on(sites, drawn):
     """A norm of 10⁻⁶ clips both clients in each round and so grows by e^0.1; the count's noise is tiny."""
     settings = {
         "dp": "server-adaptive",
+        "num-clients": 2,
         "dp_clipping_norm": 1e-6,
         "dp_noise_multiplier": 1e-9,
         "num_rounds": 4,

@@ -145,13 +145,19 @@ def test_a_missing_key_is_named(key):
         ({"dp": "server-fixed", "weighting": "num-examples"}, "dp = 'server-fixed'", "'uniform'"),
         ({"resume": "one", "run-name": "two"}, "run-name = 'two' with resume = 'one'", "''"),
         ({"update": "joint", "step": "reference"}, "update = 'joint'", "step = 'fast'"),
+        ({"dp": "server-fixed"}, "num-clients = 0 with dp = 'server-fixed'", "the number of clients"),
+        ({"dp": "local", "weighting": "num-examples"}, "dp = 'local' with weighting", "'uniform'"),
         ({"strategy": "fedprox"}, "proximal-mu = 0", "more than 0"),
         (
             {"wire-precision": "int8", "method": "full", "head": "shared"},
             "wire-precision = 'int8'",
             "float32",
         ),
-        ({"wire-precision": "int4", "dp": "client-fixed"}, "wire-precision = 'int4' with dp", "'float32'"),
+        (
+            {"wire-precision": "int4", "dp": "client-fixed", "num-clients": 3},
+            "wire-precision = 'int4' with dp",
+            "'float32'",
+        ),
         (
             {"wire-precision": "bfloat16", "dp": "local"},
             "wire-precision = 'bfloat16' with dp",
@@ -178,7 +184,7 @@ def test_settings_that_contradict_each_other_are_refused(changes, names, allowed
     [
         {"step": "reference"},
         {"num-clients": 3, "min-clients": 3},
-        {"wire-precision": "int4", "dp": "server-fixed"},
+        {"wire-precision": "int4", "dp": "server-fixed", "num-clients": 3},
         {"update": "joint"},
         {"strategy": "fedprox", "proximal-mu": 0.01},
         {"benchmark": "vqa-domains", "data-dir": "/data"},

@@ -1,6 +1,6 @@
 """Central differential privacy: what it clips, the noise it adds, and the one order in which it works."""
 
-from math import log, sqrt
+from math import sqrt
 
 import numpy as np
 import pytest
@@ -8,29 +8,28 @@ from flwr.app import Array, ArrayRecord, Message, MessageType, MetricRecord, Rec
 from flwr.serverapp import strategy as flower
 
 from strategies import FedDAT, Resumable, StrategyWrapper, central_privacy, privacy
-from strategies.privacy import CENTRAL, epsilon
+from strategies.privacy import CENTRAL
 
 SIZE = 40_000
 
 
-def replies_of(*changes):
-    """Make one reply a change: arrays of `SIZE` values whose L2 norm is the number."""
+def aggregate_changes(strategy, changes, server_round=1, bits=None):
+    """Let a strategy that sent zeros average replies of `SIZE` values each, and return the mean."""
     replies = []
-    for i, norm in enumerate(changes):
-        arrays = ArrayRecord({"x": Array(np.full(SIZE, norm / sqrt(SIZE), np.float32))})
-        content = RecordDict(
-            {"arrays": arrays, "metrics": MetricRecord({"num-examples": 1.0, "norm_bit": 0})}
-        )
+    for i, values in enumerate(changes):
+        arrays = ArrayRecord({"x": Array(np.asarray(values, np.float32))})
+        metrics = MetricRecord({"num-examples": 1.0, "norm_bit": int(bits[i]) if bits else 0})
         asked = Message(RecordDict(), dst_node_id=i + 1, message_type=MessageType.TRAIN)
-        replies.append(Message(content, reply_to=asked))
-    return replies
-
-
-def aggregate(strategy, *changes, server_round=1):
-    """Let a strategy that sent zeros average replies, and return the mean."""
+        replies.append(Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=asked))
     strategy.current_arrays = ArrayRecord({"x": Array(np.zeros(SIZE, np.float32))})
-    arrays, _ = strategy.aggregate_train(server_round, replies_of(*changes))
+    arrays, _ = strategy.aggregate_train(server_round, replies)
     return arrays["x"].numpy()
+
+
+def aggregate(strategy, *norms, server_round=1):
+    """Let it average changes of those norms, all in one direction."""
+    changes = [np.full(SIZE, norm / sqrt(SIZE)) for norm in norms]
+    return aggregate_changes(strategy, changes, server_round)
 
 
 @pytest.fixture
@@ -49,7 +48,7 @@ DEVIATIONS = {kind: STANDARD * (2 / sqrt(3) if kind.endswith("adaptive") else 1.
 
 @pytest.mark.parametrize("kind", CENTRAL)
 def test_the_noise_has_the_variance_that_it_should(fixed_seed, kind):
-    noise = aggregate(central_privacy(kind, flower.FedAvg(), 0.8, 3.0), 0.0, 0.0).astype(float)
+    noise = aggregate(central_privacy(kind, flower.FedAvg(), 0.8, 3.0, 2), 0.0, 0.0).astype(float)
     # The sample variance of n normal values has a relative standard error of √(2/n), the mean one of σ/√n.
     assert noise.var() == pytest.approx(DEVIATIONS[kind] ** 2, rel=5 * sqrt(2 / SIZE))
     assert abs(noise.mean()) < 5 * DEVIATIONS[kind] / sqrt(SIZE)
@@ -60,19 +59,24 @@ def test_the_noise_has_the_variance_that_it_should(fixed_seed, kind):
 
 
 @pytest.mark.parametrize("kind", CENTRAL)
-def test_the_noise_is_made_for_the_replies_that_are_there(fixed_seed, kind):
-    """One reply instead of two may change the mean twice as much."""
-    strategy = central_privacy(kind, flower.FedAvg(), 0.8, 3.0)
-    aggregate(strategy, 0.0, 0.0)
-    strategy.clipping_norm = np.float64(3.0)
-    noise = aggregate(strategy, 0.0, server_round=2).astype(float)
-    assert noise.std() == pytest.approx(2 * DEVIATIONS[kind], rel=0.02)
+@pytest.mark.parametrize("replies", [1, 3])
+def test_the_noise_is_made_for_the_clients_that_were_expected(fixed_seed, kind, replies):
+    """Whoever replies, one client moves the sum over the expected number by as much."""
+    strategy = central_privacy(kind, flower.FedAvg(), 0.8, 3.0, 2)
+    noise = aggregate(strategy, *[0.0] * replies).astype(float)
+    assert noise.std() == pytest.approx(DEVIATIONS[kind], rel=0.02)
+
+
+@pytest.mark.parametrize("kind", CENTRAL)
+def test_the_sum_is_divided_by_the_clients_that_were_expected(kind):
+    mean = aggregate(central_privacy(kind, flower.FedAvg(), 1e-9, 3.0, 4), 1.0, 2.0, 3.0)
+    assert np.linalg.norm(mean) == pytest.approx((1 + 2 + 3) / 4, rel=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["server-fixed", "server-adaptive"])
 def test_clipping_clips_what_is_longer_and_nothing_else(kind):
     # A noise too small to see; the changes are parallel, so their norms are averaged.
-    mean = aggregate(central_privacy(kind, flower.FedAvg(), 1e-9, 3.0), 30.0, 1.0, 0.0)
+    mean = aggregate(central_privacy(kind, flower.FedAvg(), 1e-9, 3.0, 3), 30.0, 1.0, 0.0)
     assert np.linalg.norm(mean) == pytest.approx((3 + 1 + 0) / 3, rel=1e-4)
 
 
@@ -80,20 +84,20 @@ def test_noise_does_not_follow_a_seed_that_somebody_set():
     drawn = []
     for _ in range(2):
         np.random.seed(0)
-        drawn.append(aggregate(central_privacy("server-fixed", flower.FedAvg(), 1.0, 1.0), 0.5))
+        drawn.append(aggregate(central_privacy("server-fixed", flower.FedAvg(), 1.0, 1.0, 1), 0.5))
     assert not np.array_equal(*drawn)
 
 
 @pytest.mark.parametrize(("changes", "factor"), [((9.0, 9.0), 1.1), ((0.1, 0.1), 1 / 1.1)])
 def test_an_adaptive_norm_moves_towards_the_changes(changes, factor):
     """All clipped: e^(0.2 (1 − 1/2)) = e^0.1 times as large; none: e^−0.1."""
-    strategy = central_privacy("server-adaptive", flower.FedAvg(), 1e-9, 3.0)
+    strategy = central_privacy("server-adaptive", flower.FedAvg(), 1e-9, 3.0, 2)
     aggregate(strategy, *changes)
     assert strategy.clipping_norm == pytest.approx(3.0 * np.exp(0.1 * np.sign(factor - 1)))
 
 
 def test_an_adaptive_norm_finds_the_median_of_the_changes():
-    strategy = central_privacy("server-adaptive", flower.FedAvg(), 1e-9, 0.1)
+    strategy = central_privacy("server-adaptive", flower.FedAvg(), 1e-9, 0.1, 3)
     for server_round in range(1, 80):
         aggregate(strategy, 1.0, 2.0, 5.0, server_round=server_round)
     assert 1.5 < strategy.clipping_norm < 2.5
@@ -101,16 +105,10 @@ def test_an_adaptive_norm_finds_the_median_of_the_changes():
 
 def test_noise_fits_the_norm_that_was_clipped_to(fixed_seed):
     """The norm of the next round is e^−0.1 times as large: a noise made for it would be too small."""
-    strategy = central_privacy("server-adaptive", flower.FedAvg(), 0.01, 3.0)
+    strategy = central_privacy("server-adaptive", flower.FedAvg(), 0.01, 3.0, 2)
     noise = aggregate(strategy, 0.0, 0.0)
     assert strategy.clipping_norm < 2.8
     assert noise.std() == pytest.approx(0.01 * 3 / 2 * 2 / sqrt(3), rel=0.02)
-
-
-def test_epsilon_by_hand():
-    """For z = 2 and 8 releases: ρ = 8 / (2·4) = 1; ε = 1 + 2 √(ln 1/δ)."""
-    assert epsilon(2.0, 8, 1e-5) == pytest.approx(1 + 2 * sqrt(log(1e5)))
-    assert epsilon(2.0, 8, 1e-5) == pytest.approx(7.786, abs=1e-3)
 
 
 DP = flower.DifferentialPrivacyServerSideFixedClipping
@@ -120,7 +118,7 @@ DP = flower.DifferentialPrivacyServerSideFixedClipping
     "wrong",
     [
         lambda: DP(FedDAT(flower.FedAvg()), 1.0, 1.0, 2),
-        lambda: central_privacy("client-adaptive", FedDAT(flower.FedAvg()), 1.0, 1.0),
+        lambda: central_privacy("client-adaptive", FedDAT(flower.FedAvg()), 1.0, 1.0, 2),
         *(
             lambda name=name: DP(getattr(flower, name)(), 1.0, 1.0, 2)
             for name in ("FedMedian", "FedTrimmedAvg", "Krum", "FedAdam", "FedYogi", "FedAvgM")
@@ -150,7 +148,7 @@ def test_the_right_order_is_taken(inner):
 
 
 def test_weighting_by_examples_is_refused():
-    private = central_privacy("server-fixed", flower.FedAvg(), 1.0, 1.0)
+    private = central_privacy("server-fixed", flower.FedAvg(), 1.0, 1.0, 2)
     with pytest.raises(ValueError, match="'num-examples'; allowed around differential privacy: 'uniform'"):
         FedDAT(private, weighting="num-examples")
 
@@ -158,7 +156,7 @@ def test_weighting_by_examples_is_refused():
 @pytest.mark.parametrize("kind", ["server-fixed", "server-adaptive"])
 def test_under_feddat_the_mean_moves_as_far_as_clipping_lets_it(toy, federation, arrays, kind):
     """Steps of 1, 2, 2.5, 9 on six values, clipped to 2.5 √6: the mean is (1 + 2 + 2.5 + 2.5) / 4 = 2."""
-    private = central_privacy(kind, flower.FedAvg(), 1e-9, 2.5 * sqrt(6))
+    private = central_privacy(kind, flower.FedAvg(), 1e-9, 2.5 * sqrt(6), 4)
     result = FedDAT(private).start(federation(), arrays, num_rounds=1)
     values = np.concatenate([array.numpy().ravel() for array in result.arrays.values()])
     np.testing.assert_allclose(values, 2.0, rtol=1e-5)

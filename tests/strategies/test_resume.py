@@ -42,7 +42,7 @@ KINDS = {
     "FedAvgM": lambda: flower.FedAvgM(server_momentum=0.9, server_learning_rate=0.5),
     "half of the clients": lambda: flower.FedAdam(fraction_train=0.5),
     "wrapper": lambda: Counter(flower.FedAvgM(server_momentum=0.9)),
-    "adaptive clipping": lambda: central_privacy("server-adaptive", flower.FedAvg(), 1e-12, 1.0),
+    "adaptive clipping": lambda: central_privacy("server-adaptive", flower.FedAvg(), 1e-12, 1.0, 4),
     # FedAvgM keeps the aggregate as it was before the wrapper outside changed it.
     "wrapper outside": None,
 }

@@ -17,7 +17,7 @@ def write_checked(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str,
     """Write tensors with facts about them, at once and whole; the file is its owner's alone."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata = {**facts, "sha256": _checksum(tensors, facts)}
-    write_atomically(path, save(tensors, metadata), mode=0o600)
+    write_atomically(path, save(tensors, metadata))
 
 
 def read_checked(path: Path, facts: Mapping[str, str]) -> dict[str, Tensor]:

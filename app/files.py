@@ -9,7 +9,7 @@ from pathlib import Path
 _UNKNOWN = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)
 
 
-def write_atomically(path: Path, data: bytes | str, mode: int = 0o644) -> None:
+def write_atomically(path: Path, data: bytes | str, mode: int = 0o600) -> None:
     """Write a file under a temporary name beside it, flush it to the disk, rename it, flush its folder.
 
     Whoever reads `path`, and whatever interrupts the writing, finds the old content or the new; after it
@@ -22,7 +22,7 @@ def write_atomically(path: Path, data: bytes | str, mode: int = 0o644) -> None:
     data : bytes or str
         The content; a string is written as UTF-8.
     mode : int
-        The file's permissions.
+        The file's permissions; its owner's alone, if nothing else is said.
     """
     content = data.encode() if isinstance(data, str) else data
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)

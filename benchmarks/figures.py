@@ -28,7 +28,7 @@ def write_figures(path: Path | None, machine: str, figures: Mapping[str, Any]) -
         return
     versions = {"torch": torch.__version__, "python": platform.python_version()}
     whole = {"machine": machine, "versions": versions, **figures}
-    write_atomically(path, json.dumps(whole, indent=2) + "\n")
+    write_atomically(path, json.dumps(whole, indent=2) + "\n", mode=0o644)
 
 
 def verdict(passed: bool, text: str) -> int:

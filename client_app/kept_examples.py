@@ -2,17 +2,20 @@
 
 One safetensors file for each split of a client's share and each backbone, with a checksum. It is
 memory-mapped, so that processes of one machine that read it have it in memory once. Deleting the folder at
-any time costs making the examples again, nothing else.
+any time costs making the examples again, nothing else. Its files are entries as `app.caches` describes them.
 """
 
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from app.caches import cache_limit, prune
 from app.checked_files import read_checked, write_checked
 from app.examples import Examples
 
@@ -21,41 +24,56 @@ log = logging.getLogger("flwr")
 Facts = Mapping[str, Any]
 
 
-def kept_examples(folder: Path, key: Facts, origin: Facts, build: Callable[[], Examples]) -> Examples:
-    """Return the examples kept under a key; make them if there are none, or none of today's origin.
+def kept_examples(
+    home: Path, key: Facts, origin: Facts, sources: Sequence[Sequence[Any]], build: Callable[[], Examples]
+) -> Examples:
+    """Return the examples kept under a key; make them if there are none, or none of today's.
 
     A file that cannot be used is written anew. One that cannot be written is gone without, with a warning.
 
     Parameters
     ----------
-    folder : Path
-        Where they are kept, closed to other users.
+    home : Path
+        They are kept in its folder ``examples``. What was made makes room in all of its caches.
     key : Mapping
         What is asked for, as JSON values.
     origin : Mapping
         All else that the examples depend on, as JSON values: what of another origin lies under the key is
         replaced.
+    sources : sequence
+        The files they are made of: path, size, time of change.
     build : callable
         Makes the examples.
     """
     asked = json.dumps(key, sort_keys=True)
+    folder = home / "examples"
     path = folder / f"{hashlib.sha256(asked.encode()).hexdigest()[:20]}.safetensors"
-    facts = {"key": asked, "origin": json.dumps(origin, sort_keys=True)}
+    facts = {"key": asked, "origin": json.dumps(origin, sort_keys=True), "sources": json.dumps(sources)}
     try:
-        return _read(path, facts)
+        kept = _read(path, facts)
+        with suppress(OSError):
+            os.utime(path)
+        return kept
     except FileNotFoundError:
         pass
     except (OSError, ValueError) as error:
         log.info("examples in %s are made again: %s", path, error)
-    examples = build()
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        examples = build()
+        _write(path, examples, facts)
+        return examples
+    finally:  # what is of a file that is gone goes, though making fails for it
+        prune(home, cache_limit())
+
+
+def _write(path: Path, examples: Examples, facts: Mapping[str, str]) -> None:
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_checked(
             path, {name: value for name, value in vars(examples).items() if value is not None}, facts
         )
     except OSError as error:
-        log.warning("examples cannot be kept in %s, every process makes them again: %s", path, error)
-    return examples
+        log.warning("examples cannot be kept in %s, every process makes them again: %s", path.parent, error)
 
 
 def _read(path: Path, facts: Mapping[str, str]) -> Examples:

@@ -4,33 +4,52 @@ Flower loads this file in the server's process too, before it starts a simulatio
 it, they would wait for that, and then import torch themselves.
 """
 
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
+
+from app.caches import cache_limit, prune
+from app.home import closed_home
 
 from .privacy import private_training
 
 app = ClientApp()
+_tidy = functools.cache(prune)  # once a process
+
+
+@contextmanager
+def _at_home() -> Iterator[None]:
+    """Keep what is kept from other users, and what is of a file that is gone no longer than that."""
+    with closed_home() as home:
+        _tidy(home, cache_limit())
+        yield
 
 
 @app.query()
 def query(message: Message, context: Context) -> Message:
     """Say who this client is, what it runs and what its data are like, once, before the first round."""
-    from . import messages
+    with _at_home():
+        from . import messages
 
-    return messages.introduce(message, context)
+        return messages.introduce(message, context)
 
 
 @app.train(mods=[private_training])
 def train(message: Message, context: Context) -> Message:
     """Train for one round; reply with what is shared and scalars."""
-    from . import messages
+    with _at_home():
+        from . import messages
 
-    return messages.train(message, context)
+        return messages.train(message, context)
 
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Score the branches on the client's test split; reply with scalars."""
-    from . import messages
+    with _at_home():
+        from . import messages
 
-    return messages.evaluate_branches(message, context)
+        return messages.evaluate_branches(message, context)

@@ -149,15 +149,12 @@ class LongTail:
     def _cached(
         self, options: DataOptions, part: list, build: Callable[[], tuple[datasets.DatasetDict, Facts]]
     ) -> tuple[datasets.DatasetDict, Facts]:
-        path = self._path(options)
-        stat = path.stat()
         key = {
             "version": VERSION,
-            "file": [str(path), stat.st_size, stat.st_mtime_ns],
             "tail": [options.imbalance_factor, options.public_per_class],
             "part": part,
         }
-        return cached(options.cache_dir / "long-tail", key, build)
+        return cached(options.cache_dir / "long-tail", key, build, [self._path(options)])
 
     def _path(self, options: DataOptions) -> Path:
         folder = Path(options.data_dir).expanduser().absolute()

@@ -1,11 +1,16 @@
-"""A folder of prepared data sets, each made once."""
+"""A folder of prepared data sets, each made once.
+
+Each is a folder named by a hash of its key: ``splits/``, ``facts.json``, and ``sources.json``, a JSON list of
+``[path, size, time of change]`` of the files that it was made of. Its own time of change is when it was last
+used. It may be removed at any time; it is memory-mapped, and readers go on.
+"""
 
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -13,6 +18,7 @@ from typing import Any
 import datasets
 
 Facts = dict[str, Any]
+_TRIES = 3
 
 
 @contextmanager
@@ -28,7 +34,10 @@ def quiet() -> Iterator[None]:
 
 
 def cached(
-    folder: Path, key: Facts, build: Callable[[], tuple[datasets.DatasetDict, Facts]]
+    folder: Path,
+    key: Facts,
+    build: Callable[[], tuple[datasets.DatasetDict, Facts]],
+    sources: Sequence[Path] = (),
 ) -> tuple[datasets.DatasetDict, Facts]:
     """Load the splits kept under a key, after building them if nobody has.
 
@@ -39,35 +48,54 @@ def cached(
     folder : Path
         Where they are kept.
     key : dict
-        All that the data depend on, as JSON values.
+        All that the data depend on besides the sources, as JSON values.
     build : callable
         Makes the splits and JSON facts about them.
+    sources : sequence of Path
+        The files that the data are made of; after a change of one they are made anew.
 
     Returns
     -------
     tuple
         The splits, memory-mapped from disk, and the facts.
     """
-    final = folder / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]
+    made_of = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in sources]
+    whole = key | ({"sources": made_of} if made_of else {})
+    final = folder / hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:20]
     with quiet():
-        if not final.exists():
-            splits, facts = build()
-            folder.mkdir(parents=True, exist_ok=True)
-            draft = Path(tempfile.mkdtemp(prefix="draft-", dir=folder))
+        for _ in range(_TRIES):
             try:
-                # Told how many files to write, `datasets` does not stumble over an empty split.
-                splits.save_to_disk(draft / "splits", num_shards=dict.fromkeys(splits, 1))
-                (draft / "facts.json").write_text(json.dumps(facts))
-                _flush(draft)
-                draft.rename(final)
-                _flush_folder(folder)
-            except OSError:
-                if not final.exists():
-                    raise
-            finally:
-                shutil.rmtree(draft, ignore_errors=True)
-        splits = datasets.DatasetDict.load_from_disk(final / "splits")
-    return splits, json.loads((final / "facts.json").read_text())
+                return _load(final)
+            except FileNotFoundError:  # not made, or just removed
+                _make(final, *build(), made_of)
+        return _load(final)
+
+
+def _load(final: Path) -> tuple[datasets.DatasetDict, Facts]:
+    facts = json.loads((final / "facts.json").read_text())
+    splits = datasets.DatasetDict.load_from_disk(final / "splits")
+    with suppress(OSError):
+        os.utime(final)
+    return splits, facts
+
+
+def _make(final: Path, splits: datasets.DatasetDict, facts: Facts, made_of: list) -> None:
+    folder = final.parent
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix="draft-", dir=folder))
+    try:
+        # Told how many files to write, `datasets` does not stumble over an empty split.
+        splits.save_to_disk(draft / "splits", num_shards=dict.fromkeys(splits, 1))
+        for name, content in (("facts.json", facts), ("sources.json", made_of)):
+            (draft / name).write_text(json.dumps(content))
+        _flush(draft)
+        draft.rename(final)
+        _flush_folder(folder)
+    except OSError:
+        if not final.exists():
+            raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _flush(tree: Path) -> None:

@@ -45,10 +45,8 @@ def load(partition_id: int, num_partitions: int, options: DataOptions) -> Partit
     share, index = divmod(partition_id, len(files))
     shares = len(range(index, num_partitions, len(files)))
     path, name = files[index], client_name([domain_name(file) for file in files], partition_id)
-    stat = path.stat()
     key = {
         "version": VERSION,
-        "file": [str(path), stat.st_size, stat.st_mtime_ns],
         "share": [share, shares, options.split_by, options.dirichlet_alpha] if shares > 1 else [],
         "num_answers": options.num_answers,
         "caps": [options.train_examples, options.test_examples],
@@ -56,7 +54,7 @@ def load(partition_id: int, num_partitions: int, options: DataOptions) -> Partit
         "seed": options.seed,
     }
     splits, facts = cached(
-        options.cache_dir / "vqa-domains", key, lambda: _prepare(path, share, shares, options)
+        options.cache_dir / "vqa-domains", key, lambda: _prepare(path, share, shares, options), [path]
     )
     if not len(splits["train"]):
         raise ValueError(f"partition-id = {partition_id}: {name!r} ({path.name}) has no training rows")

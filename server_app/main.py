@@ -13,6 +13,14 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Check the settings, federate, export the result, report."""
-    from .federation import federate
+    from app.caches import cache_limit, prune
+    from app.home import closed_home
 
-    federate(grid, context)
+    with closed_home() as home:
+        from .federation import federate
+
+        prune(home, cache_limit())
+        try:
+            federate(grid, context)
+        finally:
+            prune(home, cache_limit())

@@ -23,7 +23,7 @@ def test_the_content_replaces_what_was_there(tmp_path, data, content):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX")
-@pytest.mark.parametrize(("arguments", "mode"), [((), 0o644), ((0o600,), 0o600)])
+@pytest.mark.parametrize(("arguments", "mode"), [((), 0o600), ((0o644,), 0o644)])
 def test_the_permissions_are_those_asked_for(tmp_path, arguments, mode):
     write_atomically(tmp_path / "file", b"x", *arguments)
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == mode

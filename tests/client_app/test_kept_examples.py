@@ -32,10 +32,10 @@ def folder(tmp_path):
 
 @pytest.fixture
 def keep(folder):
-    def keep(made=MADE, key=KEY, origin=ORIGIN):
+    def keep(made=MADE, key=KEY, origin=ORIGIN, sources=()):
         """Return what is kept, and whether it was made for that."""
         calls = []
-        kept = kept_examples(folder, key, origin, lambda: calls.append(1) or made)
+        kept = kept_examples(folder.parent, key, origin, sources, lambda: calls.append(1) or made)
         return kept, bool(calls)
 
     return keep
@@ -144,5 +144,5 @@ def test_a_full_disk_costs_only_time(keep, folder, monkeypatch, caplog):
 
 def test_a_failure_to_make_them_leaves_nothing(folder):
     with pytest.raises(ValueError, match="no rows"):
-        kept_examples(folder, KEY, ORIGIN, lambda: (_ for _ in ()).throw(ValueError("no rows")))
+        kept_examples(folder.parent, KEY, ORIGIN, [], lambda: (_ for _ in ()).throw(ValueError("no rows")))
     assert not folder.exists()

@@ -87,6 +87,7 @@ class Settings(BaseModel):
     imbalance_factor: float = Field(ge=1)
     public_per_class: int = Field(ge=0)
     on_bad_row: Literal["error", "skip"]
+    private_state: Literal["files", "context"]
 
     strategy: Strategy
     weighting: Literal["uniform", "num-examples"]

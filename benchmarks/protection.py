@@ -34,7 +34,7 @@ LIMIT = 0.05
 PARTS = {
     "load private state": ("client_app.client.load_private_state", True),
     "train": ("client_app.messages.train_round", True),
-    "save private state": ("client_app.messages.save_private_state", True),
+    "save private state": ("client_app.client.save_private_state", True),
     "check replies": ("strategies.feddat.FedDAT._trained", False),
     "write checkpoint": ("server_app.checkpoints.Checkpoints.save", False),
 }

@@ -21,8 +21,9 @@ from app.source import source_hash
 from app.trained_model import TrainedModel
 from data_partitions.options import DataOptions
 
+from .carried_state import in_simulation, pick_up, put_down
 from .kept_examples import kept_examples
-from .private_state import PrivateState, Shelf, load_private_state
+from .private_state import PrivateState, Shelf, load_private_state, save_private_state
 
 if TYPE_CHECKING:
     from data_partitions.benchmarks import Partition
@@ -87,11 +88,11 @@ class Share:
         return load_partition(self.benchmark, index, count, self.options)
 
     def files(self) -> list[list[Any]]:
-        """Name the files in the data-dir, with size and time of change."""
+        """Name the files in the data-dir by their paths, with size and time of change."""
         if not self.options.data_dir:
             return []
-        found = sorted(Path(self.options.data_dir).expanduser().glob("*.parquet"))
-        return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in found]
+        found = sorted(Path(self.options.data_dir).expanduser().absolute().glob("*.parquet"))
+        return [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in found]
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,11 @@ class Client:
         settings = read_settings(
             {**context.run_config, **{key: node[key] for key in SITE_KEYS if key in node}}
         )
+        if settings.private_state == "context" and (STATE_DIR in node or not in_simulation()):
+            raise ValueError(
+                "private-state = 'context' at a site, whose private state must stay in its files; "
+                "allowed: 'files', or a simulation"
+            )
         share = Share(settings.benchmark, index, count, data_options(settings), "data-dir" in node)
         return cls(settings, index, count, share, context)
 
@@ -164,15 +170,17 @@ class Client:
             The message does not say which run it is of, or the node's state-dir is relative.
         """
         name, token = config.get("run"), config.get("run-token")
-        for key, value, pattern in (("run", name, RUN_NAME), ("run-token", token, "[0-9a-f]+")):
+        for key, value, pattern in (("run", name, RUN_NAME), ("run-token", token, "[0-9a-f]{1,64}")):
             if not isinstance(value, str) or not re.fullmatch(pattern, value):
                 raise ValueError(f"{key} = {value!r} in the server's message; allowed: text like {pattern}")
         return Shelf(self.state_dir, str(name), str(token), self.partition_id)
 
     def open(
-        self, arrays: ArrayRecord, shelf: Shelf, up_to: int, num_answers: int
+        self, arrays: ArrayRecord, shelf: Shelf, up_to: int, num_answers: int, expected: int = 0
     ) -> tuple[TrainedModel, nn.Module, dict[str, Tensor], int]:
         """Put what arrived, its frozen copy and the private state in place.
+
+        `expected` is the round whose private state must be there, see `load_private_state`.
 
         Returns
         -------
@@ -195,12 +203,21 @@ class Client:
             {} if kind == "shared" else head.state_dict(),
             {name: torch.zeros_like(value) for name, value in received.items()} if rounded else {},
         )
-        private, lost = load_private_state(self.context, shelf, up_to, first)
+        carried = self.settings.private_state == "context"
+        if carried:
+            put_down(self.context, shelf)
+        private, lost = load_private_state(shelf, up_to, first, expected, must=carried)
         shared, classifier = split_classifier(received)
         model.receive(shared)
         model.load("local", private.local)
         head.load_state_dict(classifier if kind == "shared" else private.head)
         return model, head.to(model.device), private.owed, lost
+
+    def keep(self, shelf: Shelf, server_round: int, state: PrivateState) -> None:
+        """Commit the private state after a round, see `save_private_state`."""
+        save_private_state(shelf, server_round, state)
+        if self.settings.private_state == "context":
+            pick_up(self.context, shelf)
 
 
 def data_options(settings: Settings) -> DataOptions:
@@ -217,7 +234,6 @@ def _partition(share: Share) -> "Partition":
 def _examples(share: Share, split: str, backbone: Backbone) -> Examples:
     key = {**asdict(share), "split": split, "backbone": backbone.fingerprint}
     key["options"] = {name: str(value) for name, value in key["options"].items()}
-    origin = {"source": source_hash(), "files": share.files()}
 
     def build() -> Examples:
         rows = getattr(_partition(share), split)
@@ -225,4 +241,5 @@ def _examples(share: Share, split: str, backbone: Backbone) -> Examples:
             raise ValueError(f"partition {share.index} has no {split} rows to {_PURPOSE[split]}")
         return process(rows, backbone.processor)
 
-    return kept_examples(feddat_home() / "examples", key, origin, build)
+    home, origin = feddat_home(), {"source": source_hash()}
+    return kept_examples(home, key, origin, share.files(), build)

@@ -5,6 +5,7 @@ from app import heavy_imports  # noqa: F401
 
 # isort: split
 import platform
+from collections.abc import Mapping
 from typing import Any
 
 import flwr
@@ -20,7 +21,7 @@ from app.trained_model import Branch
 
 from .client import Client
 from .local_training import evaluate, train_round
-from .private_state import PrivateState, save_private_state
+from .private_state import PrivateState, not_finite
 
 # What an evaluation scores; a single adapter has no teacher and no local branch.
 BRANCHES_OF: dict[str, tuple[Branch, ...]] = {
@@ -64,7 +65,9 @@ def train(message: Message, context: Context) -> Message:
     shelf, server_round = client.shelf(config), config["server-round"]
     arrays = message.content.array_records["arrays"]
     examples = client.examples("train")
-    adapter, head, owed, lost = client.open(arrays, shelf, server_round - 1, examples.num_answers)
+    adapter, head, owed, lost = client.open(
+        arrays, shelf, server_round - 1, examples.num_answers, _expected(config)
+    )
     metrics = train_round(
         adapter,
         head,
@@ -77,9 +80,15 @@ def train(message: Message, context: Context) -> Message:
     shared, own_head = adapter.state("shared"), head.state_dict()
     if client.settings.head == "shared":
         shared, own_head = with_classifier(shared, head), {}
+    for part, state in {"shared": shared, "local": adapter.state("local"), "head": own_head}.items():
+        if name := not_finite(state):
+            raise ValueError(
+                f"training diverged: {part} {name} is not finite; nothing of this round is kept, "
+                "and the next begins from the state before it; a lower learning-rate may help"
+            )
     record, owed = to_reply(shared, arrays, owed, client.settings.wire_precision)
     private = PrivateState(adapter.state("local"), own_head, owed)
-    save_private_state(context, shelf, server_round, private)
+    client.keep(shelf, server_round, private)
     return Message(RecordDict({"arrays": record, "metrics": _record(metrics, lost)}), reply_to=message)
 
 
@@ -89,7 +98,9 @@ def evaluate_branches(message: Message, context: Context) -> Message:
     examples = client.examples("test")
     arrays = message.content.array_records["arrays"]
     shelf = client.shelf(config)
-    adapter, head, _, lost = client.open(arrays, shelf, config["server-round"], examples.num_answers)
+    adapter, head, _, lost = client.open(
+        arrays, shelf, config["server-round"], examples.num_answers, _expected(config)
+    )
     metrics = evaluate(adapter, head, examples, BRANCHES_OF[client.settings.method])
     return Message(RecordDict({"metrics": _record(metrics, lost)}), reply_to=message)
 
@@ -97,6 +108,16 @@ def evaluate_branches(message: Message, context: Context) -> Message:
 def _record(metrics: dict[str, Any], lost: int) -> MetricRecord:
     """Add how many private states were lost, if any were."""
     return MetricRecord({**metrics, **({"state-recovered": lost} if lost else {})})
+
+
+def _expected(config: Mapping[str, Any]) -> int:
+    """Return the round whose private state must be there, as far as the server knows; 0 for none."""
+    expected = config.get("state-round", 0)
+    if type(expected) is not int or not 0 <= expected <= config["server-round"]:
+        raise ValueError(
+            f"state-round = {expected!r} in the server's message; allowed: a round up to its own"
+        )
+    return expected
 
 
 def _called(message: Message, context: Context) -> tuple[Client, dict[str, Any]]:

@@ -1,24 +1,25 @@
 """What a client keeps to itself from round to round: its local adapter and its head, in files that last.
 
-One safetensors file a round, ``<state-dir>/<run-name>/<partition-id>/round-000005.safetensors``, holds the
-client's state after that round, with a checksum. Training in round r goes on from the newest good state of a
-round before r, evaluation from the newest one up to r; so a round that is tried again, or resumed, begins
-where it began the first time. Nothing else need be kept: the optimizer is new in each round, the learning
-rate and the order of the data are functions of the settings, the seed and the round.
+One safetensors file a round, ``<state-dir>/<run-name>-<run-token>/<partition-id>/round-000005.safetensors``,
+holds the client's state after that round, with a checksum; another run of the same name has another token.
+Training in round r goes on from the newest good state of a round before r, evaluation from the newest one up
+to r; so a round that is tried again, or resumed, begins where it began the first time. Nothing else need be
+kept: the optimizer is new in each round, the learning rate and the order of the data are functions of the
+settings, the seed and the round.
 """
 
 import logging
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context
 from torch import Tensor
 
 from app.checked_files import read_checked, write_checked
-from app.records import from_record, to_record
+from app.home import closed_folder
 
 log = logging.getLogger("flwr")
 
@@ -72,81 +73,107 @@ class Shelf:
     @property
     def folder(self) -> Path:
         """The client's own folder."""
-        return self.state_dir / self.run_name / str(self.partition_id)
+        return self.state_dir / f"{self.run_name}-{self.run_token}" / str(self.partition_id)
 
     def file(self, server_round: int) -> Path:
         """Return the file of one round."""
         return self.folder / f"round-{server_round:06d}.safetensors"
 
     def rounds(self) -> list[int]:
-        """Return the rounds that there are files of, the newest first."""
-        if not self.folder.is_dir():
-            return []
+        """Return the rounds that there are files of, the newest first.
+
+        Raises
+        ------
+        SettingsError
+            A folder on the way is a link, another user's or open to others: what lies there may be too.
+        """
+        for folder in self._way:
+            if not os.path.lexists(folder):
+                return []
+            closed_folder("state-dir", folder)
         matches = (_FILE_NAME.fullmatch(path.name) for path in self.folder.iterdir())
         return sorted((int(match[1]) for match in matches if match), reverse=True)
 
     def make_folder(self) -> None:
-        """Make the folder, closed to other users from the state-dir down."""
-        for folder in (self.state_dir, self.folder.parent, self.folder):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        """Make the folder, closed to other users from the state-dir down; SettingsError as in `rounds`."""
+        for folder in self._way:
+            closed_folder("state-dir", folder)
+
+    @property
+    def _way(self) -> tuple[Path, ...]:
+        return self.state_dir, self.folder.parent, self.folder
 
 
 def load_private_state(
-    context: Context, shelf: Shelf, up_to: int, first: PrivateState
+    shelf: Shelf, up_to: int, first: PrivateState, expected: int = 0, *, must: bool = False
 ) -> tuple[PrivateState, int]:
     """Return the newest good state.
 
-    A file that is truncated, altered, of another run, client or round, or does not fit the model is set
-    aside under a name that ends in ``.corrupt``, with a warning; the one before it is tried.
+    A file that is truncated, altered, of another run, client or round, does not fit the model or has values
+    that are not finite is set aside under a name that ends in ``.corrupt``, with a warning; the one before it
+    is tried.
 
     Parameters
     ----------
-    context : Context
-        Its state may hold the wanted one already.
     shelf : Shelf
         Where the files lie.
     up_to : int
         The last round whose state may be taken.
     first : PrivateState
         What a client without any state begins with. Names, shapes and dtypes must be the same in a file.
+    expected : int
+        The round whose state, or a later one's, must be there; 0 for none.
+    must : bool
+        Whether it is an error if it is not.
 
     Returns
     -------
     PrivateState
         The state.
     int
-        How many states were lost on the way: files set aside, and one if there may have been another.
+        How many were lost on the way: files set aside, or 1 if there is none and the expected is missing.
 
     Raises
     ------
+    ValueError
+        The expected state must be there and is not.
+    SettingsError
+        The folder is not the client's alone.
     OSError
         A file is there and cannot be read or set aside.
     """
-    lost, rounds = 0, shelf.rounds()
-    for server_round in (kept for kept in rounds if kept <= up_to):
-        if (cached := _cached(context, shelf, server_round)) is not None:
-            return cached, lost
+    lost, found, state = 0, 0, first
+    for server_round in (kept for kept in shelf.rounds() if kept <= up_to):
         path = shelf.file(server_round)
         try:
-            return _read(path, _facts(shelf, server_round), first), lost
+            found, state = server_round, _read(path, _facts(shelf, server_round), first)
+            break
         except ValueError as error:
+            found = 0
             path.rename(path.with_name(f"{path.name}.corrupt"))
             lost += 1
             log.warning(
                 "private state %s is kept aside as .corrupt: %s; going on from the one before", path, error
             )
-    # With so many later rounds, one of up to `up_to` may have been dropped: the server went far back.
-    lost += sum(kept > up_to for kept in rounds) >= KEPT_ROUNDS
-    if lost:
+    if found < expected:
+        missing = f"the private state of round {expected} is not in {shelf.folder}"
+        if must:
+            raise ValueError(
+                f"{missing}; allowed: to go on where it is, or with one FEDDAT_HOME for all machines"
+            )
+        lost = max(lost, 1)
+        if found:
+            log.warning("%s: going on from that of round %d", missing, found)
+    if lost and not found:
         log.warning(
             "no private state up to round %d is left in %s: going on from the first weights",
             up_to,
             shelf.folder,
         )
-    return first, lost
+    return state, lost
 
 
-def save_private_state(context: Context, shelf: Shelf, server_round: int, state: PrivateState) -> None:
+def save_private_state(shelf: Shelf, server_round: int, state: PrivateState) -> None:
     """Commit the state after a round, and drop what the round makes useless.
 
     The file is there complete or not at all. Files of later rounds, from before the run was resumed, are
@@ -154,13 +181,19 @@ def save_private_state(context: Context, shelf: Shelf, server_round: int, state:
 
     Raises
     ------
+    ValueError
+        A value is not finite; the states of earlier rounds are as they were.
+    SettingsError
+        The folder is not the client's alone.
     OSError
         The file cannot be written; the states of earlier rounds are as they were.
     """
-    path = shelf.file(server_round)
+    path, tensors = shelf.file(server_round), _flat(state)
+    if name := not_finite(tensors):
+        raise ValueError(f"{name} of the private state is not finite: it is not kept")
     try:
         shelf.make_folder()
-        write_checked(path, _flat(state), _facts(shelf, server_round))
+        write_checked(path, tensors, _facts(shelf, server_round))
     except OSError as error:
         reason = error.strerror or error
         raise OSError(f"private state cannot be written to {path}: {reason}") from error
@@ -169,9 +202,11 @@ def save_private_state(context: Context, shelf: Shelf, server_round: int, state:
         shelf.file(other).unlink(missing_ok=True)
     for draft in shelf.folder.glob(".round-*"):  # of a process that was killed while it wrote
         draft.unlink(missing_ok=True)
-    for part in PARTS if state.owed else PARTS[:-1]:  # in float32 nothing is owed
-        context.state[f"private-{part}"] = to_record(getattr(state, part))
-    context.state["private-facts"] = ConfigRecord(dict(_facts(shelf, server_round)))
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """Name the first tensor with a value that is not finite."""
+    return next((name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())), None)
 
 
 def _facts(shelf: Shelf, server_round: int) -> dict[str, str]:
@@ -183,21 +218,13 @@ def _facts(shelf: Shelf, server_round: int) -> dict[str, str]:
     }
 
 
-def _cached(context: Context, shelf: Shelf, server_round: int) -> PrivateState | None:
-    """Return the state that the context holds if it is the one of this run, client and round."""
-    if dict(context.state.config_records.get("private-facts", {})) != _facts(shelf, server_round):
-        return None
-    records = context.state.array_records
-    return PrivateState(
-        **{part: from_record(records.get(f"private-{part}", ArrayRecord())) for part in PARTS}
-    )
-
-
 def _read(path: Path, facts: Mapping[str, str], first: PrivateState) -> PrivateState:
     """Read a file; ValueError says what is wrong with its content."""
     tensors = read_checked(path, facts)
     if _layout(tensors) != _layout(_flat(first)):
         raise ValueError("its arrays are not those of the model")
+    if name := not_finite(tensors):
+        raise ValueError(f"its {name} is not finite")
     return PrivateState(
         **{part: {name: tensors[f"{part}.{name}"] for name in getattr(first, part)} for part in PARTS}
     )

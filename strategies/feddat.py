@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from math import inf
 from random import sample
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -131,6 +131,7 @@ class FedDAT(StrategyWrapper):
         self._requests: dict[int, Request] = {}
         self._said: dict[int, float] = {}  # by partition: the first count of examples
         self._told: set[int] = set()  # partitions of which it was said that metrics were dropped
+        self._trained_in: dict[int, int] = {}  # by partition: the last round whose reply was averaged
         self._weight_key = weight_key(strategy)
 
     @property
@@ -209,6 +210,7 @@ class FedDAT(StrategyWrapper):
         for reply in valid:
             count = cast(float, scalars(reply.message)[self._weight_key])
             self._said.setdefault(reply.partition_id, count)
+            self._trained_in[reply.partition_id] = server_round
         arrays, metrics = super().aggregate_train(server_round, self._take(server_round, "train", valid))
         if valid and arrays is None:
             name = type(self.strategy).__name__
@@ -223,12 +225,27 @@ class FedDAT(StrategyWrapper):
         return super().aggregate_evaluate(server_round, self._take(server_round, "evaluate", valid))
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """Return the first count of examples of each client, ``said/<partition>``, a scalar."""
-        return {f"said/{partition}": np.array(count) for partition, count in self._said.items()}
+        """Return of each client the first count of examples and the last round averaged, both scalars.
+
+        They are ``said/<partition>`` and ``trained-in/<partition>``.
+        """
+        return {
+            f"{name}/{partition}": np.array(value)
+            for name, values in self._kept.items()
+            for partition, value in values.items()
+        }
 
     def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
         """Put back what `state_dict` returned."""
-        self._said = {int(key.removeprefix("said/")): count.item() for key, count in state.items()}
+        for name, values in self._kept.items():
+            values.clear()
+            for key, value in state.items():
+                if key.startswith(f"{name}/"):
+                    values[int(key.removeprefix(f"{name}/"))] = value.item()
+
+    @property
+    def _kept(self) -> dict[str, dict[int, Any]]:
+        return {"said": self._said, "trained-in": self._trained_in}
 
     def _trained(self, server_round: int, replies: Iterable[Message]) -> tuple[list[Reply], str | None]:
         """Return the valid replies, and what they lack to be averaged."""
@@ -264,8 +281,22 @@ class FedDAT(StrategyWrapper):
                     encoded[id(arrays)] = self.codec.encode(arrays)
                 message.content = RecordDict({**content, key: encoded[id(arrays)]})
             node = message.metadata.dst_node_id
-            self._requests[node] = Request(self._members.partitions[node], content, message)
+            partition = self._members.partitions[node]
+            message.content = self._with_state_round(message.content, partition)
+            self._requests[node] = Request(partition, content, message)
         return messages
+
+    def _with_state_round(self, content: RecordDict, partition_id: int) -> RecordDict:
+        """Say beside the round which round's state the client should have; the records of `content` stay."""
+        if not self._members.handshake or partition_id not in self._trained_in:
+            return content  # without a handshake a partition is a rank, and no client's for good
+        state_round = self._trained_in[partition_id]
+        said = {
+            key: ConfigRecord({**config, "state-round": state_round})
+            for key, config in content.config_records.items()
+            if "server-round" in config
+        }
+        return RecordDict({**content, **said})
 
     def _sent(self) -> ArrayRecord:
         """Return what the round's clients were sent; all of them the same names, shapes and dtypes."""

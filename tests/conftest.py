@@ -7,7 +7,6 @@ import tomllib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,9 @@ import pytest
 from flwr.app import ArrayRecord, Message
 from flwr.supercore.task_identity import TaskIdentity
 
+from app.settings import feddat_home
 from benchmarks.in_process import Federation
+from tests.private_files import newest_state
 
 ROOT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("FEDDAT_SHARED", ROOT.parent / "shared"))
@@ -111,7 +112,7 @@ def own_home(folder: Path, drawn: Path) -> Iterator[Path]:
     """Make a FEDDAT_HOME with the drawn data of all tests, inside a Flower task."""
     home = folder / "home"
     if not home.exists():
-        home.mkdir()
+        home.mkdir(mode=0o700)
         (home / "data").symlink_to(drawn, target_is_directory=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FEDDAT_HOME", str(home))
@@ -180,7 +181,8 @@ def finished(tmp_path_factory, drawn, run_config) -> Finished:
     private: dict[int, list] = defaultdict(list)
 
     def watch(node: int, reply: Message) -> Message:
-        private[node].append(deepcopy(dict(federation.contexts[node].state.array_records)))
+        partition = federation.contexts[node].node_config["partition-id"]
+        private[node].append(newest_state(feddat_home() / "clients", "test", partition))
         return reply
 
     federation = Federation(run_config(), 3, alter=watch)

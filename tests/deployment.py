@@ -14,6 +14,7 @@ import pytest
 
 from benchmarks.real_processes import end, free_port, wait_for
 from tests.conftest import ROOT
+from tests.private_files import folder_of
 from tests.processes import DEADLINE, Lab, program, wait_until
 
 MISSING = [name for name in ("openssl", "ssh-keygen") if not shutil.which(name)]
@@ -112,8 +113,8 @@ class Site:
     def hold(self, run: str = "") -> None:
         """Have training wait after its first step: from the second round of `run` on, or now."""
         self.folder.mkdir(exist_ok=True)
-        first = self.state(run) / "round-000001.safetensors"
-        (self.folder / "hold").write_text(str(first.relative_to(self.folder)) if run else ".")
+        first = f"state/{run}-*/{self.partition}/round-000001.safetensors"
+        (self.folder / "hold").write_text(first if run else "hold")
 
     def release(self) -> None:
         """Let training go on."""
@@ -126,7 +127,7 @@ class Site:
 
     def state(self, run: str) -> Path:
         """Return the folder of its private states of a run."""
-        return self.folder / "state" / run / str(self.partition)
+        return folder_of(self.folder / "state", run, self.partition)
 
 
 class Deployment:

@@ -7,6 +7,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.deployment import NEEDS_KEYS, Deployment, Site, make_certificates
+from tests.private_files import folder_of
 from tests.processes import DEADLINE, adapter_of
 
 pytestmark = [pytest.mark.slow, NEEDS_KEYS]
@@ -77,8 +78,7 @@ def test_strangers_are_refused_and_a_killed_site_comes_back_to_its_own_adapter(
         trained.extend([node] * (reply.metadata.message_type == "train"))
         if trained.count(node) != 2 or node != clients.node_id(1) or not is_training(reply):
             return reply
-        (home / "clients" / "killed" / "1" / "round-000002.safetensors").unlink()
-        del clients.contexts[node].state["private-facts"]
+        (folder_of(home / "clients", "killed", 1) / "round-000002.safetensors").unlink()
         return None
 
     clients = federation(SITES, alter=kill, **settings)
@@ -86,7 +86,7 @@ def test_strangers_are_refused_and_a_killed_site_comes_back_to_its_own_adapter(
     assert adapter_of(clients.serve()) == adapter_of(folder)
     for site in deployment.sites:
         assert_equal(
-            private(site.state("killed")), private(home / "clients" / "killed" / str(site.partition))
+            private(site.state("killed")), private(folder_of(home / "clients", "killed", site.partition))
         )
 
 
@@ -143,5 +143,5 @@ def test_a_run_with_alignment_goes_on_after_a_power_cut_as_if_there_had_been_non
     aligned = [row["round"] for row in rows_of(folder) if "align/delta-norm" in row]
     assert aligned == [1, 2]
     for site in deployment.sites:
-        kept = expected.parents[1] / "clients" / "cut" / str(site.partition)
+        kept = folder_of(expected.parents[1] / "clients", "cut", site.partition)
         assert_equal(private(site.state("cut")), private(kept))

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 
 import app.bottleneck  # noqa: F401
 from app.backbones import load_backbone
+from tests.private_files import newest_state
 
 PROTOCOL = {
     "method": "full",
@@ -97,15 +98,16 @@ def test_the_last_row_is_what_the_result_scores(long_tailed, small_cifar):
 
 @pytest.mark.parametrize("method", ["adapter", "feddat"])
 @pytest.mark.parametrize("kind", ["bottleneck", "lora"])
-def test_a_vit_with_adapters_and_one_head(long_tailed, small_vit, method, kind):
+def test_a_vit_with_adapters_and_one_head(long_tailed, small_vit, method, kind, home):
     clients = long_tailed(method=method, adapter=kind, backbone=str(small_vit))
     folder = clients.serve()
     sent = messages(clients, "to client", "train")[0].content["arrays"]
     assert {"classifier.weight", "classifier.bias"} < set(sent)
     # The local adapter stays, and no head but the one that travels.
-    for context in clients.contexts.values():
-        assert len(context.state["private-head"]) == 0
-        assert len(context.state["private-local"]) == len(sent) - 2
+    for partition in range(3):
+        kept = newest_state(home / "clients", "test", partition)
+        assert "private-head" not in kept
+        assert len(kept["private-local"]) == len(sent) - 2
     model = PeftModel.from_pretrained(load_backbone(str(small_vit)).fork(), str(folder / "adapter"))
     replies = [m.content["arrays"] for m in messages(clients, "to server", "train")[-3:]]
     head = load_file(folder / "adapter" / "classifier.safetensors")

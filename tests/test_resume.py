@@ -19,6 +19,7 @@ from safetensors.numpy import load_file
 from server_app.checkpoints import Checkpoints
 from strategies import FedDAT
 from tests.conftest import ROOT, Federation, own_home
+from tests.private_files import folder_of
 
 
 class Stopped(BaseException):
@@ -70,7 +71,7 @@ def digest(path: Path) -> str:
 
 def outcome(home: Path) -> dict[str, Any]:
     """Return what a run leaves in a FEDDAT_HOME, without its token and how long things took."""
-    folder, clients = home / "runs" / "test", home / "clients" / "test"
+    folder, clients = home / "runs" / "test", folder_of(home / "clients", "test", 0).parent
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return {
         "adapter": digest(folder / "adapter" / "adapter_model.safetensors"),

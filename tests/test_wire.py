@@ -17,6 +17,7 @@ from app.heads import new_head
 from app.settings import read_settings
 from client_app.client import data_options
 from data_partitions.benchmarks import load_partition
+from tests.private_files import newest_state
 
 
 @dataclass
@@ -263,7 +264,7 @@ def test_a_leak_would_be_found(reply, finished, partitions, secrets, shared, lea
     assert list(leaks(reply, shared, secrets))
 
 
-def test_a_client_that_sends_its_local_adapter_would_be_found(federation, monkeypatch, shared):
+def test_a_client_that_sends_its_local_adapter_would_be_found(federation, monkeypatch, shared, home):
     """The server cannot tell by names or shapes; the checker can."""
     state = DualAdapter.state
 
@@ -274,7 +275,8 @@ def test_a_client_that_sends_its_local_adapter_would_be_found(federation, monkey
     kept = Secrets()
 
     def watch(node, reply):
-        local = clients.contexts[node].state.array_records.get("private-local", {})
+        partition = clients.contexts[node].node_config["partition-id"]
+        local = newest_state(home / "clients", "test", partition).get("private-local", {})
         kept.arrays |= {f"{len(kept.arrays)} {name}": array.numpy() for name, array in local.items()}
         return reply
 

@@ -9,6 +9,7 @@ from safetensors.numpy import load_file
 
 from app.codec import ENCODINGS, encoded_size
 from app.records import WireCodec, from_record
+from tests.private_files import newest_state
 
 
 @pytest.fixture(params=ENCODINGS)
@@ -59,7 +60,7 @@ def test_the_next_round_begins_at_the_last_one_and_the_mean_of_what_was_sent(fed
 
 
 def test_training_begins_at_the_rounded_adapter_and_owes_what_rounding_takes(
-    federation, precision, monkeypatch
+    federation, precision, monkeypatch, home
 ):
     from client_app import messages
 
@@ -85,7 +86,7 @@ def test_training_begins_at_the_rounded_adapter_and_owes_what_rounding_takes(
         np.testing.assert_allclose(wanted, flat(from_record(reply)), rtol=0, atol=0.2 * np.abs(wanted).max())
         owed = wanted - flat(from_record(reply))
         assert np.abs(owed).max() > 0
-    kept = clients.contexts[clients.node_id(0)].state.array_records["private-owed"]
+    kept = newest_state(home / "clients", "test", 0)["private-owed"]
     np.testing.assert_allclose(flat(from_record(kept)), owed, rtol=0, atol=1e-6)
 
 

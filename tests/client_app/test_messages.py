@@ -9,7 +9,7 @@ import flwr
 import numpy as np
 import pytest
 import torch
-from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
 
 from app.backbones import load_backbone
 from app.dual_adapter import DualAdapter, adapter_config
@@ -18,7 +18,7 @@ from app.heads import new_head
 from app.records import from_record, to_record
 from app.settings import read_settings
 from app.source import source_hash
-from client_app import local_training, messages
+from client_app import client, local_training, messages
 from client_app.client import data_options
 from client_app.private_state import PrivateState, Shelf, load_private_state
 from data_partitions.benchmarks import load_partition, text_only_baseline
@@ -75,9 +75,7 @@ def private(home, fresh):
     def private(clients, partition=0):
         answers = len(load_partition("scenes", partition, clients.num_clients, options(clients)).answers)
         first = PrivateState(fresh().state("local"), new_head(32, answers, seed=0).state_dict())
-        context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
-        shelf = Shelf(home / "clients", "test", TOKEN, partition)
-        state, lost = load_private_state(context, shelf, 99, first)
+        state, lost = load_private_state(Shelf(home / "clients", "test", TOKEN, partition), 99, first)
         assert lost == 0
         return None if state is first else state
 
@@ -222,7 +220,7 @@ def test_a_corrupt_state_is_told_in_the_reply(federation, call, home):
     for server_round in (1, 2):
         call(clients, "train", server_round=server_round)
     expected = call(clients, "train", server_round=2)
-    newest = home / "clients" / "test" / "0" / "round-000002.safetensors"
+    newest = home / "clients" / f"test-{TOKEN}" / "0" / "round-000002.safetensors"
     newest.write_bytes(newest.read_bytes()[:-5])
     restart(clients)
     reply = call(clients, "evaluate", server_round=2)
@@ -238,7 +236,7 @@ def test_a_full_disk_is_an_error_and_the_client_goes_on_from_its_last_round(
     clients = federation()
     call(clients, "train", server_round=1)
     kept, expected = private(clients), call(clients, "train", server_round=2)
-    for path in (home / "clients" / "test" / "0").glob("*2.safetensors"):
+    for path in (home / "clients" / f"test-{TOKEN}" / "0").glob("*2.safetensors"):
         path.unlink()
 
     def full(*_):
@@ -247,7 +245,7 @@ def test_a_full_disk_is_an_error_and_the_client_goes_on_from_its_last_round(
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         reply = call(clients, "train", server_round=2)
-    path = home / "clients" / "test" / "0" / "round-000002.safetensors"
+    path = home / "clients" / f"test-{TOKEN}" / "0" / "round-000002.safetensors"
     assert refusal(reply) == f"private state cannot be written to {path}: No space left on device"
     assert same(private(clients), kept)
     again = call(clients, "train", server_round=2)
@@ -258,7 +256,7 @@ def test_a_site_says_where_its_private_states_lie(federation, call, home, tmp_pa
     clients = federation(node_config={"state-dir": str(tmp_path / "safe")})
     call(clients, "train", partition=1)
     assert [str(p.relative_to(tmp_path / "safe")) for p in (tmp_path / "safe").rglob("*.safetensors")] == [
-        "test/1/round-000001.safetensors"
+        f"test-{TOKEN}/1/round-000001.safetensors"
     ]
     assert not (home / "clients").exists()
 
@@ -271,12 +269,130 @@ def test_a_relative_state_dir_is_refused(federation, call):
 @pytest.mark.parametrize("kind", ["train", "evaluate"])
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("run", "../../x"), ("run", "/x"), ("run", ""), ("run", 3), ("run-token", ""), ("run-token", "x y")],
+    [
+        ("run", "../../x"),
+        ("run", "/x"),
+        ("run", ""),
+        ("run", 3),
+        ("run-token", ""),
+        ("run-token", "x y"),
+        ("run-token", "f" * 65),
+    ],
 )
 def test_a_server_cannot_lead_a_client_out_of_its_folder(federation, call, home, kind, key, value):
     reply = call(federation(), kind, **{key: value})
     assert refusal(reply).startswith(f"{key} = {value!r} in the server's message; allowed: text like ")
     assert not (home / "clients").exists()
+
+
+def test_states_that_were_deleted_are_told_in_the_reply(federation, call, home):
+    clients = federation()
+    for server_round in (1, 2):
+        reply = call(clients, "train", server_round=server_round, **{"state-round": server_round - 1})
+        assert "state-recovered" not in reply.content["metrics"]
+    shutil.rmtree(home / "clients")
+    for kind, server_round in (("evaluate", 2), ("train", 3)):
+        reply = call(clients, kind, server_round=server_round, **{"state-round": 2})
+        assert reply.content["metrics"]["state-recovered"] == 1
+    reply = call(clients, "evaluate", server_round=3, **{"state-round": 3})
+    assert "state-recovered" not in reply.content["metrics"]
+
+
+@pytest.mark.parametrize("value", [-1, 2, 10**9, True, 0.5, "1"])
+def test_a_state_round_that_cannot_be_is_refused(federation, call, value):
+    reply = call(federation(), "train", **{"state-round": value})
+    assert refusal(reply).startswith(f"state-round = {value!r} in the server's message; allowed: ")
+
+
+@pytest.mark.parametrize("part", ["shared", "local", "head"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_training_that_diverges_is_said_and_the_client_goes_on_from_before_it(
+    federation, call, private, monkeypatch, part, value
+):
+    clients = federation()
+    call(clients, "train")
+    kept, expected = private(clients), call(clients, "train", server_round=2)
+    train_round = messages.train_round
+
+    def diverge(adapter, head, *rest, **keywords):
+        metrics = train_round(adapter, head, *rest, **keywords)
+        parameters = head.parameters() if part == "head" else adapter.parameters_of[part].values()
+        next(iter(parameters)).data.view(-1)[-1] = value
+        return metrics
+
+    with monkeypatch.context() as patch:
+        patch.setattr(messages, "train_round", diverge)
+        for server_round in (2, 3):
+            reply = call(clients, "train", server_round=server_round)
+            assert refusal(reply).startswith(f"training diverged: {part} ")
+    again = call(clients, "train", server_round=2)
+    assert bytes_of(again.content["arrays"]) == bytes_of(expected.content["arrays"])
+    assert not same(private(clients), kept)
+
+
+def test_nothing_private_is_left_in_flowers_context(federation, call):
+    """Flower keeps it, and hands it to whoever takes the next task."""
+    clients = federation()
+    for kind, server_round in (("query", 0), ("train", 1), ("evaluate", 1), ("train", 2)):
+        assert not call(clients, kind, server_round=server_round).has_error()
+        assert all(context.state == RecordDict() for context in clients.contexts.values())
+
+
+# --- Where a simulation's machines share no disk ---
+
+
+@pytest.fixture
+def machines(federation, tmp_path, monkeypatch):
+    """Build a simulation that says where states travel, and a way to have it go on upon another machine."""
+    monkeypatch.setattr(client, "in_simulation", lambda: True)
+
+    def move(name):
+        monkeypatch.setenv("FEDDAT_HOME", str(tmp_path / name))
+
+    return federation(private_state="context"), move
+
+
+def test_a_state_travels_to_the_next_machine_and_wins_over_what_lies_there(
+    federation, call, machines, private, home
+):
+    staying, rounds = federation(), range(1, 6)
+    expected = [bytes_of(call(staying, "train", server_round=n).content["arrays"]) for n in rounds]
+    shutil.rmtree(home / "clients")
+    moving, move = machines
+    for server_round, machine in zip(rounds, ("a", "b", "a", "a", "b"), strict=True):
+        move(machine)  # where an older state lies, or none
+        reply = call(moving, "train", server_round=server_round, **{"state-round": server_round - 1})
+        assert "state-recovered" not in reply.content["metrics"]
+        assert bytes_of(reply.content["arrays"]) == expected[server_round - 1]
+    # A round that is tried again begins where it began, on whichever machine.
+    move("a")
+    assert bytes_of(call(moving, "train", server_round=5).content["arrays"]) == expected[4]
+
+
+def test_a_state_that_travels_nowhere_ends_the_round_with_a_line(call, machines):
+    """As in a run that goes on: its first process's contexts are gone, and another machine has the files."""
+    moving, move = machines
+    move("a")
+    call(moving, "train", server_round=1)
+    restart(moving)
+    move("b")
+    reply = call(moving, "train", server_round=2, **{"state-round": 1})
+    assert refusal(reply).startswith("the private state of round 1 is not in ")
+    move("a")
+    assert not call(moving, "train", server_round=2, **{"state-round": 1}).has_error()
+
+
+@pytest.mark.parametrize("kind", ["query", "train", "evaluate"])
+def test_a_site_refuses_to_let_its_state_travel(federation, call, kind, monkeypatch):
+    line = (
+        "private-state = 'context' at a site, whose private state must stay in its files; "
+        "allowed: 'files', or a simulation"
+    )
+    assert refusal(call(federation(private_state="context"), kind)) == line
+    monkeypatch.setattr(client, "in_simulation", lambda: True)
+    clients = federation(private_state="context", node_config={"state-dir": "/nowhere"})
+    assert refusal(call(clients, kind)) == line
+    assert all(context.state == RecordDict() for context in clients.contexts.values())
 
 
 def test_another_run_of_the_same_name_begins_anew(federation, call, fresh, monkeypatch):
@@ -293,14 +409,12 @@ def test_another_run_of_the_same_name_begins_anew(federation, call, fresh, monke
 
 def test_evaluation_leaves_the_private_state_as_it_was(federation, call, home):
     def kept():
-        records = clients.contexts[1000].state.array_records
-        files = {path: path.read_bytes() for path in (home / "clients").rglob("*") if path.is_file()}
-        return {key: bytes_of(record) for key, record in records.items()}, files
+        return {path: path.read_bytes() for path in (home / "clients").rglob("*") if path.is_file()}
 
     clients = federation()
     call(clients, "train")
     before = kept()
-    assert len(before[1]) == 1
+    assert len(before) == 1
     reply = call(clients, "evaluate")
     assert set(reply.content) == {"metrics"}
     assert kept() == before

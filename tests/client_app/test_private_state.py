@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -12,12 +13,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from flwr.app import Context, RecordDict
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from app import checked_files
-from client_app import private_state
+from app.settings import SettingsError
 from client_app.private_state import PrivateState, Shelf, load_private_state, save_private_state
 
 ROOT = Path(__file__).parents[2]
@@ -39,26 +39,20 @@ def shelf(tmp_path):
 
 
 @pytest.fixture
-def new_process():
-    """Make the context of a process that knows nothing yet."""
-    return lambda: Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
-
-
-@pytest.fixture
-def save(shelf, new_process):
+def save(shelf):
     def save(*rounds, shelf=shelf):
         for server_round in rounds:
-            save_private_state(new_process(), shelf, server_round, state_of(float(server_round)))
+            save_private_state(shelf, server_round, state_of(float(server_round)))
 
     return save
 
 
 @pytest.fixture
-def load(shelf, new_process):
-    """Load in a new process; return the round that a state is of, and how many files were set aside."""
+def load(shelf):
+    """Load; return the round that a state is of, and how many were lost."""
 
-    def load(up_to, shelf=shelf, first=FIRST):
-        state, lost = load_private_state(new_process(), shelf, up_to, first)
+    def load(up_to, expected=0, shelf=shelf, first=FIRST, **keywords):
+        state, lost = load_private_state(shelf, up_to, first, expected, **keywords)
         return state.head["fc.bias"].item(), lost
 
     return load
@@ -68,30 +62,26 @@ def names(shelf):
     return sorted(path.name for path in shelf.folder.iterdir())
 
 
-def test_what_was_kept_comes_back_bit_for_bit(shelf, new_process):
+def test_what_was_kept_comes_back_bit_for_bit(shelf):
     state = PrivateState(
-        {"x.down": torch.randn(3, 2).T, "x.up": torch.tensor([float("nan"), -0.0])},
+        {"x.down": torch.randn(3, 2).T, "x.up": torch.tensor([1e-42, -0.0])},
         {"fc.bias": torch.randn(1)},
     )
     first = PrivateState({"x.down": torch.zeros(2, 3), "x.up": torch.zeros(2)}, FIRST.head)
-    context = new_process()
-    save_private_state(context, shelf, 1, state)
-    for where in (context, new_process()):  # from the cache, and from the file
-        back, lost = load_private_state(where, shelf, 1, first)
-        assert lost == 0
-        for part in ("local", "head"):
-            kept = getattr(state, part)
-            assert kept.keys() == getattr(back, part).keys()
-            for name, value in getattr(back, part).items():
-                assert value.contiguous().numpy().tobytes() == kept[name].contiguous().numpy().tobytes()
+    save_private_state(shelf, 1, state)
+    back, lost = load_private_state(shelf, 1, first)
+    assert lost == 0
+    for part in ("local", "head"):
+        kept = getattr(state, part)
+        assert kept.keys() == getattr(back, part).keys()
+        for name, value in getattr(back, part).items():
+            assert value.contiguous().numpy().tobytes() == kept[name].contiguous().numpy().tobytes()
 
 
-def test_a_copy_is_kept(shelf, new_process):
-    context, state = new_process(), state_of(1.0)
-    save_private_state(context, shelf, 1, state)
-    state.head["fc.bias"].zero_()
-    load_private_state(context, shelf, 1, FIRST)[0].head["fc.bias"].zero_()
-    assert load_private_state(context, shelf, 1, FIRST)[0].head["fc.bias"].item() == 1
+def test_what_is_done_to_a_loaded_state_does_not_reach_its_file(save, shelf):
+    save(1)
+    load_private_state(shelf, 1, FIRST)[0].head["fc.bias"].zero_()
+    assert load_private_state(shelf, 1, FIRST)[0].head["fc.bias"].item() == 1
 
 
 def test_a_client_that_has_none_begins_with_the_first_weights(load):
@@ -100,7 +90,7 @@ def test_a_client_that_has_none_begins_with_the_first_weights(load):
 
 def test_the_file_says_what_it_is(shelf, save):
     save(5)
-    path = shelf.state_dir / "test" / "3" / "round-000005.safetensors"
+    path = shelf.state_dir / "test-0123abcd" / "3" / "round-000005.safetensors"
     assert load_file(path).keys() == {"local.x.down", "local.x.up", "head.fc.bias"}
     with safe_open(path, "pt") as file:
         facts = file.metadata()
@@ -146,32 +136,105 @@ def test_rounds_are_ordered_as_numbers(shelf, save, load):
     assert names(shelf) == [f"round-100000{kept}.safetensors" for kept in (0, 1, 2)]
 
 
-# --- The cache ---
+# --- A folder that is not the client's alone ---
 
 
-def test_the_cache_spares_the_reading(shelf, new_process, monkeypatch):
-    context = new_process()
-    save_private_state(context, shelf, 1, state_of(1.0))
-    monkeypatch.setattr(private_state, "read_checked", pytest.fail)
-    assert load_private_state(context, shelf, 1, FIRST)[0].head["fc.bias"].item() == 1
+def a_link(path):
+    path.rename(path.with_name("elsewhere"))
+    path.symlink_to(path.with_name("elsewhere"), target_is_directory=True)
 
 
-@pytest.mark.parametrize("other", [{"run_token": "ffff"}, {"partition_id": 4}], ids=str)
-def test_a_cache_of_another_run_or_client_is_not_used(shelf, new_process, save, other):
-    context = new_process()
-    save_private_state(context, replace(shelf, **other), 1, state_of(7.0))
+@pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX")
+@pytest.mark.parametrize("depth", [0, 1, 2], ids=["the client's", "the run's", "the state-dir"])
+@pytest.mark.parametrize(
+    ("plant", "why"),
+    [
+        (a_link, "is a link"),
+        (lambda path: path.chmod(0o750), r"is open to other users \(750\)"),
+        (lambda path: path.chmod(0o701), r"is open to other users \(701\)"),
+    ],
+    ids=["link", "group", "others"],
+)
+def test_a_planted_or_open_folder_is_refused_and_nothing_is_read_or_written(
+    shelf, save, load, depth, plant, why
+):
     save(1)
-    assert load_private_state(context, shelf, 1, FIRST)[0].head["fc.bias"].item() == 1
+    folder = (shelf.folder, *shelf.folder.parents)[depth]
+    plant(folder)
+    before = names(shelf)
+    allowed = "allowed: a folder that is one's own alone, chmod 700"
+    line = rf"^state-dir = '{re.escape(str(folder))}' {why}; {allowed}$"
+    for act in (lambda: load(1), lambda: save(2)):
+        with pytest.raises(SettingsError, match=line):
+            act()
+    assert names(shelf) == before
 
 
-def test_a_cache_of_another_round_is_not_used(shelf, new_process, save):
-    """As after a resume, in a process that went on to round 2."""
-    context = new_process()
-    for server_round in (1, 2):
-        save_private_state(context, shelf, server_round, state_of(float(server_round)))
-    assert load_private_state(context, shelf, 1, FIRST)[0].head["fc.bias"].item() == 1
-    save(3)  # another process went on
-    assert load_private_state(context, shelf, 3, FIRST)[0].head["fc.bias"].item() == 3
+@pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX")
+def test_a_folder_of_another_user_is_refused(shelf, save, load, monkeypatch):
+    save(1)
+    owner = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    with pytest.raises(SettingsError, match=r"belongs to another user; allowed: "):
+        load(1)
+
+
+def test_a_link_to_nowhere_is_refused_too(shelf, save, load, tmp_path):
+    """Whoever planted it would say later where the states are to be written."""
+    shelf.state_dir.symlink_to(tmp_path / "later")
+    for act in (lambda: load(1), lambda: save(1)):
+        with pytest.raises(SettingsError, match=r"^state-dir = "):
+            act()
+    assert not (tmp_path / "later").exists()
+
+
+# --- States that are missing ---
+
+
+def test_a_state_that_should_be_there_and_is_not_is_counted(shelf, save, load, caplog):
+    assert load(2, expected=2) == (0, 1)
+    assert caplog.messages == [
+        f"no private state up to round 2 is left in {shelf.folder}: going on from the first weights"
+    ]
+    save(1, 2)
+    assert [load(2, expected) for expected in (0, 1, 2)] == [(2, 0)] * 3
+    caplog.clear()
+    shelf.file(2).unlink()
+    assert load(2, expected=2) == (1, 1)
+    assert caplog.messages == [
+        f"the private state of round 2 is not in {shelf.folder}: going on from that of round 1"
+    ]
+
+
+def test_one_that_is_damaged_and_missing_counts_once(shelf, save, load):
+    save(4, 5)
+    noise(shelf.file(5))
+    assert load(5, expected=5) == (4, 1)
+    assert load(5, expected=5) == (4, 1)
+
+
+def test_where_it_must_be_there_it_is_an_error(shelf, save, load):
+    save(1)
+    assert load(1, expected=1, must=True) == (1, 0)
+    with pytest.raises(
+        ValueError, match=r"^the private state of round 2 is not in .*; allowed: to go on where"
+    ):
+        load(2, expected=2, must=True)
+
+
+# --- Values that are not finite ---
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("part", ["local", "head", "owed"])
+def test_what_is_not_finite_is_never_committed(shelf, save, load, value, part):
+    save(1, 2)
+    before = names(shelf)
+    bad = replace(state_of(3.0), **{part: {"x": torch.tensor([1.0, value])}})
+    with pytest.raises(ValueError, match=rf"^{part}.x of the private state is not finite: it is not kept$"):
+        save_private_state(shelf, 3, bad)
+    assert names(shelf) == before
+    assert load(3) == (2, 0)
 
 
 # --- Files that are not good ---
@@ -231,6 +294,12 @@ def one_value_changed(path):
     save_file(tensors, path, facts)
 
 
+def not_finite_and_written_so(path):
+    with safe_open(path, "pt") as file:
+        facts = {key: value for key, value in file.metadata().items() if key != "sha256"}
+    checked_files.write_checked(path, load_file(path) | {"head.fc.bias": torch.tensor([torch.nan])}, facts)
+
+
 BROKEN = [
     cut,
     cut_in_the_header,
@@ -243,6 +312,7 @@ BROKEN = [
     of_another_schema,
     without_metadata,
     one_value_changed,
+    not_finite_and_written_so,
 ]
 
 
@@ -263,9 +333,20 @@ def test_a_bad_file_is_kept_aside_and_the_one_before_is_taken(shelf, save, load,
     assert names(shelf)[:3] == [shelf.file(4).name, shelf.file(5).name, aside.name]
 
 
-def test_a_state_of_another_run_with_the_same_name_is_never_taken(shelf, save, load):
-    save(1, 2, shelf=replace(shelf, run_token="ffff"))
-    assert load(2) == (0, 2)
+def test_another_run_of_the_same_name_neither_sees_nor_deletes_the_first_ones_states(shelf, save, load):
+    other = replace(shelf, run_token="ffff")
+    save(1, 2, 3)
+    assert load(9, shelf=other) == (0, 0)
+    save(*range(1, 9), shelf=other)
+    assert names(shelf) == [shelf.file(kept).name for kept in (1, 2, 3)]
+    assert (load(9), load(9, shelf=other)) == ((3, 0), (8, 0))
+
+
+def test_no_name_and_token_make_another_runs_folder(shelf):
+    """A run may be called as another with its token."""
+    pairs = [("a", "b1"), ("a-b1", "b1"), ("a", "b1b1"), ("a-b", "1")]
+    folders = {replace(shelf, run_name=name, run_token=token).folder for name, token in pairs}
+    assert len(folders) == len(pairs)
 
 
 @pytest.mark.parametrize(
@@ -279,9 +360,9 @@ def test_a_state_of_another_run_with_the_same_name_is_never_taken(shelf, save, l
     ],
     ids=["shape", "dtype", "missing", "more", "parts"],
 )
-def test_a_state_that_does_not_fit_the_model_is_not_taken(shelf, save, new_process, first):
+def test_a_state_that_does_not_fit_the_model_is_not_taken(shelf, save, first):
     save(5)
-    assert load_private_state(new_process(), shelf, 5, first) == (first, 1)
+    assert load_private_state(shelf, 5, first) == (first, 1)
 
 
 def test_when_none_is_good_the_client_begins_again_and_says_so(shelf, save, load, caplog):
@@ -299,7 +380,7 @@ def test_a_run_that_goes_back_further_than_is_kept_says_so(save, load, caplog):
     save(5)
     assert load(3) == (0, 0)  # round 4 was this client's first
     save(6)
-    assert load(3) == (0, 1)
+    assert load(3, expected=2) == (0, 1)
     assert caplog.messages[-1].startswith("no private state up to round 3 is left in")
 
 
@@ -340,31 +421,29 @@ def full(*_):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def test_a_full_disk_is_named_and_leaves_the_old_state(shelf, new_process, load, monkeypatch):
-    context = new_process()
-    for server_round in (1, 2):
-        save_private_state(context, shelf, server_round, state_of(float(server_round)))
+def test_a_full_disk_is_named_and_leaves_the_old_state(shelf, save, load, monkeypatch):
+    save(1, 2)
     before = names(shelf)
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(OSError) as error:
-            save_private_state(context, shelf, 3, state_of(3.0))
+            save_private_state(shelf, 3, state_of(3.0))
     line = f"private state cannot be written to {shelf.file(3)}: No space left on device"
     assert str(error.value) == line
     assert names(shelf) == before
     assert load(3) == (2, 0)
-    assert load_private_state(context, shelf, 3, FIRST)[0].head["fc.bias"].item() == 2
 
 
 def test_a_folder_that_cannot_be_made_is_named(shelf, save):
     shelf.state_dir.write_text("a file, not a folder")
-    with pytest.raises(OSError, match=r"^private state cannot be written to .*round-000001.safetensors: "):
+    with pytest.raises(
+        SettingsError, match=r"^state-dir = '.*clients' cannot be made \(File exists\); allowed: "
+    ):
         save(1)
 
 
 CHILD = """
 import sys, torch
-from flwr.app import Context, RecordDict
 from client_app.private_state import PrivateState, Shelf, save_private_state
 from pathlib import Path
 
@@ -375,14 +454,13 @@ while True:
     server_round += 1
     value = float(server_round)
     state = PrivateState({"x": torch.full((200_000,), value)}, {"y": torch.full((1,), value)})
-    context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
-    save_private_state(context, shelf, server_round, state)
+    save_private_state(shelf, server_round, state)
     print(server_round, flush=True)
 """
 
 
 @pytest.mark.slow
-def test_a_process_killed_while_it_writes_goes_on_from_its_last_round(shelf, new_process):
+def test_a_process_killed_while_it_writes_goes_on_from_its_last_round(shelf):
     """Killed with SIGKILL at twelve different moments, a few of them in the middle of a file."""
     first = PrivateState({"x": torch.zeros(200_000)}, {"y": torch.zeros(1)})
     committed, drafts = 0, 0
@@ -404,7 +482,7 @@ def test_a_process_killed_while_it_writes_goes_on_from_its_last_round(shelf, new
         process.wait()
         process.stdout.close()
         drafts += any(shelf.folder.glob(".round-*"))
-        state, lost = load_private_state(new_process(), shelf, 10**6, first)
+        state, lost = load_private_state(shelf, 10**6, first)
         value = state.head["y"].item()
         assert lost == 0
         assert torch.equal(state.local["x"], torch.full((200_000,), value))
@@ -412,7 +490,7 @@ def test_a_process_killed_while_it_writes_goes_on_from_its_last_round(shelf, new
         assert value in (last, last + 1)  # renamed, and killed before it could say so
         committed = int(value)
     assert drafts  # otherwise no kill hit a writing
-    save_private_state(new_process(), shelf, committed + 1, first)
+    save_private_state(shelf, committed + 1, first)
     assert not list(shelf.folder.glob(".round-*"))
 
 

@@ -1,6 +1,6 @@
 """What Python imports at its start on a test's sites, for the test to know and hold what happens there.
 
-Training waits after a step of its optimizer while the site has a file `hold` that names a file that is there,
+Training waits after a step of its optimizer while the site has a file `hold` whose pattern a file there fits,
 and says so by a file `training`. A SuperNode's heart beats for every 10 s, the least that Flower allows: the
 SuperLink takes it for gone after 20 s of silence, and not after 60.
 """
@@ -17,7 +17,7 @@ HEARTBEAT_SECONDS = 10
 
 def wait(*_: object) -> None:
     with suppress(FileNotFoundError):  # nothing to wait for, or no longer
-        while (SITE / (SITE / "hold").read_text()).stat():
+        while any(SITE.glob((SITE / "hold").read_text())):
             (SITE / "training").touch()
             threading.Event().wait(0.1)
 

@@ -41,6 +41,7 @@ class Settings(BaseModel):
     seed: int = Field(ge=0, lt=2**31)
     num_rounds: int = Field(gt=0)
     num_clients: int = Field(ge=0)
+    node_partitions: str = Field(pattern=r"^(any|(\d+=\d+( \d+=\d+)*)?)$")
     wait_seconds: float = Field(gt=0)
     round_timeout: float = Field(gt=0)
 
@@ -126,6 +127,21 @@ class Settings(BaseModel):
     dp_epsilon: float = Field(gt=0, lt=1)
     dp_delta: float = Field(gt=0, lt=1)
 
+    @property
+    def places(self) -> Literal["first", "any"] | dict[int, int]:
+        """Whose partition is whose, as `strategies.FedDAT` takes it."""
+        if self.node_partitions in ("", "any"):
+            return "any" if self.node_partitions else "first"
+        return {int(partition): int(node) for partition, node in self._named()}
+
+    def _named(self) -> list[list[str]]:
+        return [pair.split("=") for pair in self.node_partitions.split() if "=" in pair]
+
+    def _is_one_to_one(self) -> bool:
+        return all(
+            len({int(name) for name in names}) == len(names) for names in zip(*self._named(), strict=True)
+        )
+
     @model_validator(mode="after")
     def _combinations(self) -> Self:
         for wrong, message in (
@@ -187,6 +203,11 @@ class Settings(BaseModel):
             (
                 bool(self.public_data) and not Path(self.public_data).expanduser().is_absolute(),
                 f"public-data = {self.public_data!r} is relative; allowed: an absolute path",
+            ),
+            (
+                not self._is_one_to_one(),
+                f"node-partitions = {self.node_partitions!r} names one twice; allowed: each partition and"
+                " each node once",
             ),
             (
                 0 < self.num_clients < self.min_clients,

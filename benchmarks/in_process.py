@@ -9,14 +9,16 @@ from typing import Any
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.client_app import ClientAppException
+from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid, ServerApp
+from flwr.superlink.grid import InMemoryGrid
 
 from app.settings import feddat_home
 
 
 @dataclass
-class Federation(Grid):
-    """Nodes that answer at once, in one process, with a real ClientApp.
+class Deployment(Grid):
+    """Nodes that answer at once, in one process, with a real ClientApp; to the server they are sites.
 
     Attributes
     ----------
@@ -66,6 +68,10 @@ class Federation(Grid):
         """Return the ids of all nodes."""
         return set(self.contexts)
 
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        """Return the nodes without keys: each is known by its id."""
+        return [NodeInfo(node_id=node) for node in self.get_node_ids()]
+
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """Call each message's client; what it raises becomes an error reply, as Flower does."""
         app = self.client_app or _own_client_app()
@@ -108,6 +114,10 @@ class Federation(Grid):
     def _keep(self, where: str, message: Message) -> None:
         if self.wire is not None:
             self.wire.append((where, deepcopy(message)))
+
+
+class Federation(Deployment, InMemoryGrid):  # type: ignore[misc]
+    """The same as a simulation: to the server all nodes are the user's own."""
 
 
 def _own_client_app() -> ClientApp:

@@ -69,6 +69,7 @@ def federate(grid: Grid, context: Context) -> None:
         wait_seconds=settings.wait_seconds,
         seed=settings.seed,
         expected=identity,
+        places=settings.places,
         evaluate_on=lambda server_round: evaluation is None and evaluated(server_round),
         observer=run,
         max_change=settings.max_change,

@@ -12,8 +12,8 @@ from .checkpoints import Checkpoints
 
 log = logging.getLogger("flwr")
 
-# How long the run is, what it shows, waits for and puts up with, and what computes it: a run that failed by
-# one of these can go on.
+# How long the run is, what it shows, for whom it waits, whom it takes in, what it puts up with, and what
+# computes it: a run that failed by one of these can go on.
 MAY_CHANGE = {
     "run-name",
     "resume",
@@ -23,6 +23,7 @@ MAY_CHANGE = {
     "round-timeout",
     "min-clients",
     "max-failure-rate",
+    "node-partitions",
     "device",
     "server-device",
 }

@@ -22,6 +22,7 @@ from .inbox import Reply, Request, accept
 from .membership import Members
 from .metrics import Ranges
 from .observer import Phase, RoundObserver
+from .places import Places, Rule
 from .quorum import Quorum
 from .replies import alike, as_sent, scalars
 from .sampling import MembersGrid, seeded
@@ -50,6 +51,9 @@ class FedDAT(StrategyWrapper):
         What a client must say of itself in the handshake, such as the backbone's fingerprint.
     handshake : bool
         False for ClientApps without a query function: partitions are then the ranks of the node ids.
+    places : {"first", "any"} or Mapping[int, int]
+        Whose partition is whose: the node's that held it first; whoever's when its node has left, for
+        SuperNodes without keys; or the node ids of given partitions. See `places.Places`.
     evaluate_on : Callable[[int], bool], optional
         Rounds after which clients evaluate. None: all of them.
     observer : RoundObserver, optional
@@ -97,6 +101,7 @@ class FedDAT(StrategyWrapper):
         seed: int = 0,
         expected: Mapping[str, str | int] | None = None,
         handshake: bool = True,
+        places: Rule = "first",
         evaluate_on: Callable[[int], bool] | None = None,
         observer: RoundObserver | None = None,
         max_change: float = inf,
@@ -127,7 +132,9 @@ class FedDAT(StrategyWrapper):
         self.metrics = metrics or {}
         self.try_again = try_again and not is_private_mean(strategy)
         joined = observer.joined if observer is not None else lambda answers: None
-        self._members = Members(expected_nodes, wait_seconds, dict(expected or {}), handshake, joined)
+        self._members = Members(
+            expected_nodes, wait_seconds, dict(expected or {}), handshake, joined, Places(places)
+        )
         self._requests: dict[int, Request] = {}
         self._said: dict[int, float] = {}  # by partition: the first count of examples
         self._told: set[int] = set()  # partitions of which it was said that metrics were dropped
@@ -225,15 +232,17 @@ class FedDAT(StrategyWrapper):
         return super().aggregate_evaluate(server_round, self._take(server_round, "evaluate", valid))
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """Return of each client the first count of examples and the last round averaged, both scalars.
+        """Return what is known of each client from round to round: counts, rounds, places.
 
-        They are ``said/<partition>`` and ``trained-in/<partition>``.
+        They are ``said/<partition>``, its first count of examples; ``trained-in/<partition>``, the last round
+        that was averaged, both scalars; and ``owner/<partition>``, whose its place is, see `Places`.
         """
-        return {
+        kept = {
             f"{name}/{partition}": np.array(value)
             for name, values in self._kept.items()
             for partition, value in values.items()
         }
+        return kept | self._members.places.state_dict()
 
     def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
         """Put back what `state_dict` returned."""
@@ -242,6 +251,7 @@ class FedDAT(StrategyWrapper):
             for key, value in state.items():
                 if key.startswith(f"{name}/"):
                     values[int(key.removeprefix(f"{name}/"))] = value.item()
+        self._members.places.load_state_dict(state)
 
     @property
     def _kept(self) -> dict[str, dict[int, Any]]:

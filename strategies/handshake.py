@@ -1,6 +1,7 @@
 """The question every node answers before it takes part: which partition it holds, and what it runs."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import cast
 
@@ -8,68 +9,98 @@ from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from .checks import cause, one_line
+from .places import Places
+
+Answer = ConfigRecord | str  # a node's own words, or why there are none
 
 
-def ask(grid: Grid, node_ids: Iterable[int], server_round: int, timeout: float) -> list[Message]:
-    """Send the query to each node and collect the replies that come in time."""
+def ask(grid: Grid, node_ids: Iterable[int], server_round: int, timeout: float) -> dict[int, Answer]:
+    """Send the query to each node and collect the answers that come in time, by node id."""
+    asked = sorted(node_ids)
+    if not asked:
+        return {}
     question = RecordDict({"config": ConfigRecord({"server-round": server_round})})
-    messages = [Message(question, dst_node_id=node, message_type=MessageType.QUERY) for node in node_ids]
-    return list(grid.send_and_receive(messages, timeout=timeout))
+    messages = [Message(question, dst_node_id=node, message_type=MessageType.QUERY) for node in asked]
+    replies = {
+        reply.metadata.src_node_id: reply for reply in grid.send_and_receive(messages, timeout=timeout)
+    }
+    return {node: _answer(replies.get(node)) for node in asked}
 
 
 def judge(
-    node_ids: Iterable[int],
-    replies: Iterable[Message],
+    answers: Mapping[int, Answer],
     expected: Mapping[str, str | int],
-    known: Mapping[int, int],
+    places: Places,
+    size: int | None,
 ) -> tuple[dict[int, ConfigRecord], list[str]]:
-    """Decide who may take part.
+    """Decide who may take part; each who may gets its place.
 
     Parameters
     ----------
-    node_ids : Iterable[int]
-        The nodes that were asked.
-    replies : Iterable[Message]
-        Their replies, in any order: a record `handshake` with `partition-id` and what the node runs.
+    answers : Mapping
+        What nodes say of themselves, by node id, in the order in which they came.
     expected : Mapping[str, str | int]
         What the server runs: every key must have the same value on the node.
-    known : Mapping[int, int]
-        Partitions of the nodes that take part already, by node id.
+    places : Places
+        Whose partition is whose; of two that claim one, the first keeps it.
+    size : int or None
+        Partitions of the federation, which every node must name as ``num-partitions``. None: not known.
 
     Returns
     -------
     dict[int, ConfigRecord]
         What the nodes that may take part say of themselves, by node id.
     list[str]
-        Why the others may not: one line each, in the order of the node ids.
+        Why the others may not: one line each, in the order of `answers`.
     """
-    by_node = {reply.metadata.src_node_id: reply for reply in replies}
     admitted: dict[int, ConfigRecord] = {}
-    holders = {partition: node for node, partition in known.items()}
     refusals: list[str] = []
-    for node in sorted(node_ids):
-        answer = _answer(by_node.get(node))
+    for node, answer in answers.items():
         if isinstance(answer, str):
             refusals.append(f"node {node}: {answer}")
-            continue
-        partition = cast(int, answer["partition-id"])
-        holder = holders.get(partition)
-        differing = next((key for key in expected if answer.get(key) != expected[key]), None)
-        if holder is not None:
-            refusals.append(
-                f"nodes {holder} and {node} both hold partition {partition}: give each its own partition-id"
-            )
-        elif differing is not None:
-            refusals.append(
-                f"partition {partition} (node {node}): {differing} is {_short(answer.get(differing))} on the"
-                f" client but {_short(expected[differing])} on the server: give both the same {differing}"
-            )
+        elif fault := _differing(answer, expected) or _beyond(answer, size):
+            refusals.append(f"partition {cast(int, answer['partition-id'])} (node {node}): {fault}")
+        elif fault := places.take(node, cast(int, answer["partition-id"])):
+            refusals.append(fault)
         else:
-            admitted[node], holders[partition] = answer, node
+            admitted[node] = answer
     return admitted, refusals
 
 
-def _answer(reply: Message | None) -> ConfigRecord | str:
+def agreed_size(answers: Iterable[Answer], preferred: int | None) -> int | None:
+    """Return the number of partitions that most nodes name; of several such `preferred`, or else None."""
+    named = Counter(_size(answer) for answer in answers if isinstance(answer, ConfigRecord))
+    most = [size for size, count in named.items() if count == max(named.values())]
+    if len(most) == 1:
+        return most[0]
+    return preferred if preferred in most else None
+
+
+def _size(answer: ConfigRecord) -> int | None:
+    size = answer.get("num-partitions")
+    return size if type(size) is int else None
+
+
+def _differing(answer: ConfigRecord, expected: Mapping[str, str | int]) -> str:
+    for key, own in expected.items():
+        if (value := answer.get(key)) != own:
+            return (
+                f"{key} is {_short(value)} on the client but {_short(own)} on the server: "
+                f"give both the same {key}"
+            )
+    return ""
+
+
+def _beyond(answer: ConfigRecord, size: int | None) -> str:
+    said = _size(answer)
+    if said is not None and cast(int, answer["partition-id"]) >= said:
+        return f"num-partitions is {said}; a partition-id from 0 to {said - 1} is needed"
+    if size is not None and said != size:
+        return f"num-partitions is {said} on the client but {size} on most: give all the same num-partitions"
+    return ""
+
+
+def _answer(reply: Message | None) -> Answer:
     """Return a node's own words, or why there are none."""
     if reply is None:
         return "no answer to the handshake in time: raise wait_seconds, or see the node's log"

@@ -33,10 +33,9 @@ class MembersGrid(Grid):
         self._grid = grid
         self._members = members
         self._server_round = server_round
-        self._unwanted: set[int] = set()
         if not members.partitions:
             members.gather(grid, server_round)
-        members.update(grid, server_round, self._unwanted)
+        members.update(grid, server_round)
         self._deadline = monotonic() + members.wait_seconds
 
     def get_node_ids(self) -> Iterable[int]:
@@ -53,7 +52,7 @@ class MembersGrid(Grid):
                 f"round {self._server_round}: the strategy wants more than {len(members.partitions)} nodes,"
                 f" {members.wait_seconds:g} s are over: start others, or lower its minimum numbers of nodes"
             )
-        members.update(self._grid, self._server_round, self._unwanted)
+        members.update(self._grid, self._server_round)
         return sorted(members.partitions, key=members.partitions.__getitem__)
 
     def set_run(self, run: Run) -> None:

@@ -20,7 +20,7 @@ from flwr.app import ArrayRecord, Message
 from flwr.supercore.task_identity import TaskIdentity
 
 from app.settings import feddat_home
-from benchmarks.in_process import Federation
+from benchmarks.in_process import Deployment, Federation
 from tests.private_files import newest_state
 
 ROOT = Path(__file__).parents[1]
@@ -142,8 +142,8 @@ def run_config(small_backbone) -> Callable[..., dict[str, Any]]:
 
 
 @pytest.fixture
-def federation(home, run_config, monkeypatch) -> Callable[..., Federation]:
-    """Build an in-process federation; keywords that are no field of `Federation` are settings.
+def federation(home, run_config, monkeypatch) -> Callable[..., Deployment]:
+    """Build an in-process federation; keywords that are no field of `Deployment` are settings.
 
     Its report is left out, for drawing takes longer than such a run; `finished` has one.
     """
@@ -151,10 +151,11 @@ def federation(home, run_config, monkeypatch) -> Callable[..., Federation]:
 
     monkeypatch.setattr(room, "write_report", lambda *_: None)
 
-    def build(num_clients: int = 2, **keywords: Any) -> Federation:
+    def build(num_clients: int = 2, *, deployed: bool = False, **keywords: Any) -> Deployment:
         names = ("node_config", "node_id", "alter")
         fields = {key: keywords.pop(key) for key in names if key in keywords}
-        return Federation(run_config(**keywords), num_clients, **fields)
+        kind = Deployment if deployed else Federation
+        return kind(run_config(**keywords), num_clients, **fields)
 
     return build
 

@@ -101,6 +101,52 @@ def is_training(node, reply):
     return reply.metadata.message_type == "train" and node > 980
 
 
+# --- Identity ---
+
+
+@pytest.mark.parametrize("size", [4, 10**9])
+def test_a_node_that_claims_anothers_place_never_has_it(federation, caplog, size):
+    """The last node claims partition 1, also in the second round, in which the owner is away."""
+    owner, hostile = 1007, 1021
+    trained, away = [], {}
+
+    def alter(node, reply):
+        kind = reply.metadata.message_type
+        if node == hostile and kind == "query":
+            reply.content["handshake"].update({"partition-id": 1, "num-partitions": size})
+        if kind == "train":
+            trained.append(node)
+            if len(trained) == 3:
+                away[owner] = clients.contexts.pop(owner)
+            if len(trained) == 5:
+                clients.contexts.update(away)
+        return reply
+
+    clients = federation(
+        4,
+        alter=alter,
+        node_id=lambda partition: 1000 + 7 * partition,
+        deployed=True,
+        **{"num-clients": 3},
+        num_rounds=3,
+        evaluate_every=3,
+        wait_seconds=1.0,
+    )
+    rows = rows_of(clients.serve())
+    assert {r: [row["partition"] for row in rows if row["round"] == r] for r in (1, 2, 3)} == {
+        1: [0, 1, 2],
+        2: [0, 2],
+        3: [0, 1, 2],
+    }
+    assert "partition 1 has left" in caplog.messages
+    assert any(text.startswith("not admitted: ") and str(hostile) in text for text in caplog.messages)
+    clients.run_config |= {"resume": "test", "num-rounds": 4}
+    del clients.contexts[owner]
+    rows = rows_of(clients.serve())
+    assert [row["partition"] for row in rows if row["round"] == 4] == [0, 2]
+    assert hostile not in trained
+
+
 # --- Poison ---
 
 HONEST, ATTACKERS = 5, 2

@@ -164,6 +164,12 @@ def test_a_missing_key_is_named(key):
             "at the server",
         ),
         ({"num-clients": 3, "min-clients": 4}, "min-clients = 4", "at most num-clients"),
+        (
+            {"node-partitions": "0=7 00=8"},
+            "node-partitions = '0=7 00=8'",
+            "each partition and each node once",
+        ),
+        ({"node-partitions": "0=7 1=7"}, "node-partitions = '0=7 1=7'", "each partition and each node once"),
         ({"pretrain": "backbone"}, "pretrain = 'backbone'", "python -m server_app.pretraining dynamic"),
         ({"pretrain": "adapter"}, "pretrain-encoder = ''", "CLIP"),
         ({"pretrain-encoder": "/llava"}, "pretrain-encoder = '/llava'", "pretrain = 'adapter'"),
@@ -186,12 +192,25 @@ def test_settings_that_contradict_each_other_are_refused(changes, names, allowed
         {"num-clients": 3, "min-clients": 3},
         {"wire-precision": "int4", "dp": "server-fixed", "num-clients": 3},
         {"update": "joint"},
+        {"node-partitions": "0=7 1=18446744073709551615"},
         {"strategy": "fedprox", "proximal-mu": 0.01},
         {"benchmark": "vqa-domains", "data-dir": "/data"},
     ],
 )
 def test_settings_that_fit_are_accepted(changes):
     assert changes.items() <= read_settings({**DEFAULTS, **changes}).model_dump(by_alias=True).items()
+
+
+@pytest.mark.parametrize("text", ["0", "0=", "a=1", "-1=7", "0=7,1=8", "first", " 0=7", "0=7\n"])
+def test_places_that_cannot_be_read_are_refused(text):
+    assert refusal(**{"node-partitions": text}).startswith(f"node-partitions = {text!r}; allowed: ")
+
+
+def test_places_are_read():
+    given = {
+        text: read_settings({**DEFAULTS, "node-partitions": text}).places for text in ("", "any", "1=7 0=8")
+    }
+    assert given == {"": "first", "any": "any", "1=7 0=8": {1: 7, 0: 8}}
 
 
 def test_settings_cannot_be_changed():

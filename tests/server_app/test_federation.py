@@ -27,12 +27,13 @@ def strategies(monkeypatch):
 def test_settings_reach_the_strategy(federation, strategies):
     settings = {"weighting": "num-examples", "num-clients": 2, "wait-seconds": 7.0, "strategy": "fedadam"}
     wall = {"max-change": 7.5, "min-clients": 2, "max-failure-rate": 0.25, "round-timeout": 99.0}
-    federation(2, seed=4, **settings, **wall).serve()
+    federation(2, seed=4, node_partitions="0=1000", **settings, **wall).serve()
     (made,) = strategies
     assert type(made["strategy"]).__name__ == "FedAdam"
     assert made["weighting"] == "num-examples"
     assert (made["expected_nodes"], made["wait_seconds"], made["seed"]) == (2, 7.0, 4)
     assert {key: made[key.replace("-", "_")] for key in wall} == wall
+    assert made["places"] == {0: 1000}
 
 
 def test_all_nodes_of_the_federation_are_expected_by_default(federation, strategies):

@@ -54,7 +54,8 @@ def test_settings_that_differ_are_listed(refusal):
     assert line == (
         "resume = 'test' was begun with other settings (kept → given): learning-rate: 0.002 → 0.5,"
         " strategy: 'fedavg' → 'fedadam'; allowed to differ: device, evaluate-every, max-failure-rate,"
-        " min-clients, num-rounds, resume, round-timeout, run-name, server-device, wait-seconds"
+        " min-clients, node-partitions, num-rounds, resume, round-timeout, run-name, server-device,"
+        " wait-seconds"
     )
 
 

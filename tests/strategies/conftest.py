@@ -16,9 +16,11 @@ from flwr.app import (
     MetricRecord,
     RecordDict,
 )
+from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 from flwr.supercore.task_identity import TaskIdentity
+from flwr.superlink.grid import InMemoryGrid
 
 from strategies import membership, sampling
 
@@ -65,9 +67,13 @@ class ToyGrid(Grid):
     def __init__(self, nodes: dict[int, ToyClient], order: Callable[[list], list] = list) -> None:
         self.nodes, self.order = nodes, order
         self.sent: list[Message] = []
+        self.keys: dict[int, bytes] = {}
 
     def get_node_ids(self) -> Iterable[int]:
         return set(self.nodes)
+
+    def get_nodes(self) -> list[NodeInfo]:
+        return [NodeInfo(node_id=node, public_key=self.keys.get(node, b"")) for node in self.nodes]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         replies = []
@@ -87,6 +93,10 @@ class ToyGrid(Grid):
         raise NotImplementedError
 
     create_message = push_messages = pull_messages = set_run
+
+
+class ToySimulation(ToyGrid, InMemoryGrid):
+    """The same as a simulation makes it: every node is the user's own."""
 
 
 class Notes(list):
@@ -117,7 +127,14 @@ def value_of(result: Result) -> float:
 
 @pytest.fixture
 def toy() -> SimpleNamespace:
-    return SimpleNamespace(Client=ToyClient, Grid=ToyGrid, Notes=Notes, arrays=arrays_of, value=value_of)
+    return SimpleNamespace(
+        Client=ToyClient,
+        Grid=ToyGrid,
+        Simulation=ToySimulation,
+        Notes=Notes,
+        arrays=arrays_of,
+        value=value_of,
+    )
 
 
 @pytest.fixture

@@ -74,33 +74,67 @@ def test_a_node_that_comes_during_flowers_wait_is_asked_before_it_is_sampled(toy
     assert strategy.partitions == {7: 0, 8: 1}
 
 
-@pytest.mark.parametrize(
-    ("second", "reason"),
-    [
-        (
-            {"backbone": "f" * 64},
-            "partition 1 (node 8): backbone is ffffffffffff on the client but 0123456789ab on",
-        ),
-        (
-            {"version": "0.2.0"},
-            "partition 1 (node 8): version is 0.2.0 on the client but 0.1.0 on the server",
-        ),
-        (
-            {"version": 1},
-            "partition 1 (node 8): version is 1 on the client but 0.1.0 on the server: give both",
-        ),
-        ({"partition-id": 0}, "nodes 7 and 8 both hold partition 0"),
-        ({"partition-id": -1}, "node 8: the handshake's partition-id is -1"),
-        ({"partition-id": "1"}, "node 8: the handshake's partition-id is 1; a whole number"),
-    ],
-)
-def test_a_node_that_does_not_fit_ends_the_start(toy, configure, second, reason):
-    same = {"backbone": SHA, "version": "0.1.0"}
-    nodes = {8: toy.Client(1, **{**same, **second}), 7: toy.Client(0, **same)}
+MISFITS = [
+    (
+        {"backbone": "f" * 64},
+        "partition 1 (node 8): backbone is ffffffffffff on the client but 0123456789ab on",
+    ),
+    (
+        {"version": "0.2.0"},
+        "partition 1 (node 8): version is 0.2.0 on the client but 0.1.0 on the server",
+    ),
+    (
+        {"version": 1},
+        "partition 1 (node 8): version is 1 on the client but 0.1.0 on the server: give both",
+    ),
+    ({"partition-id": 0}, "nodes 7 and 8 both hold partition 0"),
+    ({"partition-id": -1}, "node 8: the handshake's partition-id is -1"),
+    ({"partition-id": "1"}, "node 8: the handshake's partition-id is 1; a whole number"),
+    ({"partition-id": 3}, "partition 3 (node 8): num-partitions is 3; a partition-id from 0 to 2 is needed"),
+    ({"num-partitions": 0}, "partition 1 (node 8): num-partitions is 0; a partition-id from 0 to -1"),
+    ({"num-partitions": 10**9}, "partition 1 (node 8): num-partitions is 1000000000 on the client but 3 on"),
+    ({"num-partitions": "3"}, "partition 1 (node 8): num-partitions is None on the client but 3 on most"),
+]
+
+
+@pytest.fixture
+def misfit(toy):
+    """Make the nodes of a federation of three, of which node 8 may not take part."""
+    same = {"backbone": SHA, "version": "0.1.0", "num-partitions": 3}
+
+    def make(grid, second):
+        strategy = FedDAT(fedavg(), expected={key: same[key] for key in ("backbone", "version")})
+        said = {7: (0, same), 8: (1, {**same, **second}), 9: (2, same)}
+        return strategy, grid({node: toy.Client(p, **handshake) for node, (p, handshake) in said.items()})
+
+    return make
+
+
+@pytest.mark.parametrize(("second", "reason"), MISFITS)
+def test_a_node_that_does_not_fit_ends_the_start_of_a_simulation(
+    toy, configure, misfit, clock, second, reason
+):
+    strategy, grid = misfit(toy.Simulation, second)
     with pytest.raises(RuntimeError) as e:
-        configure(FedDAT(fedavg(), expected=same), toy.Grid(nodes))
+        configure(strategy, grid)
     assert reason in str(e.value)
     assert "\n" not in str(e.value)
+    assert clock.now == 0
+
+
+@pytest.mark.parametrize(("second", "reason"), MISFITS)
+def test_a_site_that_does_not_fit_stays_outside_and_the_run_begins(
+    toy, configure, misfit, caplog, second, reason
+):
+    strategy, grid = misfit(toy.Grid, second)
+    configure(strategy, grid)
+    assert strategy.partitions == {7: 0, 9: 2}
+    refused = [text for text in caplog.messages if text.startswith("not admitted: ")]
+    assert reason in refused[0]
+    assert "\n" not in refused[0]
+    grid.nodes[8] = toy.Client(1, **{**grid.nodes[7].handshake, "partition-id": 1})
+    configure(strategy, grid, 3)
+    assert strategy.partitions == {7: 0, 9: 2, 8: 1}
 
 
 @pytest.mark.parametrize(
@@ -113,13 +147,16 @@ def test_a_node_that_does_not_fit_ends_the_start(toy, configure, second, reason)
         (None, "node 8: no answer to the handshake in time"),
     ],
 )
-def test_a_node_that_does_not_answer_ends_the_start(toy, configure, answer, reason):
-    nodes = {7: toy.Client(0), 8: toy.Client(1), 9: toy.Client(2)}
-    nodes[8].reply = nodes[9].reply = lambda message: answer
-    with pytest.raises(RuntimeError) as e:
-        configure(FedDAT(fedavg()), toy.Grid(nodes))
-    assert reason in str(e.value)
-    assert "(and 1 more nodes)" in str(e.value)
+def test_without_a_node_that_answers_there_is_no_start(toy, configure, clock, answer, reason):
+    for kind, seconds in ((toy.Simulation, 0.0), (toy.Grid, 30.0)):
+        nodes = {8: toy.Client(1), 9: toy.Client(2)}
+        nodes[8].reply = nodes[9].reply = lambda message: answer
+        began = clock.now
+        with pytest.raises(RuntimeError) as e:
+            configure(FedDAT(fedavg(), wait_seconds=30), kind(nodes))
+        assert reason in str(e.value)
+        assert "(and 1 more nodes)" in str(e.value)
+        assert clock.now - began == seconds
 
 
 def test_nodes_are_asked_once_and_later_ones_when_they_come(toy, configure, caplog):
@@ -128,21 +165,33 @@ def test_nodes_are_asked_once_and_later_ones_when_they_come(toy, configure, capl
     for client in grid.nodes.values():
         client.handshake["version"] = "1"
     configure(strategy, grid, 1)
-    del grid.nodes[7]
     grid.nodes |= {
-        9: toy.Client(0, version="1"),
+        9: toy.Client(2, version="1"),
         5: toy.Client(4, version="2"),
         6: toy.Client(1, version="1"),
     }
     sampled = {m.metadata.dst_node_id for m in configure(strategy, grid, 2)}
-    assert strategy.partitions == {8: 1, 9: 0}
-    assert sampled == {8, 9}
+    assert strategy.partitions == {7: 0, 8: 1, 9: 2}
+    assert sampled == {7, 8, 9}
     assert grid.asked("query") == [7, 8, 5, 6, 9]
     refused = [text for text in caplog.messages if text.startswith("not admitted")]
     assert [text.split(":")[1] for text in refused] == [
         " partition 4 (node 5)",
         " nodes 8 and 6 both hold partition 1",
     ]
+
+
+def test_one_that_is_refused_is_asked_again_more_and_more_rarely(toy, configure, clock):
+    """Each time that it gives no answer costs the others the wait for it."""
+    grid = toy.Grid({7: toy.Client(0), 8: toy.Client(1)})
+    grid.nodes[8].reply = lambda message: None
+    strategy, asked = FedDAT(fedavg(min_evaluate_nodes=1)), []
+    for server_round in range(1, 17):
+        before = len(grid.sent)
+        configure(strategy, grid, server_round)
+        strategy.configure_evaluate(server_round, toy.arrays(x=[1.0]), ConfigRecord(), grid)
+        asked += [server_round] * sum(m.metadata.dst_node_id == 8 for m in grid.sent[before:])
+    assert asked == [1, 2, 4, 8, 16]
 
 
 def test_without_a_handshake_partitions_are_ranks(toy, configure):

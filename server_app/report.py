@@ -1,10 +1,9 @@
 """What people read of a run: a line a round, the table of scores, the report, the adapter's model card."""
 
-import html
 import io
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from decimal import ROUND_CEILING, Context
 from math import log, sqrt
 from pathlib import Path
@@ -18,6 +17,7 @@ from safetensors import safe_open
 from app.files import write_atomically
 from strategies.privacy import epsilon
 
+from . import markdown
 from .curves import draw_curves
 from .rows import ALL, GROUPS, Rows, best_round, by_round, central, last_round, names_of
 
@@ -129,10 +129,10 @@ tags:
 - visual-question-answering
 ---
 
-# {_cell(settings["run-name"])}
+# {markdown.text(settings["run-name"])}
 
-A {settings["adapter"]} adapter for the frozen backbone `{settings["backbone"]}`, trained by clients
-that kept their images, texts and answers to themselves. {_what_ran(settings, rows)}
+A {settings["adapter"]} adapter for the frozen backbone {markdown.text(settings["backbone"])},
+trained by clients that kept their images, texts and answers to themselves. {_what_ran(settings, rows)}
 
 It holds the shared adapter A_s only: no answer head and no local adapter. Those never left their clients.
 
@@ -140,7 +140,7 @@ It holds the shared adapter A_s only: no answer head and no local adapter. Those
 
 On each client's test split, in points, with the client's own private head. Deployed is the student.
 
-{_markdown(*_scores(rows), align="---:")}
+{markdown.table(*_scores(rows), align="---:")}
 
 ## Use
 
@@ -209,16 +209,16 @@ tags:
 - image-classification
 ---
 
-# {_cell(settings["run-name"])}
+# {markdown.text(settings["run-name"])}
 
-An image classifier on the backbone `{settings["backbone"]}`, trained by clients that kept their images to
-themselves. {_what_ran(settings, rows)}
+An image classifier on the backbone {markdown.text(settings["backbone"])},
+trained by clients that kept their images to themselves. {_what_ran(settings, rows)}
 
 ## Scores
 
 {_measured_on(rows)}
 
-{_markdown(*_scores(rows), align="---:")}
+{markdown.table(*_scores(rows), align="---:")}
 
 ## Use
 
@@ -255,18 +255,18 @@ def _report(folder: Path, settings: Mapping[str, Any], rows: Rows, seconds: floa
         facts["time"] += f" since the run was resumed after round {resumed[-1]}"
     refused = refusals(rows)
     parts = [
-        f"# {_cell(settings['run-name'])}",
+        f"# {markdown.text(settings['run-name'])}",
         _what_ran(settings, rows),
         _measured_on(rows),
-        _markdown(*_scores(rows), align="---:"),
+        markdown.table(*_scores(rows), align="---:"),
         "![scores, losses and changes over the rounds](curves.png)",
-        "\n".join(f"- **{key}**: {_cell(value)}" for key, value in facts.items() if value),
+        "\n".join(f"- **{key}**: {markdown.text(value)}" for key, value in facts.items() if value),
     ]
     if refused:
         lines = [[str(times), *reason] for reason, times in refused.most_common()]
-        parts += ["Replies refused:", _markdown(["times", "client", "phase", "reason"], lines)]
-    table = _markdown(["setting", "value"], [[key, str(value)] for key, value in settings.items()])
-    parts.append(f"<details><summary>All settings</summary>\n\n{table}\n\n</details>")
+        parts += ["Replies refused:", markdown.table(["times", "client", "phase", "reason"], lines)]
+    every = markdown.table(["setting", "value"], [[key, str(value)] for key, value in settings.items()])
+    parts.append(f"<details><summary>All settings</summary>\n\n{every}\n\n</details>")
     return "\n\n".join(parts) + "\n"
 
 
@@ -338,16 +338,6 @@ def _best(rows: Rows) -> str:
 def _num_parameters(weights: Path) -> int:
     with safe_open(weights, "np") as file:
         return sum(int(np.prod(file.get_slice(name).get_shape())) for name in file.keys())  # noqa: SIM118
-
-
-def _markdown(header: Sequence[str], lines: Sequence[Sequence[str]], align: str = "---") -> str:
-    cells = [header, ["---", *[align] * (len(header) - 1)], *lines]
-    return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in cells)
-
-
-def _cell(text: Any) -> str:
-    """Keep what a client says of itself, or an error says, from breaking the table or being read as HTML."""
-    return " ".join(html.escape(str(text), quote=False).replace("|", "\\|").split())
 
 
 def _clock(seconds: float) -> str:

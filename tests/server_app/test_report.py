@@ -224,10 +224,10 @@ def test_the_report_tells_what_ran_and_what_came_out(tmp_path):
         # Down (1000 + 1000 + 2000 + 2000) / 4, up 1000; 6000 + 4000.
         "1,500 bytes down and 1,000 bytes up a client and round, evaluation included; 10,000 in all\n",
         "- **time**: 1.5 minutes\n",
-        r"| 2 | sketch | train | array 'a\|b' holds &lt;nan&gt; |",
+        r"| 2 | sketch | train | `array 'a\|b' holds <nan>` |",
         "| 1 | not asked | train | not asked for a reply |",
         "<details>",
-        r"| data-dir | /a\|b |",
+        r"| data-dir | `/a\|b` |",
     ):
         assert expected in report
     assert {path.name for path in tmp_path.iterdir()} == {"adapter", "report.md", "curves.png"}

@@ -1,0 +1,121 @@
+"""What others say is text in our Markdown, whatever it says: read by a CommonMark renderer."""
+
+import re
+from itertools import product
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+
+from server_app import markdown
+from server_app.report import classifier_card, model_card, write_report
+from tests.server_app.test_report import ROWS, SETTINGS
+
+PARTS = [
+    "![x](https://example.org/a.png)",
+    "[x](javascript:alert(1))",
+    "<img src=x onerror=alert(1)>",
+    "<https://example.org>",
+    "https://example.org",
+    "http\\://example.org",
+    "www.example.org",
+    "a@example.org",
+    "[a]: https://example.org",
+    "[a]",
+    "</details>",
+    "<!--",
+    "-->",
+    "`",
+    "``",
+    "\\",
+    "|",
+    "\n",
+    "\n\n# x",
+    "*",
+    "__a__",
+    "_",
+    "~~",
+    "&lt;",
+    "&#64;",
+    "---",
+    "a b",
+    "é 1.5",
+    "\x1b[2J",
+    "\u202e",
+    " ",
+]
+READER = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
+LIVE = re.compile(r"//|www\.|@|[a-z]\.[a-z]|[<>`\[\]*|\\&]", re.IGNORECASE)
+OURS = {"text", "code_inline", "strong_open", "strong_close", "softbreak"}
+
+
+def squeezed(said):
+    return " ".join("".join(c if c.isprintable() else " " for c in said).split())
+
+
+def read(tokens):
+    """Return the text of each inline token, none of which renders anything but text."""
+    texts = []
+    for token in tokens:
+        if token.type == "inline":
+            assert {child.type for child in token.children} <= OURS, token.content
+            assert not any(LIVE.search(child.content) for child in token.children if child.type == "text")
+            texts.append("".join(child.content for child in token.children))
+    return texts
+
+
+def is_only_text(said):
+    wanted = squeezed(said)
+    page = (
+        f"# {markdown.text(said)}\n\n- **key**: {markdown.text(said)}\n\n"
+        + markdown.table(["a", said], [[said, "1"], ["x", said]])
+        + "\n\n<details>\n\nlast\n\n</details>\n"
+    )
+    tokens = READER.parse(page)
+    assert [t.content for t in tokens if t.type == "html_block"] == ["<details>\n", "</details>\n"]
+    title, key, *cells, last = read(tokens)
+    assert (title, key, last) == (wanted, f"key: {wanted}".strip(), "last")
+    assert cells == ["a", wanted, wanted, "1", "x", wanted]
+
+
+def test_every_pair_of_what_is_live_in_markdown_is_text():
+    for pair in product(PARTS, PARTS):
+        is_only_text("".join(pair))
+
+
+test_any_mixture_is_text = settings(max_examples=500)(
+    given(st.lists(st.sampled_from(PARTS) | st.text(max_size=5), max_size=8).map("".join))(is_only_text)
+)
+
+
+@pytest.mark.parametrize(
+    "plain",
+    [
+        "clean",
+        "low-resolution",
+        "Röntgen 2",
+        "clean (round 1)",
+        "1,500 bytes up; 10,000 in all",
+        "A_s",
+        "1.5",
+    ],
+)
+def test_what_is_harmless_stays_as_it_is(plain):
+    assert markdown.text(plain) == plain
+
+
+def test_nothing_of_a_client_or_a_setting_is_live_in_report_and_cards(tmp_path):
+    hostile = "".join(PARTS)
+    name = "![x](https://example.org/a.png) <img src=x> www.example.org"
+    rows = [{**row, "name": name} for row in ROWS]
+    rows.append({"round": 1, "partition": 1, "phase": "train", "refused": hostile})
+    given = {**SETTINGS, "data-dir": hostile, "backbone": "a`b` <https://example.org>"}
+    write_report(tmp_path, given, rows, 60)
+    cards = [make(given, rows).split("---\n", 2)[2] for make in (model_card, classifier_card)]
+    for page in ((tmp_path / "report.md").read_text(encoding="utf-8"), *cards):
+        # Our one picture.
+        tokens = READER.parse(page.replace("![scores, losses and changes over the rounds](curves.png)", ""))
+        assert name in "\n".join(read(tokens))
+        html = [token.content for token in tokens if token.type == "html_block"]
+        assert html in ([], ["<details><summary>All settings</summary>\n", "</details>\n"])

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -40,11 +41,14 @@ class Checkpoints:
         """Write a checkpoint, then delete what is no longer needed; an interrupted write leaves its draft."""
         last = checkpoint.server_round
         self.folder.mkdir(exist_ok=True)
-        write_atomically(self._path(last), _pack(checkpoint))
+        write_checkpoint(self.folder, checkpoint)
         # The round before is what a damaged file falls back to, and has a best of its own.
         needed = (last, last - 1, self.best_round(last), self.best_round(last - 1))
-        for path in set(self.folder.iterdir()) - {self._path(r) for r in needed if r is not None}:
-            path.unlink()
+        outdated = {_path(self.folder, r) for r in self._rounds() if r not in needed}
+        for path in outdated | set(self.folder.glob(".round-*")):
+            # Whatever else lies there is not ours to delete.
+            if not path.is_dir():
+                path.unlink()
 
     def load(self, server_round: int) -> Checkpoint:
         """Read the checkpoint of one round.
@@ -54,26 +58,40 @@ class Checkpoints:
         DamagedError
             It is missing, cut, or its checksum is wrong.
         """
-        return _unpack(self._path(server_round), server_round)
+        return _unpack(_path(self.folder, server_round), server_round)
 
     def newest(self) -> Checkpoint | None:
         """Read the last checkpoint, or if that is damaged the one before, saying so; None without either.
 
-        The best is no place to go on from when it is older: clients keep no state of that age.
+        The best is no place to go on from when it is older: clients keep no state of that age. A file that
+        cannot be read and follows on no other is no checkpoint of this run and stands in nobody's way.
         """
-        last = max(self._rounds(), default=-1)
-        for server_round in sorted({last, last - 1} & self._rounds(), reverse=True):
+        rounds, damaged = self._rounds(), set()
+        for server_round in sorted(rounds, reverse=True):
             try:
-                return self.load(server_round)
+                checkpoint = self.load(server_round)
             except DamagedError as error:
                 log.warning("%s", error)
+                damaged.add(server_round)
+                continue
+            follow = {later for later in damaged if later - 1 in rounds}
+            return checkpoint if follow <= {server_round + 1} else None
         return None
 
-    def _path(self, server_round: int) -> Path:
-        return self.folder / f"round-{server_round:06d}.safetensors"
-
     def _rounds(self) -> set[int]:
-        return {int(path.stem.removeprefix("round-")) for path in self.folder.glob("round-*.safetensors")}
+        found = (
+            re.fullmatch(r"round-(\d{6,})\.safetensors", path.name) for path in self.folder.glob("round-*")
+        )
+        return {int(match[1]) for match in found if match}
+
+
+def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint to a folder that is there."""
+    write_atomically(_path(folder, checkpoint.server_round), _pack(checkpoint))
+
+
+def _path(folder: Path, server_round: int) -> Path:
+    return folder / f"round-{server_round:06d}.safetensors"
 
 
 def _pack(checkpoint: Checkpoint) -> bytes:
@@ -93,7 +111,7 @@ def _unpack(path: Path, server_round: int) -> Checkpoint:
             about = json.loads(file.metadata()["checkpoint"])
             arrays = {name: file.get_tensor(name) for name in about["names"]}
             intact = about["sha256"] == _checksum(server_round, arrays)
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DamagedError(f"{path} cannot be read: {error}") from None
     if not intact:
         raise DamagedError(f"{path} is damaged: its checksum is not that of what it holds")

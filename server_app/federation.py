@@ -6,6 +6,8 @@ from app import heavy_imports  # noqa: F401
 # isort: split
 import logging
 from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import flwr
@@ -17,21 +19,23 @@ from rich.console import Console
 
 from app import __version__
 from app.dual_adapter import DualAdapter
+from app.files import write_atomically
 from app.measurements import MEASURED
 from app.records import SCHEMA, WireCodec, from_record, to_record
-from app.settings import Settings, SettingsError, read_settings
+from app.settings import Settings, SettingsError, feddat_home, read_settings
 from app.source import source_hash
 from data_partitions.benchmarks import BENCHMARKS
-from strategies import FedDAT, MLLMAlignment, Resumable
+from strategies import Checkpoint, FedDAT, MLLMAlignment, Resumable
 
 from .alignment import open_aligner
-from .checkpoints import Checkpoints, DamagedError
+from .checkpoints import Checkpoints, DamagedError, write_checkpoint
 from .export import export_result
 from .opening import open_run
 from .pretraining.initial_adapter import AdapterPretraining
 from .public_captions import load_captions
 from .report import classifier_card, model_card, privacy_line, refusals, results_table, write_report
 from .resuming import kept_facts, last_checkpoint
+from .run_folder import created, held
 from .run_log import RunLog
 from .strategy import make_strategy
 
@@ -45,6 +49,12 @@ def federate(grid: Grid, context: Context) -> None:
         raise SettingsError(
             f"benchmark = {settings.benchmark!r}; allowed: {', '.join(map(repr, BENCHMARKS))}"
         )
+    with ExitStack() as alone:
+        _federate(grid, settings, alone)
+
+
+def _federate(grid: Grid, settings: Settings, alone: ExitStack) -> None:
+    """Federate; once the run's folder is there, `alone` keeps other ServerApps out of it."""
     opening = open_run(settings)
     evaluation = opening.evaluation
     identity: dict[str, Any] = {
@@ -55,7 +65,13 @@ def federate(grid: Grid, context: Context) -> None:
     }
     versions = {"flwr": flwr.__version__, "torch": torch.__version__}
     facts = {f"{key}-hash": identity[key] for key in ("backbone", "source")} | versions
-    run = RunLog(settings, facts, kept_facts(settings, facts) if settings.resume else None)
+    pretrains = settings.pretrain == "adapter" and isinstance(opening.model, DualAdapter)
+    if settings.resume:
+        if (folder := feddat_home() / "runs" / settings.resume).is_dir():
+            alone.enter_context(held(folder))
+        run = RunLog(settings, facts, kept_facts(settings, facts))
+    else:
+        run = RunLog(settings, {**facts, **({"pretrained": False} if pretrains else {})})
     checkpoints = Checkpoints(run.folder / "checkpoints", run.best_round)
     checkpoint = last_checkpoint(settings, checkpoints) if settings.resume else None
 
@@ -91,22 +107,27 @@ def federate(grid: Grid, context: Context) -> None:
             last_round=settings.num_rounds,
             observer=run,
         )
-    strategy = Resumable(strategy, checkpoints, checkpoint)
+    resumable = Resumable(strategy, checkpoints, checkpoint)
     pretraining = None
-    if settings.pretrain == "adapter" and isinstance(opening.model, DualAdapter) and not checkpoint:
+    # A run that was stopped in it has its first checkpoint from before.
+    if pretrains and run.facts.get("pretrained") is False and isinstance(opening.model, DualAdapter):
         pretraining = AdapterPretraining(settings, opening.model, load_captions(settings))
 
     federation.gather(grid)
     if checkpoint:
         run.reopen(checkpoint.server_round)
     else:
-        run.open()
+        first = resumable.first(to_record(opening.initial))
+        alone.enter_context(created(run.folder, lambda draft: _begin(draft, run, first)))
     if private := privacy_line(run.facts):
         log.info("privacy: %s", private)
     initial = dict(opening.initial)
     if pretraining:
         initial |= pretraining.run()
         pretraining = None  # its frozen models would fill the memory during the whole federation
+        resumable.checkpoint = resumable.first(to_record(initial))
+        checkpoints.save(resumable.checkpoint)
+        run.note(pretrained=True)
 
     def end_round(server_round: int, arrays: ArrayRecord) -> None:
         if not server_round:
@@ -117,7 +138,7 @@ def federate(grid: Grid, context: Context) -> None:
 
     config: dict[str, Any] = {**identity, "run": run.name, "run-token": run.token}
     try:
-        result = strategy.start(
+        result = resumable.start(
             grid,
             initial_arrays=to_record(initial),
             num_rounds=settings.num_rounds,
@@ -133,6 +154,13 @@ def federate(grid: Grid, context: Context) -> None:
     write_report(run.folder, run.facts, run.rows, run.seconds)
     Console().print(results_table(run.rows))
     log.info("the run is in %s", run.folder)
+
+
+def _begin(folder: Path, run: RunLog, first: Checkpoint) -> None:
+    """Write what a run must have to be gone on with."""
+    write_atomically(folder / "settings.json", run.settings_json)
+    (folder / "checkpoints").mkdir()
+    write_checkpoint(folder / "checkpoints", first)
 
 
 def _export(

@@ -2,11 +2,12 @@
 
 import json
 import logging
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from app.settings import Settings, SettingsError, feddat_home
-from strategies import Checkpoint
+from strategies import Checkpoint, one_line
 
 from .checkpoints import Checkpoints
 
@@ -47,14 +48,16 @@ def kept_facts(settings: Settings, facts: Mapping[str, Any]) -> dict[str, Any]:
     runs = feddat_home() / "runs"
     try:
         kept = json.loads((runs / settings.resume / "settings.json").read_text())
+        if not isinstance(kept, dict):
+            raise ValueError("it holds no settings")
     except FileNotFoundError:
-        names = sorted(path.parent.name for path in runs.glob("*/settings.json"))
+        names = sorted(path.parent.name for path in runs.glob("[!.]*/settings.json"))
         raise SettingsError(
             f"resume = {settings.resume!r} is no run in {runs}; allowed: {', '.join(names) or 'none yet'}"
         ) from None
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise SettingsError(
-            f"resume = {settings.resume!r}: its settings.json cannot be read: {error}"
+            f"resume = {settings.resume!r}: its settings.json cannot be read: {one_line(error)}"
         ) from None
     given = settings.model_dump(by_alias=True) | {"backbone-hash": facts["backbone-hash"]}
     differing = [
@@ -70,7 +73,20 @@ def kept_facts(settings: Settings, facts: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in facts.items():
         if key in kept and kept[key] != value:
             log.warning("%s was %s when the run was begun and is %s now", key, kept[key], value)
-    return kept
+    return _without_damage(kept)
+
+
+def _without_damage(kept: dict[str, Any]) -> dict[str, Any]:
+    """Drop what the run itself wrote and does not read as it wrote it, saying what that costs."""
+    token, resumed = kept.get("run-token"), kept.get("resumed-after", [])
+    damage = {}
+    if not isinstance(token, str) or not re.fullmatch("[0-9a-f]+", token):
+        damage["run-token"] = "clients do not find their private states of this run and begin anew"
+    if not isinstance(resumed, list) or not all(type(number) is int for number in resumed):
+        damage["resumed-after"] = "earlier stops are not known, and no privacy budget counts them"
+    for key, cost in damage.items():
+        log.warning("settings.json has no %s that can be read: %s", key, cost)
+    return {key: value for key, value in kept.items() if key not in damage}
 
 
 def last_checkpoint(settings: Settings, checkpoints: Checkpoints) -> Checkpoint:

@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import Mapping
 from datetime import datetime
-from math import inf, isfinite, nan
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from app.measurements import SAID
 from app.settings import Settings, SettingsError, feddat_home
 from strategies import one_line
 
+from .kept_rows import read_rows
 from .report import progress_line
 from .rows import RESERVED, SERVER, best_round
 
@@ -27,7 +28,7 @@ COUNTS = {"natural-partitions": 0, "skipped": 0}
 
 
 class RunLog:
-    """Collects one row a round and client, writes ``settings.json`` and ``metrics.jsonl``.
+    """Collects one row a round and client, keeps ``settings.json`` and ``metrics.jsonl``.
 
     It observes the strategy (`strategies.RoundObserver`).
 
@@ -68,23 +69,25 @@ class RunLog:
         self._done = 0
         self._started = time.monotonic()
 
-    def open(self) -> None:
-        """Make the folder, with ``settings.json``; before that a run leaves nothing behind."""
-        self.folder.mkdir(parents=True)
-        self._write_facts()
+    @property
+    def settings_json(self) -> str:
+        """Content of ``settings.json``."""
+        return json.dumps(self.facts, indent=2) + "\n"
+
+    def note(self, **facts: Any) -> None:
+        """Keep more facts in ``settings.json``."""
+        self.facts |= facts
+        write_atomically(self.folder / "settings.json", self.settings_json)
 
     def reopen(self, last_round: int) -> None:
         """Go on after a round: cut off the rows of later ones, which will be run again."""
         self._done = last_round
-        self.facts["resumed-after"] = [*self.facts.get("resumed-after", []), last_round]
-        self._write_facts()
+        self.note(**{"resumed-after": [*self.facts.get("resumed-after", []), last_round]})
         metrics = self.folder / "metrics.jsonl"
-        text = metrics.read_text() if metrics.exists() else ""
-        # A line without an end was cut in the middle.
-        lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
-        kept = [(line, row) for line in lines if (row := json.loads(line))["round"] <= last_round]
-        write_atomically(metrics, "".join(line for line, _ in kept))
-        self.rows = [{key: nan if value is None else value for key, value in row.items()} for _, row in kept]
+        self.rows, wrong = read_rows(metrics, last_round)
+        if wrong:
+            log.warning("%s: %s; the run goes on with the other rows", metrics, wrong)
+        write_atomically(metrics, _lines(self.rows))
         # The report is written last: it marks a run that is finished.
         (self.folder / "report.md").unlink(missing_ok=True)
 
@@ -172,13 +175,10 @@ class RunLog:
         total = self.settings.num_rounds
         log.info("%s", progress_line(self.rows, server_round, total, self.seconds, self._done))
 
-    def _write_facts(self) -> None:
-        write_atomically(self.folder / "settings.json", json.dumps(self.facts, indent=2) + "\n")
-
     def _write(self, rows: list[dict[str, Any]]) -> None:
         self.rows += rows
         with (self.folder / "metrics.jsonl").open("a") as file:
-            file.writelines(json.dumps(_finite(row), allow_nan=False) + "\n" for row in rows)
+            file.write(_lines(rows))
             # A checkpoint on the disk vouches for the rows of its round.
             file.flush()
             os.fsync(file.fileno())
@@ -196,6 +196,10 @@ def _said(partition: int, answer: Mapping[str, Any]) -> dict[str, Any]:
         for key, default in (FACTS | COUNTS).items()
     }
     return {**said, "name": one_line(said["name"], 60) or f"partition {partition}"}
+
+
+def _lines(rows: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(_finite(row), allow_nan=False) + "\n" for row in rows)
 
 
 def _finite(row: dict[str, Any]) -> dict[str, Any]:

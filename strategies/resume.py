@@ -85,6 +85,10 @@ class Resumable(StrategyWrapper):
         if checkpoint:
             _load(strategy, checkpoint.state)
 
+    def first(self, arrays: ArrayRecord) -> Checkpoint:
+        """Return the checkpoint of a federation that begins with `arrays`."""
+        return Checkpoint(0, arrays, _state(self.strategy))
+
     def start(
         self,
         grid: Grid,

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from server_app.checkpoints import Checkpoints
+from server_app.run_log import RunLog
 from strategies import FedDAT
 from tests.conftest import ROOT, Federation, own_home
 from tests.private_files import folder_of
@@ -153,6 +154,61 @@ def test_a_stop_before_the_first_round_and_one_after_another_change_nothing(site
     folder, stopped = finish(*sites(), drawn, *stops, ("after its checkpoint", 3))
     assert stopped == whole
     assert json.loads((folder / "settings.json").read_text())["resumed-after"] == [0, 0, 0, 3]
+
+
+@pytest.mark.parametrize("moment", ["in it", "after it", "after its checkpoint", "in the first round"])
+def test_a_stop_in_pretraining_changes_nothing(sites, drawn, monkeypatch, moment):
+    """The run is there before it: stopped in it, it is done again; done, it is not."""
+    from server_app import federation as room
+
+    runs, stops = [], []
+
+    class Pretraining:
+        def __init__(self, settings, adapter, captioned):
+            self.adapter = adapter
+
+        def run(self):
+            runs.append(moment)
+            if stops and moment == "in it":
+                raise stops.pop()
+            return {name: value + 0.01 for name, value in self.adapter.initial_shared.items()}
+
+    def noting(run, **facts):
+        if "pretrained" in facts and stops and moment == "after its checkpoint":
+            raise stops.pop()
+        note(run, **facts)
+
+    def saving(store, checkpoint):
+        if stops and moment == "after it":
+            raise stops.pop()
+        if stops and moment == "in the first round" and checkpoint.server_round == 1:
+            raise stops.pop()
+        save(store, checkpoint)
+
+    note, save = RunLog.note, Checkpoints.save
+    monkeypatch.setattr(room, "AdapterPretraining", Pretraining)
+    monkeypatch.setattr(room, "load_captions", lambda settings: None)
+    monkeypatch.setattr(RunLog, "note", noting)
+    monkeypatch.setattr(Checkpoints, "save", saving)
+    given = {
+        "pretrain": "adapter",
+        "pretrain_encoder": "/an/encoder",
+        "server_device": "cpu",
+        "num_rounds": 1,
+    }
+    _, whole = finish(*sites(**given), drawn)
+    home, federation = sites(**given)
+    runs.clear()
+    stops.append(Stopped)
+    with own_home(home, drawn), pytest.raises(Stopped):
+        federation.serve()
+    folder = home / "home" / "runs" / "test"
+    assert (folder / "checkpoints" / "round-000000.safetensors").is_file()
+    federation.run_config["resume"] = "test"
+    _, stopped = finish(home, federation, drawn)
+    assert stopped == whole
+    assert len(runs) == (1 if moment == "in the first round" else 2)
+    assert json.loads((folder / "settings.json").read_text())["pretrained"] is True
 
 
 ALIGNED = {"align": "each-round", "align_beta": 0.0, "align_steps": 3, "server_device": "cpu"}

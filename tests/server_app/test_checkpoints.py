@@ -130,3 +130,29 @@ def test_what_an_interrupted_write_left_is_deleted(store):
     (store.folder / ".round-000003.safetensors.abc").write_bytes(b"half")
     store.save(checkpoint())
     assert [path.name for path in store.folder.iterdir()] == ["round-000003.safetensors"]
+
+
+STRAYS = [
+    "round-999999.safetensors",
+    "round-abc.safetensors",
+    "round-000007 (copy).safetensors",
+    "round-0000003.safetensors",
+    "notes.txt",
+]
+
+
+@pytest.mark.parametrize("name", STRAYS)
+@pytest.mark.parametrize("folder", [False, True])
+def test_what_else_lies_among_the_checkpoints_is_in_nobodys_way_and_not_deleted(store, name, folder):
+    for server_round in (3, 4):
+        store.save(checkpoint(server_round))
+    stray = store.folder / name
+    if folder:
+        stray.mkdir()
+    else:
+        stray.write_bytes(b"not of ours")
+    same(store.newest(), checkpoint(4))
+    store.save(checkpoint(5))
+    same(store.newest(), checkpoint(5))
+    # One that bears the name of a checkpoint is taken for one that is outdated.
+    assert stray.exists() == (folder or name != "round-999999.safetensors")

@@ -121,6 +121,74 @@ def test_a_cut_line_and_rows_of_later_rounds_are_cut_off(folder, resume):
     assert [json.loads(line)["name"] for line in after[-3:]] == ["clean", "sketch", "noisy"]
 
 
+HOSTILE = {"round": 1, "partition": 0, "name": "clean", "student": 1.7e308, "refused": 1.0, "own": 0.5}
+DAMAGES = {
+    "missing": lambda path, lines: path.unlink(),
+    "empty": lambda path, lines: path.write_bytes(b""),
+    "cut": lambda path, lines: path.write_bytes(b"".join(lines)[:-400]),
+    "no text": lambda path, lines: path.write_bytes(b"\x00\xff\n" * 9 + b"".join(lines)),
+    "no rows": lambda path, lines: path.write_bytes(b'[1]\n"x"\n3\nnull\n{}\n' + b"".join(lines)),
+    "nested": lambda path, lines: path.write_bytes(b"[" * 10**6 + b"\n" + b"".join(lines)),
+    "of the old code": lambda path, lines: path.write_text(f"{json.dumps(HOSTILE)}\n" * 2),
+    "wrong types": lambda path, lines: path.write_text(
+        '{"round": "1", "partition": 0}\n{"round": 1, "partition": [0]}\n'
+        '{"round": 1, "partition": 0, "name": {}, "student": "x", "local": 1e999, "phase": "train"}\n'
+        '{"round": true, "partition": 0}\n{"round": -1, "partition": 0}\n{"round": 1, "partition": -2}\n'
+    ),
+    "a folder": lambda path, lines: (path.unlink(), path.mkdir(), (path / "x").touch()),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
+def test_no_metrics_file_keeps_a_run_from_going_on(folder, resume, caplog, monkeypatch, damage):
+    """What can be read stays, what is wrong is said in one line, and report and result are written."""
+    from server_app import report
+
+    written = []
+    monkeypatch.setattr(report, "write_report", lambda *args: written.append(args))
+    path = folder / "metrics.jsonl"
+    damage(path, path.read_bytes().splitlines(keepends=True))
+    resume(num_rounds=3)
+    said = [message for message in caplog.messages if message.startswith(f"{path}: ")]
+    assert len(said) == 1
+    assert said[0].isprintable()
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [row["name"] for row in rows[-3:]] == ["clean", "sketch", "noisy"]
+    assert all(row.keys().isdisjoint({"refused", "own", "phase"}) for row in rows)
+    assert all(0 <= row.get("student", 0) <= 1 for row in rows)
+    assert (folder / "adapter" / "adapter_model.safetensors").is_file()
+    # A whole report can be made of what was kept.
+    report._report(folder, json.loads((folder / "settings.json").read_text()), rows, 1.0)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"[]", b"null", b"3", b"\xff\x00", b"[" * 10**6, b'{"a": ' * 10**5, b'{"num-rounds": NaN}'],
+)
+def test_damaged_settings_are_one_line(folder, refusal, content):
+    (folder / "settings.json").write_bytes(content)
+    assert refusal(num_rounds=3).startswith("resume = 'test'")
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        ({"resumed-after": 3}, "settings.json has no resumed-after that can be read: "),
+        ({"resumed-after": ["x"]}, "settings.json has no resumed-after that can be read: "),
+        ({"run-token": None}, "settings.json has no run-token that can be read: clients do not find "),
+        ({"run-token": "../x"}, "settings.json has no run-token that can be read: clients do not find "),
+        ({"source-hash": [3], "flwr": {}, "more": None}, "source-hash was [3] when the run was begun"),
+    ],
+)
+def test_what_the_settings_only_tell_is_said_and_the_run_goes_on(folder, resume, caplog, facts, said):
+    change(folder, **facts)
+    resume(num_rounds=3)
+    assert any(message.startswith(said) for message in caplog.messages)
+    kept = json.loads((folder / "settings.json").read_text())
+    assert kept["resumed-after"] == [2]
+    assert len(kept["run-token"]) == 32
+
+
 def test_a_run_stopped_before_its_report_is_finished(folder, resume):
     for name in ("report.md", "adapter/adapter_model.safetensors"):
         (folder / name).unlink()

@@ -25,7 +25,7 @@ def answer(name, natural=2, **more):
 
 def test_a_row_is_what_a_client_measured_in_both_phases(make):
     run = make()
-    run.open()
+    run.folder.mkdir(parents=True)
     run.joined({1: answer("sketch"), 0: answer("clean")})
     run.replied(1, "train", 1, {"num-examples": 12, "ce-student": 2.0, "bytes-down": 100, "bytes-up": 90})
     run.replied(1, "train", 0, {"num-examples": 5, "ce-student": 3.0, "bytes-down": 100, "bytes-up": 90})
@@ -55,7 +55,7 @@ def test_a_row_is_what_a_client_measured_in_both_phases(make):
 
 def test_a_client_cannot_write_into_the_row_of_another(make):
     run = make()
-    run.open()
+    run.folder.mkdir(parents=True)
     run.joined({0: answer("clean"), 1: answer("sketch")})
     run.replied(1, "train", 0, {"partition": 1, "round": 7, "name": "sketch", "text-only": 0.9})
     run.end_round(1)
@@ -65,7 +65,7 @@ def test_a_client_cannot_write_into_the_row_of_another(make):
 
 def test_a_client_cannot_write_what_marks_a_row(make):
     run = make()
-    run.open()
+    run.folder.mkdir(parents=True)
     run.joined({0: answer("clean")})
     run.replied(1, "train", 0, {"refused": 1.0, "phase": 2.0, "ce-student": 0.5})
     run.end_round(1)
@@ -76,7 +76,7 @@ def test_a_client_cannot_write_what_marks_a_row(make):
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf"), 1.7e308, -0.1, 1.1])
 def test_what_a_client_says_of_its_data_is_in_its_range(make, number):
     run = make()
-    run.open()
+    run.folder.mkdir(parents=True)
     run.joined({0: answer("clean", 10**18, **{"text-only": number, "unanswerable": number, "skipped": -1})})
     run.replied(1, "train", 0, {"num-examples": 12})
     run.end_round(1)
@@ -86,7 +86,7 @@ def test_what_a_client_says_of_its_data_is_in_its_range(make, number):
 
 def test_what_is_not_a_number_is_none_in_the_file(make):
     run = make()
-    run.open()
+    run.folder.mkdir(parents=True)
     run.joined({0: answer("clean")})
     run.replied(1, "train", 0, {"ce-student": float("nan")})
     run.end_round(1)
@@ -96,22 +96,16 @@ def test_what_is_not_a_number_is_none_in_the_file(make):
 
 def test_a_refusal_is_a_row_of_its_own_at_once(make):
     run = make()
-    run.open()
+    run.folder.mkdir(parents=True)
     run.refused(3, "train", 1, "array 'x' is missing")
     expected = {"round": 3, "partition": 1, "phase": "train", "refused": "array 'x' is missing"}
     assert rows_of(run) == run.rows == [expected]
 
 
-def test_nothing_is_left_behind_before_the_run_is_opened(make, home):
-    run = make()
-    assert not (home / "runs").exists()
-    run.open()
-    assert [path.name for path in run.folder.iterdir()] == ["settings.json"]
-
-
 def test_the_settings_are_kept_with_what_ran(make, run_config):
     run = make({"source-hash": "abc"}, seed=3)
-    run.open()
+    run.folder.mkdir(parents=True)
+    run.note()
     kept = json.loads((run.folder / "settings.json").read_text())
     assert re.fullmatch("[0-9a-f]{32}", run.token)
     assert kept == {**run_config(seed=3), "source-hash": "abc", "run-token": run.token}
@@ -123,7 +117,7 @@ def test_two_runs_of_one_name_have_different_tokens(make):
 
 def test_a_client_that_went_back_to_an_earlier_state_is_said_and_kept(make, caplog):
     run = make()
-    run.open()
+    run.folder.mkdir(parents=True)
     run.joined({0: answer("clean")})
     run.replied(4, "train", 0, {"num-examples": 12, "state-recovered": 1})
     assert caplog.messages[-1].startswith("round 4, train: partition 0 lost its newest private state")
@@ -135,7 +129,7 @@ def test_a_client_that_went_back_to_an_earlier_state_is_said_and_kept(make, capl
 def test_what_a_client_should_not_say_of_itself_ends_nothing(make, name):
     """Its words reach the console and the files: one line, or none."""
     run = make()
-    run.open()
+    run.folder.mkdir(parents=True)
     words = {"name": name, "text-only": "much", "natural-partitions": 2.5, "skipped": True}
     run.joined({0: {key: value for key, value in words.items() if value is not None}})
     run.replied(1, "train", 0, {"num-examples": 12})
@@ -153,7 +147,7 @@ def test_a_run_without_a_name_gets_one(make, home):
 
 
 def test_a_name_that_is_taken_is_refused(make):
-    make().open()
+    make().folder.mkdir(parents=True)
     with pytest.raises(
         SettingsError, match=r"^run-name = 'test' is taken: .*/runs/test; allowed: another name"
     ):

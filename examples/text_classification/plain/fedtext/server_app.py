@@ -17,8 +17,7 @@ def main(grid: Grid, context: Context) -> None:
     model = get_peft_model(get_model(), LORA)
     arrays = ArrayRecord(get_peft_model_state_dict(model))
 
-    fraction = context.run_config["fraction-evaluate"]
-    strategy = FedAvg(fraction_evaluate=fraction)
+    strategy = FedAvg(fraction_evaluate=context.run_config["fraction-evaluate"])
 
     result = strategy.start(
         grid=grid,

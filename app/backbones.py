@@ -186,7 +186,7 @@ def load_backbone(name: str, weights: str = "pretrained", seed: int = 0) -> Back
         return _frozen(name, made, Processor(None, made.config.image_size, 0, _CIFAR_MEAN, _CIFAR_STD))
     folder = builtin_folder(name) if name in BUILTIN else Path(name).expanduser() if "~" in name else name
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         if (architecture := _MODELS.get(config.model_type)) is None:
             raise ValueError(f"its model_type is {config.model_type!r}")
         if weights == "random":
@@ -233,7 +233,7 @@ def _load_processor(folder: str | Path, config: Any) -> Processor:
         # Where there is none, transformers makes one that knows no word.
         if Path(folder).is_dir() and not any(Path(folder, name).is_file() for name in _TOKENIZER_FILES):
             raise ValueError("it has no tokenizer")
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     settings: dict = {}
     if (path := Path(folder, _IMAGE_SETTINGS)).is_file():
         settings = json.loads(path.read_text())

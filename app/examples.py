@@ -69,12 +69,17 @@ def process(rows: "Dataset", processor: Processor) -> Examples:
     columns = rows.with_format("arrow")[:]
     pixels: list[Tensor] = []
     index_of: dict[bytes, int] = {}
-    image_of = []
+    image_of: list[int] = []
     for image in columns["image"].to_pylist():
         key = hashlib.sha256(image["bytes"]).digest()
         if key not in index_of:
             index_of[key] = len(pixels)
-            pixels.append(processor.image(Image.open(BytesIO(image["bytes"]))))
+            try:
+                pixels.append(processor.image(Image.open(BytesIO(image["bytes"]))))
+            # Pillow's decoders raise whatever a broken file makes them raise.
+            except Exception as error:
+                reason = " ".join(str(error).split()) or type(error).__name__
+                raise ValueError(f"image of example {len(image_of)} cannot be decoded ({reason})") from None
         image_of.append(index_of[key])
     texts = processor.texts(columns["question"].to_pylist())
     return Examples(

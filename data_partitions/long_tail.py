@@ -295,6 +295,8 @@ def _labels(path: Path, changed: int) -> Labels:
         known = pq.read_schema(path).names
         missing = [column for column in columns if column not in known]
         table = None if missing else pq.read_table(path, columns=columns[2:])
+        if table is not None:
+            table.validate(full=True)
     except (pa.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"data-dir: {path.name} is not a readable parquet file ({reason})") from None

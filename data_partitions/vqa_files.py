@@ -10,12 +10,14 @@ from typing import Any
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
+from PIL import Image, ImageOps
 
 from .partition import SPLITS
 
 TEXT_COLUMNS = ("image_id", "question", "answer", "split")
 SPLIT_OF = {"train": "train", "val": "validation", "test": "test"}
+LARGEST_IMAGE = 64_000_000  # pixels: 192 MB when decoded, whatever its bytes are
+LONGEST_TEXT = 10_000  # characters of a question or an answer
 _BATCH = 64  # rows in memory at a time
 
 
@@ -36,7 +38,8 @@ def check_columns(path: Path) -> None:
     """Raise a ValueError naming the file and what is wrong, unless it has the columns that a domain needs."""
     try:
         schema = pq.read_schema(path)
-    except (pa.ArrowException, OSError) as error:
+    # A damaged file makes its reader raise whatever it will, here and below.
+    except Exception as error:
         raise ValueError(f"data-dir: {path.name} is not a readable parquet file ({_line(error)})") from None
     for column in ("image", *TEXT_COLUMNS):
         if column not in schema.names:
@@ -46,7 +49,9 @@ def check_columns(path: Path) -> None:
         kind = schema.field(column).type
         if column == "image":
             wanted = "struct of bytes and path"
-            right = pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
+            right = pa.types.is_struct(kind) and any(
+                field.name == "bytes" and field.type in (pa.binary(), pa.large_binary()) for field in kind
+            )
         else:
             wanted = "string"
             right = pa.types.is_string(kind) or pa.types.is_large_string(kind)
@@ -56,15 +61,19 @@ def check_columns(path: Path) -> None:
 
 def domain_name(path: Path) -> str:
     """Name a file's domain: what its `domain` column says in the first row, or else the file's name."""
-    file = pq.ParquetFile(path)
-    if "domain" not in file.schema_arrow.names or not file.metadata.num_rows:
-        return path.stem
-    first = next(file.iter_batches(batch_size=1, columns=["domain"]))
-    return str(first["domain"][0].as_py() or path.stem)
+    try:
+        file = pq.ParquetFile(path)
+        if "domain" not in file.schema_arrow.names or not file.metadata.num_rows:
+            return path.stem
+        first = next(file.iter_batches(batch_size=1, columns=["domain"]))
+        first.validate(full=True)
+        return str(first["domain"][0].as_py() or path.stem)
+    except Exception as error:
+        raise ValueError(f"data-dir: {path.name} column 'domain' cannot be read ({_line(error)})") from None
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def good_rows(path: Path, on_bad_row: str) -> tuple[datasets.Dataset, dict[str, int]]:
@@ -94,8 +103,8 @@ def good_rows(path: Path, on_bad_row: str) -> tuple[datasets.Dataset, dict[str, 
     good: dict[str, list] = {name: [] for name in (*TEXT_COLUMNS, "row")}
     skipped: Counter[str] = Counter()
     faults: dict[bytes, str] = {}
-    for index, row in enumerate(_read(path, ["image", *TEXT_COLUMNS])):
-        fault = _fault(row, faults)
+    for index, row in enumerate(_read(path, ["image.bytes", *TEXT_COLUMNS])):
+        fault = _text_fault(row) or _fault(row, faults)
         if not fault:
             for name, values in good.items():
                 values.append(index if name == "row" else row[name])
@@ -122,18 +131,44 @@ def read_images(path: Path, rows: Collection[int]) -> dict[int, dict[str, Any]]:
     wanted = set(rows)
     return {
         index: {"bytes": row["image"]["bytes"], "path": None}
-        for index, row in enumerate(_read(path, ["image"]))
+        for index, row in enumerate(_read(path, ["image.bytes"]))
         if index in wanted
     }
 
 
 def _read(path: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
-    """Yield rows, images as the bytes they are."""
+    """Yield rows, images as the bytes they are; a text that is not UTF-8 as bytes, too."""
     try:
         for batch in pq.ParquetFile(path).iter_batches(batch_size=_BATCH, columns=columns):
-            yield from batch.to_pylist()
-    except (pa.ArrowException, OSError) as error:
+            # Text is checked as it is decoded, row by row; all else before Python touches it.
+            texts = [name for name in batch.schema.names if name != "image"]
+            read = pa.table(batch.columns, batch.schema.names).select(batch.schema.names)
+            for name in texts:
+                place = read.schema.get_field_index(name)
+                read = read.set_column(place, name, read.column(name).cast(pa.large_binary()))
+            read.validate(full=True)
+            for row in read.to_pylist():
+                yield row | {name: _decoded(row[name]) for name in texts}
+    except Exception as error:
         raise ValueError(f"data-dir: {path.name} cannot be read ({_line(error)})") from None
+
+
+def _decoded(text: bytes | None) -> str | bytes | None:
+    try:
+        return text and text.decode()
+    except UnicodeDecodeError:
+        return text
+
+
+def _text_fault(row: dict[str, Any]) -> str:
+    """Say which text cannot be used; one that is not UTF-8 is forgotten."""
+    for column in TEXT_COLUMNS:
+        if isinstance(row[column], bytes) and row[column]:
+            row[column] = None
+            return f"{column} is not UTF-8"
+        if len(row[column] or "") > LONGEST_TEXT:
+            return f"{column} has {len(row[column])} characters, more than LONGEST_TEXT = {LONGEST_TEXT}"
+    return ""
 
 
 def _fault(row: dict[str, Any], image_faults: dict[bytes, str]) -> str:
@@ -155,7 +190,10 @@ def _fault(row: dict[str, Any], image_faults: dict[bytes, str]) -> str:
 def _image_fault(encoded: bytes) -> str:
     try:
         with Image.open(io.BytesIO(encoded)) as image:
-            image.load()
+            if (pixels := image.width * image.height) > LARGEST_IMAGE:
+                return f"image has {pixels} pixels, more than LARGEST_IMAGE = {LARGEST_IMAGE}"
+            # All that becomes of it later: the whole of it, turned upright, in colours.
+            ImageOps.exif_transpose(image).convert("RGB")
     # Pillow's decoders raise whatever a broken file makes them raise.
     except Exception as error:
         return f"image cannot be decoded ({_line(error)})"

@@ -171,7 +171,7 @@ def load_frozen(
 
 
 def _load(name: str, device: torch.device) -> PreTrainedModel:
-    config = AutoConfig.from_pretrained(name)
+    config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     auto: Any = AutoModel
     if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         auto = AutoModelForImageTextToText
@@ -179,7 +179,12 @@ def _load(name: str, device: torch.device) -> PreTrainedModel:
         auto = AutoModelForCausalLM
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     model, report = auto.from_pretrained(
-        name, config=config, use_safetensors=True, dtype=dtype, output_loading_info=True
+        name,
+        config=config,
+        use_safetensors=True,
+        trust_remote_code=False,
+        dtype=dtype,
+        output_loading_info=True,
     )
     # transformers would leave them random.
     if missing := sorted(report["missing_keys"]):
@@ -194,7 +199,7 @@ def _encoder(name: str, model: Any) -> FrozenEncoder:
     size, patch = (getattr(tower.config, key, None) for key in ("image_size", "patch_size"))
     if not (isinstance(size, int) and isinstance(patch, int) and isinstance(layer, int)):
         raise ValueError("it has no visual encoder of one grid of square patches and one layer of features")
-    settings = AutoImageProcessor.from_pretrained(os.path.expanduser(name))
+    settings = AutoImageProcessor.from_pretrained(os.path.expanduser(name), trust_remote_code=False)
     mean, std = (tuple(getattr(settings, key)) for key in ("image_mean", "image_std"))
     tokenizer: Any = None  # it reads no text
     return FrozenEncoder(name, tower, Processor(tokenizer, size, 0, mean, std), layer, size // patch)
@@ -203,4 +208,5 @@ def _encoder(name: str, model: Any) -> FrozenEncoder:
 def _language_model(name: str, model: PreTrainedModel) -> FrozenLanguageModel:
     if not (model.can_generate() and not model.config.is_encoder_decoder):
         raise ValueError("it continues no text")
-    return FrozenLanguageModel(name, model, AutoTokenizer.from_pretrained(os.path.expanduser(name)))
+    tokenizer = AutoTokenizer.from_pretrained(os.path.expanduser(name), trust_remote_code=False)
+    return FrozenLanguageModel(name, model, tokenizer)

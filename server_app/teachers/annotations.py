@@ -138,17 +138,21 @@ class Annotations:
     def _read(self, path: Path) -> None:
         try:
             table = pq.read_table(path, columns=SCHEMA.names).cast(SCHEMA)
+            table.validate(full=True)
         except (pa.ArrowException, OSError) as error:
             raise ValueError(
                 f"annotations {path} cannot be read ({str(error).splitlines()[0]}); needed are the columns "
                 + ", ".join(SCHEMA.names)
             ) from None
-        for row in table.to_pylist():
+        for number, row in enumerate(table.to_pylist()):
+            needed = [*Key._fields, "teacher", *([] if row["candidates"] else ["caption"])]
+            if (missing := next((name for name in needed if row[name] is None), None)) is not None:
+                raise ValueError(f"annotations {path}: row {number} has no {missing}")
             key = Key(*(row[name] for name in Key._fields))
             answer = row["caption"]
             if key.candidates:
                 answer = np.asarray(row["log_probabilities"], dtype=np.float32)
-                if answer.shape != (_count(key.candidates),):
+                if answer.shape != (_count(key.candidates),) or np.isnan(answer).any():
                     raise ValueError(
                         f"annotations {path}: image {key.image} needs a log-probability for each of "
                         f"{key.candidates}"
@@ -159,4 +163,7 @@ class Annotations:
 
 @functools.cache
 def _count(candidates: str) -> int:
-    return len(json.loads(candidates))
+    try:
+        return len(json.loads(candidates))
+    except (ValueError, TypeError):
+        return -1  # no list

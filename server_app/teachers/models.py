@@ -216,7 +216,9 @@ def load_model(name: str, device: str = "auto", max_new_tokens: int = 128) -> Te
     source, revision = locate(name)
     where = choose_device(device)
     on_cuda = where.type == "cuda"
-    keywords: dict[str, Any] = {} if Path(source).is_dir() else {"revision": revision}
+    keywords: dict[str, Any] = {"trust_remote_code": False}
+    if not Path(source).is_dir():
+        keywords["revision"] = revision
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:

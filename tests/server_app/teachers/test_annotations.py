@@ -136,10 +136,30 @@ class TestRefused:
             Annotations(path)
         assert len(str(caught.value).splitlines()) == 1
 
-    @pytest.mark.parametrize("scores", [None, SCORES[:1]])
+    @pytest.mark.parametrize("scores", [None, SCORES[:1], np.array([np.nan, 0], np.float32), [None, 0.0]])
     def test_scores_of_other_candidates(self, tmp_path, scores):
         path = tmp_path / "kept.parquet"
         row = {**key()._asdict(), "teacher": "llava", "log_probabilities": scores}
+        pq.write_table(pa.Table.from_pylist([row], SCHEMA), path)
+        with pytest.raises(ValueError, match="image a needs a log-probability for each of"):
+            Annotations(path)
+
+    @pytest.mark.parametrize(
+        ("column", "candidates"),
+        [("caption", ""), ("image", ""), ("candidates", TWO), ("revision", TWO), ("teacher", TWO)],
+    )
+    def test_a_row_that_lacks_something(self, tmp_path, column, candidates):
+        path = tmp_path / "kept.parquet"
+        whole = {**key(candidates=candidates)._asdict(), "teacher": "llava", "caption": "a circle"}
+        whole["log_probabilities"] = SCORES if candidates else None
+        pq.write_table(pa.Table.from_pylist([whole, {**whole, column: None}], SCHEMA), path)
+        with pytest.raises(ValueError, match=rf"^annotations .*kept.parquet: row 1 has no {column}$"):
+            Annotations(path)
+
+    @pytest.mark.parametrize("candidates", ["red, green", "3", "{"])
+    def test_candidates_that_are_no_list(self, tmp_path, candidates):
+        path = tmp_path / "kept.parquet"
+        row = {**key(candidates=candidates)._asdict(), "teacher": "llava", "log_probabilities": SCORES}
         pq.write_table(pa.Table.from_pylist([row], SCHEMA), path)
         with pytest.raises(ValueError, match="image a needs a log-probability for each of"):
             Annotations(path)

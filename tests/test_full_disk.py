@@ -1,22 +1,37 @@
-"""A disk that is full at any moment of a run leaves either nothing or a run that goes on to the same end."""
+"""A full disk or a kill at any moment leaves either nothing or a run that goes on to the same end."""
 
 import builtins
 import errno
 import io
 import json
 import os
+import shutil
+import signal
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
+from flwr.app import Array, ArrayRecord
 
+from app.settings import read_settings
+from server_app.checkpoints import Checkpoints
+from server_app.federation import _begin
+from server_app.run_folder import created, held
+from server_app.run_log import RunLog
+from strategies import Checkpoint
 from tests.conftest import Federation, own_home
 
 MAKING = ("w", "a", "x", "+")
 
 
+def is_full(path: str) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+
+
 @contextmanager
-def full_disk(runs: Path, at: int | None):
+def full_disk(runs: Path, at: int | None, act: Callable[[str], None] = is_full):
     """Count what a server asks the disk for below a folder; what comes as number `at` finds it full."""
     points: list[str] = []
     known: dict[int, str] = {}
@@ -28,7 +43,7 @@ def full_disk(runs: Path, at: int | None):
             return
         points.append(f"{what} {Path(str(path)).name}")
         if len(points) - 1 == at:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            act(str(path))
 
     def os_open(path, flags, *rest, **more):
         if flags & (os.O_CREAT | os.O_TRUNC):
@@ -133,7 +148,7 @@ def test_a_disk_that_is_full_at_any_moment_of_the_first_round_loses_nothing(serv
     points, failed, _, whole = serve(None)
     assert not failed
     kinds = {point.split()[0] for point in points}
-    assert kinds >= {"create", "mkdir", "write", "fsync", "rename", "replace", "open"}
+    assert kinds >= {"create", "mkdir", "write", "fsync", "replace", "open"}
     ends = []
     for at, point in enumerate(points):
         _, failed, began, left = serve(at)
@@ -142,3 +157,35 @@ def test_a_disk_that_is_full_at_any_moment_of_the_first_round_loses_nothing(serv
     # Some points come before there is a run, some after.
     assert (True, False) in ends
     assert (True, True) in ends
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes to kill")
+def test_a_process_killed_at_any_moment_of_the_opening_leaves_nothing_or_a_whole_run(home, run_config):
+    """Nothing of it is undone afterwards, as an error would do."""
+    run = RunLog(read_settings(run_config()), {})
+    first = Checkpoint(0, ArrayRecord({"x": Array(np.ones(3, np.float32))}), {})
+    left = []
+
+    def open_run(at, act):
+        with full_disk(home / "runs", at, act) as points:
+            with created(run.folder, lambda draft: _begin(draft, run, first)):
+                pass
+            return points
+
+    points = open_run(None, is_full)
+    for at in range(len(points)):
+        shutil.rmtree(home / "runs")
+        if not (child := os.fork()):
+            try:
+                open_run(at, lambda path: os.kill(os.getpid(), signal.SIGKILL))
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+        left.append(run.folder.exists())
+        if not run.folder.exists():
+            open_run(None, is_full)
+        assert json.loads((run.folder / "settings.json").read_text())["run-name"] == "test"
+        assert Checkpoints(run.folder / "checkpoints", lambda until: None).newest() is not None
+        with held(run.folder):
+            assert sorted(path.name for path in run.folder.parent.iterdir()) == [".lock", "test"]
+    assert set(left) == {True, False}

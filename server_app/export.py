@@ -9,11 +9,13 @@ from peft import get_peft_model, set_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor
 
-from app.backbones import Backbone, open_backbone
+from app.backbones import BUILTIN, Backbone, Processor, open_backbone
 from app.dual_adapter import adapter_config
 from app.full_model import FullModel
 from app.heads import split_classifier
 from app.settings import Settings
+
+_BASE = "base_model"
 
 
 def export_result(
@@ -26,8 +28,9 @@ def export_result(
     folder : Path
         Gets a PEFT checkpoint for ``PeftModel.from_pretrained`` (``adapter_model.safetensors``,
         ``adapter_config.json``), or under ``method = "full"`` a whole model for `load_backbone`. A head that
-        travels is in ``classifier.safetensors``, its answers in that file's metadata. A folder that is there
-        is replaced.
+        travels is in ``classifier.safetensors``, its answers in that file's metadata. What PEFT loads without
+        this package also gets how inputs are made, and in ``base_model`` a backbone that has no address of
+        its own. A folder that is there is replaced.
     settings : Settings
         Name the backbone, and the adapter or method.
     arrays : Mapping
@@ -61,17 +64,30 @@ def _save_adapter(folder: Path, settings: Settings, backbone: Backbone, shared: 
     )
     model = get_peft_model(backbone.fork(), config)
     set_peft_model_state_dict(model, dict(shared))
+    beside = settings.adapter == "lora" and lies_beside(settings.backbone, settings.backbone_weights)
     # Otherwise PEFT writes the folder that this machine loaded the backbone from.
-    model.peft_config["default"].base_model_name_or_path = settings.backbone
+    model.peft_config["default"].base_model_name_or_path = _BASE if beside else settings.backbone
     # Otherwise PEFT asks the hub whether the vocabulary was changed.
     model.save_pretrained(str(folder), save_embedding_layers=False)
+    if settings.adapter == "lora":
+        _save_processor(folder, backbone.processor)
+    if beside:
+        backbone.model.save_pretrained(folder / _BASE)  # float32, as it computes here
+
+
+def lies_beside(backbone: str, weights: str) -> bool:
+    """Say whether a backbone has neither a folder nor a hub id of its own, so that a LoRA brings it along."""
+    return backbone in BUILTIN or weights == "random"
 
 
 def _save_model(folder: Path, settings: Settings, backbone: Backbone, shared: Mapping[str, Tensor]) -> None:
     whole = FullModel(backbone, backbone.model.device)
     whole.load("shared", shared)
     whole.model.save_pretrained(folder)
-    processor = backbone.processor
+    _save_processor(folder, backbone.processor)
+
+
+def _save_processor(folder: Path, processor: Processor) -> None:
     image = {"image_mean": processor.mean, "image_std": processor.std, "text_template": processor.template}
     (folder / "preprocessor_config.json").write_text(json.dumps(image))
     if processor.tokenizer is not None:

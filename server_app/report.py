@@ -19,6 +19,7 @@ from strategies.privacy import epsilon
 
 from . import markdown
 from .curves import draw_curves
+from .export import lies_beside
 from .rows import ALL, GROUPS, Rows, best_round, by_round, central, last_round, names_of
 
 SCORES = {
@@ -115,10 +116,7 @@ def refusals(rows: Rows) -> Counter[tuple[str, str, str]]:
 def model_card(settings: Mapping[str, Any], rows: Rows) -> str:
     """Return the README.md of the exported adapter."""
     backbone = json.dumps(settings["backbone"])
-    load = backbone if settings["backbone-weights"] == "pretrained" else f'{backbone}, "random"'
-    register = ""
-    if settings["adapter"] == "bottleneck":
-        register = "\nimport feddat.app.bottleneck  # registers the adapter type with PEFT"
+    use = _use_with_peft_alone(settings) if settings["adapter"] == "lora" else _use_with_feddat(settings)
     return f"""---
 library_name: peft
 license: apache-2.0
@@ -144,10 +142,18 @@ On each client's test split, in points, with the client's own private head. Depl
 
 ## Use
 
-With the package `feddat` installed:
+{use}
+"""
+
+
+def _use_with_feddat(settings: Mapping[str, Any]) -> str:
+    backbone = json.dumps(settings["backbone"])
+    load = backbone if settings["backbone-weights"] == "pretrained" else f'{backbone}, "random"'
+    return f"""With the package `feddat` installed:
 
 ```python
-from peft import PeftModel{register}
+from peft import PeftModel
+import feddat.app.bottleneck  # registers the adapter type with PEFT
 from feddat.app.backbones import load_backbone
 
 backbone = load_backbone({load})
@@ -161,8 +167,34 @@ pixels = backbone.processor.image(image)[None]
 inputs = backbone.processor.texts(["what colour is the circle?"])
 features = model(**inputs, pixel_values=backbone.processor.normalise(pixels)).pooler_output
 logits = head(features)  # such as torch.nn.Linear(backbone.width, num_answers), trained on your answers
-```
-"""
+```"""
+
+
+def _use_with_peft_alone(settings: Mapping[str, Any]) -> str:
+    base = json.dumps(settings["backbone"])
+    if lies_beside(settings["backbone"], settings["backbone-weights"]):
+        base = 'f"{folder}/base_model"'
+    return f"""With PEFT and transformers, for one PIL image and one question:
+
+```python
+import json
+import numpy as np
+import torch
+from peft import PeftModel
+from transformers import AutoModel, AutoTokenizer
+
+folder = "path/to/adapter"
+base = AutoModel.from_pretrained({base}, dtype=torch.float32)
+model = PeftModel.from_pretrained(base, folder).eval()
+
+made = json.load(open(f"{{folder}}/preprocessor_config.json"))
+pixels = np.asarray(image.convert("RGB").resize((base.config.image_size,) * 2, 3)) / 255  # 3: bicubic
+pixels = torch.tensor((pixels - made["image_mean"]) / made["image_std"], dtype=torch.float32)
+question = made["text_template"].format("what colour is the circle?")
+inputs = AutoTokenizer.from_pretrained(folder)(question, return_tensors="pt")  # ViT: inputs = {{}}
+features = model(**inputs, pixel_values=pixels.permute(2, 0, 1)[None]).pooler_output
+logits = head(features)  # such as torch.nn.Linear(base.config.hidden_size, num_answers), trained on yours
+```"""
 
 
 def privacy_line(settings: Mapping[str, Any]) -> str:

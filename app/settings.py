@@ -299,10 +299,11 @@ def read_settings(run_config: Mapping[str, bool | float | int | str]) -> Setting
     try:
         return Settings.model_validate(dict(run_config))
     except ValidationError as error:
-        raise SettingsError(_in_one_line(error)) from None
+        raise SettingsError(one_line_of(error)) from None
 
 
-def _in_one_line(error: ValidationError) -> str:
+def one_line_of(error: ValidationError) -> str:
+    """Say the first thing that is wrong: the key, the value and what is allowed."""
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
     key = key if key.isprintable() else repr(key)

@@ -56,6 +56,7 @@ class Deployment(Grid):
                 node_config={
                     "partition-id": partition,
                     "num-partitions": self.num_clients,
+                    "policy": "open",  # the nodes are the user's own
                     **self.node_config,
                 },
                 state=RecordDict(),

@@ -4,7 +4,6 @@ The context carries copies of the shelf's files; whichever machine has the clien
 disk, and goes on from files as everywhere.
 """
 
-import sys
 from typing import cast
 
 from flwr.app import ConfigRecord, Context
@@ -14,12 +13,6 @@ from app.files import write_atomically
 from .private_state import Shelf
 
 _CARRIED = "private-files"
-
-
-def in_simulation() -> bool:
-    """Whether this process is a simulation's worker: Ray's. A site's ClientApp never runs in one."""
-    ray = sys.modules.get("ray")
-    return ray is not None and bool(ray.is_initialized())
 
 
 def put_down(context: Context, shelf: Shelf) -> None:

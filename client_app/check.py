@@ -26,8 +26,9 @@ from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_TOLERANCE
 from app.backbones import choose_device
 
 from .client import SITE_KEYS, STATE_DIR, Client
+from .policy import POLICY_KEYS
 
-NODE_KEYS = ("partition-id", "num-partitions", *SITE_KEYS, STATE_DIR)
+NODE_KEYS = ("partition-id", "num-partitions", *SITE_KEYS, STATE_DIR, *POLICY_KEYS)
 _GIB = 2**30
 
 
@@ -56,10 +57,12 @@ def main(arguments: list[str] | None = None) -> int:
             return None
 
     if site := line("node-config", open_site, given.node_config, given.run_config):
-        line("data", data, site.client)
+        read = line("data", data, site.client)
         line("backbone", backbone, site.client)
         line("device", device, site.client)
         line("state-dir", state_dir, site.client)
+        if read:
+            line("leaves", leaves, site.client)
     if given.superlink and (
         answer := line("superlink", ask_superlink, given.superlink, given.root_certificates)
     ):
@@ -99,11 +102,23 @@ def _pairs(key: str, text: str) -> dict[str, Any]:
 
 
 def data(client: Client) -> str:
-    """Read the examples; ValueError if there are none to train on."""
+    """Read the examples; ValueError if there are too few to train on."""
     found = client.partition
     if not len(found.train):
         raise ValueError(f"{found.name} has no training examples")
+    client.policy.require_examples(len(found.train))
     return f"{found.name}, {len(found.train)} training and {len(found.test)} test examples"
+
+
+def leaves(client: Client) -> str:
+    """Say what leaves the site under its policy in such a run."""
+    policy, dp = client.policy, client.settings.dp
+    metrics = policy.share_metrics or ("none" if dp == "local" else "all")
+    errors = "whole errors" if policy.policy == "open" else "errors without their reasons"
+    return (
+        f"the shared adapter (dp {dp}, requires {policy.require_dp}), as {client.name!r}, metrics: {metrics},"
+        f" to {policy.metric_decimals} decimals and counts to {policy.min_examples}s, {errors}"
+    )
 
 
 def backbone(client: Client) -> str:

@@ -21,8 +21,9 @@ from app.source import source_hash
 from app.trained_model import TrainedModel
 from data_partitions.options import DataOptions
 
-from .carried_state import in_simulation, pick_up, put_down
+from .carried_state import pick_up, put_down
 from .kept_examples import kept_examples
+from .policy import Policy, in_simulation
 from .private_state import PrivateState, Shelf, load_private_state, save_private_state
 
 if TYPE_CHECKING:
@@ -65,6 +66,13 @@ class Share:
 
         return partition_names(self.benchmark, self.options)
 
+    @property
+    def has_public_names(self) -> bool:
+        """Whether those names are the benchmark's, and not from the site's files."""
+        from data_partitions.benchmarks import BENCHMARKS
+
+        return not BENCHMARKS[self.benchmark].names_in_data
+
     def load(self) -> "Partition":
         """Load the data.
 
@@ -103,6 +111,7 @@ class Client:
     partition_id: int
     num_partitions: int
     share: Share
+    policy: Policy
     context: Context
 
     @classmethod
@@ -112,7 +121,7 @@ class Client:
         Raises
         ------
         ValueError
-            If either cannot be used.
+            If either cannot be used, or the site's policy does not take the run.
         """
         node = context.node_config
         for key in ("partition-id", "num-partitions"):
@@ -130,7 +139,9 @@ class Client:
                 "allowed: 'files', or a simulation"
             )
         share = Share(settings.benchmark, index, count, data_options(settings), "data-dir" in node)
-        return cls(settings, index, count, share, context)
+        policy = Policy.of(node)
+        policy.admit(settings)
+        return cls(settings, index, count, share, policy, context)
 
     @property
     def backbone(self) -> Backbone:
@@ -142,15 +153,22 @@ class Client:
         """The client's data; the process keeps it."""
         return _partition(self.share)
 
+    @property
+    def name(self) -> str:
+        """The client's name, as its policy lets it leave."""
+        return self.policy.name_of(self.partition_id, self.partition.name, self.share.has_public_names)
+
     def examples(self, split: str) -> Examples:
         """Return one split, processed; the process keeps it, and the site's disk for the next process.
 
         Raises
         ------
         ValueError
-            If the client has no such rows, or its data cannot be used.
+            If the client has no such rows, fewer than its policy wants, or its data cannot be used.
         """
-        return _examples(self.share, split, self.backbone)
+        found = _examples(self.share, split, self.backbone)
+        self.policy.require_examples(len(found))
+        return found
 
     @property
     def state_dir(self) -> Path:

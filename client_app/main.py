@@ -14,6 +14,7 @@ from flwr.clientapp import ClientApp
 from app.caches import cache_limit, prune
 from app.home import closed_home
 
+from .policy import discreet
 from .privacy import private_training
 
 app = ClientApp()
@@ -28,7 +29,7 @@ def _at_home() -> Iterator[None]:
         yield
 
 
-@app.query()
+@app.query(mods=[discreet])
 def query(message: Message, context: Context) -> Message:
     """Say who this client is, what it runs and what its data are like, once, before the first round."""
     with _at_home():
@@ -37,7 +38,7 @@ def query(message: Message, context: Context) -> Message:
         return messages.introduce(message, context)
 
 
-@app.train(mods=[private_training])
+@app.train(mods=[discreet, private_training])
 def train(message: Message, context: Context) -> Message:
     """Train for one round; reply with what is shared and scalars."""
     with _at_home():
@@ -46,7 +47,7 @@ def train(message: Message, context: Context) -> Message:
         return messages.train(message, context)
 
 
-@app.evaluate()
+@app.evaluate(mods=[discreet])
 def evaluate(message: Message, context: Context) -> Message:
     """Score the branches on the client's test split; reply with scalars."""
     with _at_home():

@@ -21,6 +21,7 @@ from app.trained_model import Branch
 
 from .client import Client
 from .local_training import evaluate, train_round
+from .policy import PublicError
 from .private_state import PrivateState, not_finite
 
 # What an evaluation scores; a single adapter has no teacher and no local branch.
@@ -37,6 +38,12 @@ def introduce(message: Message, context: Context) -> Message:
 
     client = Client.of(context)
     partition = client.partition
+    measured = {
+        "natural-partitions": len(client.share.names),
+        "skipped": sum(partition.skipped.values()),
+        "unanswerable": partition.unanswerable["test"] / max(1, len(partition.test)),
+        "text-only": text_only_baseline(partition),
+    }
     answer = ConfigRecord(
         {
             "partition-id": client.partition_id,
@@ -49,11 +56,8 @@ def introduce(message: Message, context: Context) -> Message:
             "torch": torch.__version__,
             "python": platform.python_version(),
             "device": str(choose_device(client.settings.device)),
-            "name": partition.name,
-            "natural-partitions": len(client.share.names),
-            "skipped": sum(partition.skipped.values()),
-            "unanswerable": partition.unanswerable["test"] / max(1, len(partition.test)),
-            "text-only": text_only_baseline(partition),
+            "name": client.name,
+            **client.policy.told(measured, client.settings.dp),
         }
     )
     return Message(RecordDict({"handshake": answer}), reply_to=message)
@@ -89,7 +93,8 @@ def train(message: Message, context: Context) -> Message:
     record, owed = to_reply(shared, arrays, owed, client.settings.wire_precision)
     private = PrivateState(adapter.state("local"), own_head, owed)
     client.keep(shelf, server_round, private)
-    return Message(RecordDict({"arrays": record, "metrics": _record(metrics, lost)}), reply_to=message)
+    told = _record(client, metrics, lost)
+    return Message(RecordDict({"arrays": record, "metrics": told}), reply_to=message)
 
 
 def evaluate_branches(message: Message, context: Context) -> Message:
@@ -102,12 +107,13 @@ def evaluate_branches(message: Message, context: Context) -> Message:
         arrays, shelf, config["server-round"], examples.num_answers, _expected(config)
     )
     metrics = evaluate(adapter, head, examples, BRANCHES_OF[client.settings.method])
-    return Message(RecordDict({"metrics": _record(metrics, lost)}), reply_to=message)
+    return Message(RecordDict({"metrics": _record(client, metrics, lost)}), reply_to=message)
 
 
-def _record(metrics: dict[str, Any], lost: int) -> MetricRecord:
-    """Add how many private states were lost, if any were."""
-    return MetricRecord({**metrics, **({"state-recovered": lost} if lost else {})})
+def _record(client: Client, metrics: dict[str, Any], lost: int) -> MetricRecord:
+    """Keep what may leave, and add how many private states were lost, if any were."""
+    told = client.policy.told(metrics, client.settings.dp)
+    return MetricRecord({**told, **({"state-recovered": lost} if lost else {})})
 
 
 def _expected(config: Mapping[str, Any]) -> int:
@@ -127,7 +133,7 @@ def _called(message: Message, context: Context) -> tuple[Client, dict[str, Any]]
     for key, own in (("source", source_hash()), ("backbone", client.backbone.fingerprint)):
         if config.get(key) != own:
             theirs = str(config.get(key))[:12]
-            raise ValueError(
+            raise PublicError(
                 f"{key} is {own[:12]} on partition {client.partition_id} but {theirs} on the server: "
                 f"give both the same {key}"
             )

@@ -29,18 +29,20 @@ class Benchmark(NamedTuple):
     """A benchmark's functions.
 
     Names of the natural clients (none where any number of clients share one data set), one client's data, and
-    where there are such: public examples, and a test set in which all clients have one answer list.
+    where there are such: public examples, and a test set in which all clients have one answer list. Last,
+    whether clients are named by what stands in their files.
     """
 
     names: Callable[[DataOptions], list[str]]
     load: Callable[[int, int, DataOptions], Partition]
     pool: Callable[[DataOptions], datasets.DatasetDict] | None = None
     test: Callable[[DataOptions], BalancedTest] | None = None
+    names_in_data: bool = False
 
 
 BENCHMARKS: dict[str, Benchmark] = {
     "scenes": Benchmark(scenes.names, scenes.load, scenes.load_pool),
-    "vqa-domains": Benchmark(vqa_sets.names, vqa_sets.load),
+    "vqa-domains": Benchmark(vqa_sets.names, vqa_sets.load, names_in_data=True),
     "cifar10-lt": Benchmark(CIFAR10.names, CIFAR10.load, CIFAR10.load_pool, CIFAR10.load_test),
     "cifar100-lt": Benchmark(CIFAR100.names, CIFAR100.load, CIFAR100.load_pool, CIFAR100.load_test),
 }

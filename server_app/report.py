@@ -308,6 +308,8 @@ def _measured_on(rows: Rows) -> str:
             "Accuracy of the aggregated model on the benchmark's balanced test set, over the classes with "
             "many, with a medium number of and with few training examples, and over all, in points:"
         )
+    if not any("student" in row for row in rows):
+        return "Scores were not measured, or no client sent any:"
     return "Scores on each client's test split with its own head, in points:"
 
 
@@ -349,7 +351,7 @@ def _scores(rows: Rows) -> tuple[list[str], list[list[str]]]:
             name += f" (round {scored})"
         points = (values.get(partition) for values in columns.values())
         lines.append([name, *("–" if point is None else f"{point:.1f}" for point in points)])
-    for label, summary in (("mean", np.mean), ("worst", np.min)):
+    for label, summary in (("mean", np.mean), ("worst", np.min)) if columns else ():
         lines.append([label, *(f"{summary(list(values.values())):.1f}" for values in columns.values())])
     return ["client", *columns], lines
 

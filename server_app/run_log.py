@@ -109,7 +109,7 @@ class RunLog:
         """Note who takes part, and say so if the benchmark has more clients than there are nodes."""
         said = {partition: _said(partition, answer) for partition, answer in sorted(answers.items())}
         self._facts |= {
-            partition: {"partition": partition, **{key: answer[key] for key in FACTS}}
+            partition: {"partition": partition, **{key: answer[key] for key in FACTS if key in answer}}
             for partition, answer in said.items()
         }
         natural = max(answer["natural-partitions"] for answer in said.values())
@@ -129,7 +129,7 @@ class RunLog:
             ", ".join(fact["name"] for fact in self._facts.values()),
         )
         for answer in said.values():
-            if unanswerable := answer["unanswerable"]:
+            if unanswerable := answer.get("unanswerable"):
                 log.info(
                     "%s: %.1f %% of the test questions have an answer that is not in the client's list",
                     answer["name"],
@@ -185,17 +185,18 @@ class RunLog:
 
 
 def _said(partition: int, answer: Mapping[str, Any]) -> dict[str, Any]:
-    """Take what a client says of itself where it is what is expected, else a default."""
+    """Take what a client says of itself where it is what is expected; a count that it does not say is 0."""
 
     def is_expected(key: str, value: Any, default: Any) -> bool:
         low, high = SAID.get(key, (-inf, inf))
         return type(value) is type(default) and (isinstance(value, str) or low <= value <= high)
 
-    said = {
-        key: answer[key] if is_expected(key, answer.get(key), default) else default
+    good = {
+        key: answer[key]
         for key, default in (FACTS | COUNTS).items()
+        if is_expected(key, answer.get(key), default)
     }
-    return {**said, "name": one_line(said["name"], 60) or f"partition {partition}"}
+    return {**COUNTS, **good, "name": one_line(good.get("name", ""), 60) or f"partition {partition}"}
 
 
 def _lines(rows: list[dict[str, Any]]) -> str:

@@ -94,7 +94,7 @@ class Site:
             self.name,
             *("flower-supernode", "--superlink", f"127.0.0.1:{self.port}", "--port", str(free_port())),
             *(trust or self.deployment.trust(self)),
-            *("--node-config", f'{where} state-dir="{self.folder / "state"}"'),
+            *("--node-config", f'{where} state-dir="{self.folder / "state"}" min-examples=8'),
             PYTHONPATH=str(ROOT / "tests" / "on_a_site"),
             FEDDAT_TEST_SITE=str(self.folder),
         )

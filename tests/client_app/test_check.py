@@ -122,13 +122,26 @@ def test_a_site_that_is_ready_passes_every_check(lines, superlink, certificates,
         node=f'{NODE} state-dir="{state}"',
     )
     assert code == 0
-    assert list(found) == ["node-config", "data", "backbone", "device", "state-dir", "superlink", "clock"]
+    assert list(found) == [
+        "node-config",
+        "data",
+        "backbone",
+        "device",
+        "state-dir",
+        "leaves",
+        "superlink",
+        "clock",
+    ]
     assert {mark for mark, _ in found.values()} == {"ok"}
     assert found["node-config"][1] == "partition 1 of 5, benchmark scenes"
     assert found["data"][1] == "sketch, 12 training and 8 test examples"
     assert found["backbone"][1].startswith(f"{small_backbone}, fingerprint ")
     assert found["device"][1].startswith("cpu, ")
     assert found["state-dir"][1].startswith(f"{state}, ")
+    assert found["leaves"][1] == (
+        "the shared adapter (dp none, requires none), as 'sketch', metrics: all, to 2 decimals and"
+        " counts to 10s, errors without their reasons"
+    )
     assert list(state.iterdir()) == []
     assert state.stat().st_mode & 0o777 == 0o700
     assert found["superlink"][1].startswith("reached over TLS, certificate valid until ")
@@ -171,7 +184,24 @@ def test_one_failure_is_one_line_and_the_other_checks_go_on(lines, name, node, r
     assert code == 1
     assert [other for other, (mark, _) in found.items() if mark == "FAIL"] == [name]
     assert said in found[name][1]
-    assert len(found) == 5
+    assert len(found) == (5 if name == "data" else 6)
+
+
+def test_fewer_examples_than_the_sites_own_policy_wants(lines):
+    code, found = lines(node=f"{NODE} min-examples=13")
+    assert code == 1
+    assert found["data"] == ("FAIL", "a site has fewer examples than its min-examples = 13")
+
+
+def test_what_leaves_is_what_the_policy_says(lines):
+    node = f'{NODE} site-name="B" share-metrics="none" policy="open" require-dp="local"'
+    assert lines(node=node)[1]["node-config"] == (
+        "FAIL",
+        "a site has require-dp = 'local'; the run has dp = 'none'",
+    )
+    found = lines(node=node, run='dp="local"')[1]["leaves"][1]
+    assert found.startswith("the shared adapter (dp local, requires local), as 'B', metrics: none, ")
+    assert found.endswith(", whole errors")
 
 
 def test_data_without_training_examples(lines, monkeypatch):

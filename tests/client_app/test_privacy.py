@@ -32,7 +32,7 @@ def send(run_config):
     """Let a client that changes arrays by a norm of 8 reply through the mod; return change and metrics."""
 
     def reply(before=lambda: None, **settings):
-        context = Context(1, 1, {}, RecordDict(), run_config(**settings))
+        context = Context(1, 1, {}, RecordDict(), run_config(**{"num-clients": 2, **settings}))
         sent = ArrayRecord({"x": Array(np.full(SIZE, 0.25, np.float32))})
         config = ConfigRecord({"clipping_norm": 2.0} if settings.get("dp", "").startswith("client") else {})
         message = Message(RecordDict({"arrays": sent, "config": config}), 1, MessageType.TRAIN)

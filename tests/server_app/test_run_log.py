@@ -81,7 +81,7 @@ def test_what_a_client_says_of_its_data_is_in_its_range(make, number):
     run.replied(1, "train", 0, {"num-examples": 12})
     run.end_round(1)
     (row,) = rows_of(run)
-    assert (row["text-only"], row["unanswerable"]) == (0, 0)
+    assert not {"text-only", "unanswerable"} & row.keys()
 
 
 def test_what_is_not_a_number_is_none_in_the_file(make):
@@ -135,7 +135,7 @@ def test_what_a_client_should_not_say_of_itself_ends_nothing(make, name):
     run.replied(1, "train", 0, {"num-examples": 12})
     run.end_round(1)
     (row,) = rows_of(run)
-    assert (row["text-only"], row["unanswerable"]) == (0, 0)
+    assert not {"text-only", "unanswerable"} & row.keys()
     assert row["name"] == ("[2J" if name == "\n\x1b[2J" else "partition 0")
 
 

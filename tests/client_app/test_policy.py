@@ -1,0 +1,324 @@
+"""What leaves a site, against a server that wants more and data with a secret in every place."""
+
+import itertools
+import shutil
+
+import numpy as np
+import pytest
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+
+from app.backbones import load_backbone
+from app.dual_adapter import DualAdapter, adapter_config
+from app.records import to_record
+from app.source import source_hash
+from client_app import local_training, messages
+from client_app.policy import Policy
+from tests.bad_input.given import domain, png, write
+
+SECRET = "Mallory-Vance-1970"
+KINDS = ("query", "train", "evaluate")
+
+
+@pytest.fixture(scope="module")
+def first(small_backbone):
+    config = adapter_config("bottleneck", reduction_factor=4, width=32)
+    return to_record(DualAdapter(load_backbone(str(small_backbone)), config).state("shared"))
+
+
+@pytest.fixture
+def asked(federation, small_backbone, first):
+    """Ask a site for everything; return its replies by kind. Keywords are settings, `node` its own word."""
+
+    def asked(node=None, arrays=first, **settings):
+        clients = federation(1, node_config={"policy": "closed", **(node or {})}, **settings)
+        config = {
+            "backbone": load_backbone(str(small_backbone)).fingerprint,
+            "source": source_hash(),
+            "run": "test",
+            "run-token": "0123456789abcdef",
+            "server-round": 1,
+            "clipping_norm": 1.0,
+            # What a server might try.
+            "policy": "open",
+            "min-examples": 1,
+            "share-metrics": "all",
+        }
+        replies = {}
+        for kind in KINDS:
+            content = RecordDict({"config": ConfigRecord(config)})
+            if kind != "query":
+                content["arrays"] = arrays
+            message = Message(content, dst_node_id=clients.node_id(0), message_type=kind)
+            (replies[kind],) = clients.send_and_receive([message])
+        return replies
+
+    return asked
+
+
+@pytest.fixture
+def vqa(asked, tmp_path):
+    """Ask a site with a domain of its own, in a folder and under names that are secret."""
+    numbers = itertools.count()
+
+    def ask(rows=None, damage=lambda folder: None, **more):
+        folder = tmp_path / f"folder {next(numbers)} of {SECRET}"  # the process keeps what it read of one
+        write(folder, rows or domain(train=12, val=2, test=10, name=SECRET), SECRET)
+        damage(folder)
+        node = {"data-dir": str(folder), "state-dir": str(tmp_path / SECRET), **more.pop("node", {})}
+        settings = {"benchmark": "vqa-domains", "data_dir": "/nowhere", "num_answers": 2, "test_examples": 0}
+        return asked(node, **{**settings, **more})
+
+    return ask
+
+
+def everything(reply):
+    """Return all bytes of a reply that leave, its error's text included."""
+    if reply.has_error():
+        return reply.error.reason.encode()
+    return b"\0".join(part.deflate() for part in get_all_nested_objects(reply.content).values())
+
+
+def refusal(reply):
+    return reply.error.reason.split("occurred. Message: ")[1].removesuffix("'>")
+
+
+def with_column(name, value, row=3):
+    rows = domain(train=12, val=2, test=10, name=SECRET)
+    rows[row][name] = value
+    return rows
+
+
+def without(column):
+    return [{k: v for k, v in row.items() if k != column} for row in domain(name=SECRET)]
+
+
+def not_parquet(folder):
+    (folder / f"{SECRET}.parquet").write_bytes(b"PAR1 and then " + SECRET.encode())
+
+
+def a_second_file(folder):
+    write(folder, domain(name=f"second {SECRET}"), f"second {SECRET}")
+
+
+def no_file(folder):
+    (folder / f"{SECRET}.parquet").unlink()
+
+
+def no_folder(folder):
+    shutil.rmtree(folder)
+
+
+BROKEN = {"bytes": SECRET.encode(), "path": f"{SECRET}.png"}
+FAILURES = {
+    "a broken image": {"rows": with_column("image", BROKEN)},
+    "a broken test image": {"rows": with_column("image", BROKEN, row=-1)},
+    "an unknown split": {"rows": with_column("split", SECRET)},
+    "no question": {"rows": with_column("question", None)},
+    "no answer": {"rows": with_column("answer", None)},
+    "a column is missing": {"rows": without("answer")},
+    "a column of another type": {"rows": [{**row, "image": SECRET} for row in domain(name=SECRET)]},
+    "no training rows": {"rows": domain(train=0, name=SECRET)},
+    "no parquet": {"damage": not_parquet},
+    "two files": {"damage": a_second_file},
+    "no file": {"damage": no_file},
+    "no folder": {"damage": no_folder},
+    "a backbone that is not there": {"node": {"backbone": f"/{SECRET}"}},
+    "a device that is not there": {"node": {"device": SECRET}},
+    "a relative state-dir": {"node": {"state-dir": SECRET}},
+    "a relative data-dir": {"node": {"data-dir": SECRET}},
+    "a policy that is none": {"node": {"min-examples": SECRET}},
+    "a partition that is none": {"node": {"partition-id": SECRET}},
+    "an alias that is none": {"node": {"site-name": SECRET * 9}},
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES.values(), ids=FAILURES)
+def test_what_goes_wrong_is_told_to_the_sites_log_alone(vqa, failure, caplog):
+    replies = vqa(**failure)
+    assert any(reply.has_error() for reply in replies.values())
+    for kind, reply in replies.items():
+        assert SECRET.encode() not in everything(reply), kind
+        if reply.has_error():
+            assert refusal(reply).startswith(f"{kind} failed on ") or "min-examples" in refusal(reply)
+    assert SECRET in caplog.text
+
+
+def test_an_open_site_says_what_is_wrong(vqa):
+    reply = vqa(**FAILURES["a broken image"], node={"policy": "open"})["query"]
+    assert f"{SECRET}.parquet row 3" in refusal(reply)
+
+
+def test_nothing_of_good_data_is_in_a_reply(vqa):
+    rows = [
+        {**row, **dict.fromkeys(("question", "subdomain", "source", "image_id"), SECRET)}
+        for row in domain(train=12, val=2, test=10, name=SECRET)
+    ]
+    rows = [{**row, "answer": f"{SECRET} {row['answer']}"} for row in rows]
+    replies = vqa(rows)
+    for reply in replies.values():
+        assert not reply.has_error(), reply.error
+        assert SECRET.encode() not in everything(reply)
+    assert replies["query"].content["handshake"]["name"] == "partition 0"
+
+
+def test_an_exceptions_own_words_do_not_leave(asked, monkeypatch, caplog):
+    class SpecialError(Exception):
+        pass
+
+    def fail(*_, **__):
+        try:
+            raise KeyError(SECRET)
+        except KeyError:
+            raise SpecialError(f"in {SECRET}") from None
+
+    monkeypatch.setattr(messages, "train_round", fail)
+    monkeypatch.setattr(messages, "evaluate", fail)
+    replies = asked()
+    for kind in ("train", "evaluate"):
+        text = everything(replies[kind]).decode()
+        assert SECRET not in text
+        assert "SpecialError" not in text
+    assert SECRET in caplog.text
+
+
+def test_what_both_sides_must_have_the_same_of_is_told(asked, monkeypatch):
+    monkeypatch.setattr(messages, "source_hash", lambda: "f" * 64)
+    assert refusal(asked()["train"]).startswith("source is ffffffffffff on partition 0 but ")
+
+
+def test_a_server_cannot_ask_for_one_example(asked):
+    """Its exact loss, on arrays of the server's choice, would tell its label."""
+    for cut in ({"train_examples": 1}, {"train_examples": 9}):
+        assert refusal(asked(**cut)["train"]) == "a site has fewer examples than its min-examples = 10"
+    assert (
+        refusal(asked(test_examples=1)["evaluate"]) == "a site has fewer examples than its min-examples = 10"
+    )
+    assert not asked(train_examples=10)["train"].has_error()
+    assert not asked({"min-examples": 1}, train_examples=1)["train"].has_error()
+
+
+def test_numbers_leave_rounded_and_counts_in_multiples(asked):
+    replies = asked(train_examples=19, test_examples=11)
+    train, evaluate = (dict(replies[kind].content["metrics"]) for kind in ("train", "evaluate"))
+    assert (train["num-examples"], evaluate["num-examples"]) == (10, 10)
+    said = dict(replies["query"].content["handshake"])
+    for name, value in {**train, **evaluate, "text-only": said["text-only"]}.items():
+        assert value == round(value, 2), name
+    assert "ce-student" in train
+    assert "student" in evaluate
+
+
+def test_a_site_says_which_numbers_may_leave(asked):
+    replies = asked({"share-metrics": "ce-student, student"}, test_examples=12)
+    assert set(replies["train"].content["metrics"]) == {"num-examples", "ce-student"}
+    assert set(replies["evaluate"].content["metrics"]) == {"num-examples", "student"}
+    assert replies["train"].content["metrics"]["num-examples"] == 1
+    assert "text-only" not in replies["query"].content["handshake"]
+    replies = asked({"share-metrics": "none"}, test_examples=12)
+    for kind in ("train", "evaluate"):
+        assert dict(replies[kind].content["metrics"]) == {"num-examples": 1}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "taken"),
+    [
+        ("none", {"none", "server-fixed", "client-fixed", "local"}),
+        ("central", {"server-fixed", "client-fixed", "local"}),
+        ("local", {"local"}),
+    ],
+)
+def test_a_site_takes_part_only_in_runs_as_private_as_it_wants(asked, wanted, taken):
+    for dp in ("none", "server-fixed", "client-fixed", "local"):
+        replies = asked({"require-dp": wanted}, test_examples=12, dp=dp, **{"num-clients": 1})
+        why = f"a site has require-dp = '{wanted}'; the run has dp = '{dp}'"
+        refused = {kind for kind in KINDS if replies[kind].has_error() and refusal(replies[kind]) == why}
+        assert refused == (set() if dp in taken else set(KINDS))
+
+
+@pytest.mark.parametrize(("key", "asks", "most"), [("delta", 0.99, "0.0001"), ("epsilon", 0.6, "0.5")])
+def test_a_server_cannot_make_local_noise_small(asked, key, asks, most):
+    node = {"require-dp": "local", "max-epsilon": 0.5}
+    replies = asked(node, test_examples=12, dp="local", **{f"dp-{key}": asks})
+    for reply in replies.values():
+        assert refusal(reply) == f"a site has max-{key} = {most}; the run has dp-{key} = {asks}"
+
+
+def test_a_sites_name_is_its_own_word(vqa, asked):
+    assert vqa(node={"site-name": "site B"})["query"].content["handshake"]["name"] == "site B"
+    assert vqa(node={"policy": "open"})["query"].content["handshake"]["name"] == SECRET
+    # Those of a drawn benchmark are no cells of data.
+    assert asked()["query"].content["handshake"]["name"] == "clean"
+
+
+@pytest.fixture
+def still_noise(monkeypatch):
+    """Draw the same noise every time."""
+
+    def normal(mean, deviation, shape):
+        return np.random.Generator(np.random.PCG64(7)).normal(mean, deviation, shape)
+
+    monkeypatch.setattr(np.random, "normal", normal)
+
+
+@pytest.mark.parametrize("policy", ["open", "closed"])
+def test_under_local_privacy_only_the_noised_arrays_depend_on_the_data(vqa, still_noise, monkeypatch, policy):
+    """All rows are others, there are more, some cannot be answered; all else of a reply is the same."""
+    clock = iter(range(10**6))  # as if the one took longer
+    monkeypatch.setattr(local_training.time, "perf_counter", lambda: float(next(clock) ** 2))
+    others = [
+        {**row, "question": "is it?", "answer": f"{n % 5}", "image": {"bytes": png(99 + n), "path": None}}
+        for n, row in enumerate(domain(train=25, val=3, test=13, name="other"))
+    ]
+    one, other = (vqa(rows, dp="local", node={"policy": policy, "site-name": "x"}) for rows in (None, others))
+    for kind in KINDS:
+        assert not one[kind].has_error(), one[kind].error
+        records, same = ({**reply[kind].content} for reply in (one, other))
+        arrays, moved = records.pop("arrays", None), same.pop("arrays", None)
+        assert {name: dict(record) for name, record in records.items()} == {
+            name: dict(record) for name, record in same.items()
+        }
+        assert not {"text-only", "unanswerable", "skipped"} & set(dict(records.get("handshake", {})))
+        if kind == "train":
+            assert dict(records["metrics"]) == {"num-examples": 1}
+            assert any(arrays[name].data != moved[name].data for name in arrays)
+
+
+def test_a_run_whose_clients_send_no_scores_has_a_report(federation, monkeypatch):
+    from server_app import federation as room
+    from server_app.report import write_report
+
+    monkeypatch.setattr(room, "write_report", write_report)
+    folder = federation(2, dp="local", max_change=1e9).serve()
+    report = (folder / "report.md").read_text()
+    assert "Scores were not measured" in report
+    assert "nan" not in report
+    assert "- **privacy**: local, ε = " in report
+    assert not (folder / "adapter-best").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ({"policy": "lax"}, "policy = 'lax'; allowed: 'open' or 'closed'"),
+        ({"min-examples": 0}, "min-examples = 0; allowed: greater than or equal to 1"),
+        ({"min-examples": 2.0}, "min-examples = 2.0; allowed: a valid integer"),
+        ({"metric-decimals": -1}, "metric-decimals = -1; allowed: greater than or equal to 0"),
+        ({"require-dp": "much"}, "require-dp = 'much'; allowed: 'none', 'central' or 'local'"),
+        (
+            {"share-metrics": "my-loss"},
+            "share-metrics = 'my-loss'; allowed: 'all', 'none', or of ce-student, ",
+        ),
+    ],
+)
+def test_a_policy_that_cannot_be_used_is_named(given, line):
+    with pytest.raises(ValueError) as caught:
+        Policy.of(given)
+    assert str(caught.value).startswith(f"node-config: {line}")
+
+
+def test_a_site_is_closed_unless_it_is_a_simulations_worker(monkeypatch):
+    assert Policy.of({}).policy == "closed"
+    monkeypatch.setattr("client_app.policy.in_simulation", lambda: True)
+    assert Policy.of({}).policy == "open"
+    assert Policy.of({"policy": "closed"}).min_examples == 10

@@ -293,7 +293,7 @@ def test_a_run_whose_clients_send_no_scores_has_a_report(federation, monkeypatch
     report = (folder / "report.md").read_text()
     assert "Scores were not measured" in report
     assert "nan" not in report
-    assert "- **privacy**: local, ε = " in report
+    assert "local, ε = " in report
     assert not (folder / "adapter-best").exists()
 
 

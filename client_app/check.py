@@ -24,6 +24,8 @@ from flwr.common.config import parse_config_args
 from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_TOLERANCE
 
 from app.backbones import choose_device
+from app.caches import CACHES, cache_limit, prune
+from app.home import closed_folder, closed_home
 
 from .client import SITE_KEYS, STATE_DIR, Client
 from .policy import POLICY_KEYS
@@ -57,6 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
             return None
 
     if site := line("node-config", open_site, given.node_config, given.run_config):
+        line("home", home)
         read = line("data", data, site.client)
         line("backbone", backbone, site.client)
         line("device", device, site.client)
@@ -138,12 +141,28 @@ def device(client: Client) -> str:
 
 def state_dir(client: Client) -> str:
     """Write into the folder of the private states; OSError if that fails."""
-    folder = client.state_dir
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder = closed_folder("state-dir", client.state_dir)
     with tempfile.NamedTemporaryFile(dir=folder) as file:
         file.write(b"x")
         file.flush()
-    return f"{folder}, {shutil.disk_usage(folder).free / _GIB:.1f} GiB free"
+    runs = sum(path.is_dir() for path in folder.iterdir())
+    free = shutil.disk_usage(folder).free / _GIB
+    return f"{folder}, states of {runs} runs, {_megabytes(folder)}, {free:.1f} GiB free"
+
+
+def home() -> str:
+    """Say what lies where; ValueError if others may see it."""
+    with closed_home() as folder:
+        limit = cache_limit()
+        prune(folder, limit)
+        kept = (f"{path.name} {_megabytes(path)}" for path in sorted(folder.iterdir()) if path.is_dir())
+        caches = f"{' and '.join(CACHES)} at most {limit / 1e9:g} GB together"
+        return f"{folder}: {', '.join(kept) or 'nothing'}; {caches}"
+
+
+def _megabytes(folder: Path) -> str:
+    size = sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())
+    return f"{size / 1e6:.1f} MB"
 
 
 @dataclass(frozen=True)

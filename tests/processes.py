@@ -27,7 +27,7 @@ def environment(folder: Path, programs: Path = PROGRAMS) -> dict[str, str]:
     `programs` is where its Python and Flower's programs lie.
     """
     for name in ("flwr", "home", "empty"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
+        (folder / name).mkdir(mode=0o700, parents=True, exist_ok=True)
     return {
         **os.environ,
         "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",

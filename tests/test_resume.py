@@ -100,7 +100,7 @@ def sites(tmp_path, drawn, run_config, monkeypatch):
     homes = iter(range(99))
 
     def build(num_clients=2, **overrides):
-        (tmp_path / str(home := next(homes))).mkdir()
+        (tmp_path / str(home := next(homes))).mkdir(mode=0o700)
         return tmp_path / str(home), Federation(run_config(**{"num_rounds": 3, **overrides}), num_clients)
 
     with own_home(tmp_path, drawn):
@@ -315,7 +315,7 @@ def main(point: str, server_round: str, home: str, drawn: str, run_config: str) 
 )
 def test_a_killed_process_loses_nothing(tmp_path, sites, drawn, run_config, point, server_round, settings):
     _, whole = finish(*sites(**settings), drawn)
-    (killed := tmp_path / "killed").mkdir()
+    (killed := tmp_path / "killed").mkdir(mode=0o700)
     config = run_config(num_rounds=3, **settings)
     for kill, resume, code in ((point, "", -signal.SIGKILL), ("", "test", 0)):
         arguments = [

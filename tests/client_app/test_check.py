@@ -122,22 +122,14 @@ def test_a_site_that_is_ready_passes_every_check(lines, superlink, certificates,
         node=f'{NODE} state-dir="{state}"',
     )
     assert code == 0
-    assert list(found) == [
-        "node-config",
-        "data",
-        "backbone",
-        "device",
-        "state-dir",
-        "leaves",
-        "superlink",
-        "clock",
-    ]
+    assert " ".join(found) == "node-config home data backbone device state-dir leaves superlink clock"
     assert {mark for mark, _ in found.values()} == {"ok"}
     assert found["node-config"][1] == "partition 1 of 5, benchmark scenes"
     assert found["data"][1] == "sketch, 12 training and 8 test examples"
     assert found["backbone"][1].startswith(f"{small_backbone}, fingerprint ")
     assert found["device"][1].startswith("cpu, ")
-    assert found["state-dir"][1].startswith(f"{state}, ")
+    assert "data and examples at most 20 GB together" in found["home"][1]
+    assert found["state-dir"][1].startswith(f"{state}, states of 0 runs, 0.0 MB, ")
     assert found["leaves"][1] == (
         "the shared adapter (dp none, requires none), as 'sketch', metrics: all, to 2 decimals and"
         " counts to 10s, errors without their reasons"
@@ -184,7 +176,7 @@ def test_one_failure_is_one_line_and_the_other_checks_go_on(lines, name, node, r
     assert code == 1
     assert [other for other, (mark, _) in found.items() if mark == "FAIL"] == [name]
     assert said in found[name][1]
-    assert len(found) == (5 if name == "data" else 6)
+    assert len(found) == (6 if name == "data" else 7)
 
 
 def test_fewer_examples_than_the_sites_own_policy_wants(lines):

@@ -4,7 +4,7 @@ from math import sqrt
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord
 from flwr.serverapp import strategy as flower
 
 from strategies import FedDAT
@@ -180,3 +180,65 @@ def test_the_summary_names_both(caplog):
     text = "\n".join(caplog.messages)
     assert "FedDAT: shared adapter only, weighting uniform, seed 3" in text
     assert "Proximal mu: 0.25" in text
+
+
+@pytest.fixture
+def told(toy, monkeypatch):
+    """Note, for each message, its kind, round and node, and whose round's state it says is there."""
+    said, send = [], toy.Grid.send_and_receive
+
+    def noting(self, messages, *, timeout=None):
+        messages = list(messages)
+        for message in messages:
+            about, config = message.metadata, message.content["config"]
+            said.append(
+                (about.message_type, config["server-round"], about.dst_node_id, config.get("state-round"))
+            )
+        return send(self, messages, timeout=timeout)
+
+    monkeypatch.setattr(toy.Grid, "send_and_receive", noting)
+    return lambda kind: [rest for found, *rest in said if found == kind]
+
+
+def test_each_client_is_told_which_rounds_state_it_should_have(toy, arrays, told):
+    """Its own last round that counted: that of a reply that was refused need not have been kept."""
+    rounds = []
+
+    def fails_in_round_2(content):
+        rounds.append("arrays" in content)
+        return "diverged" if sum(rounds) == 2 and rounds[-1] else content
+
+    grid = toy.Grid({7: toy.Client(0, 1), 3: toy.Client(1, 1, alter=fails_in_round_2)})
+    sent = ConfigRecord({"lr": 0.1})
+    strategy = FedDAT(flower.FedAvg(min_available_nodes=2))
+    strategy.start(grid, arrays, num_rounds=3, train_config=sent, evaluate_config=sent)
+    assert sorted(told("train")[:2]) == [[1, 3, None], [1, 7, None]]
+    assert sorted(told("train")[2:]) == [[2, 3, 1], [2, 7, 1], [3, 3, 1], [3, 7, 2]]
+    evaluated = [[1, 3, 1], [1, 7, 1], [2, 3, 1], [2, 7, 2], [3, 3, 3], [3, 7, 3]]
+    assert sorted(told("evaluate")) == evaluated
+    assert "state-round" not in sent
+
+    again = FedDAT(flower.FedAvg(min_available_nodes=2))
+    again.load_state_dict(strategy.state_dict())
+    resumed = toy.Grid({7: toy.Client(0, 1), 3: toy.Client(1, 1)})
+    again.start(resumed, arrays, num_rounds=1)
+    assert sorted(told("train")[6:]) == [[1, 3, 3], [1, 7, 3]]
+
+
+def test_a_round_that_is_tried_again_says_the_same(toy, arrays, told):
+    tries = []
+
+    def fails_first(content):
+        tries.append("arrays" in content)
+        return "busy" if sum(tries) == 2 and tries[-1] else content
+
+    grid = toy.Grid({7: toy.Client(0, 1), 3: toy.Client(1, 1, alter=fails_first)})
+    strategy = FedDAT(flower.FedAvg(min_available_nodes=2), min_clients=2)
+    strategy.start(grid, arrays, num_rounds=2)
+    assert sorted(told("train")[2:]) == [[2, 3, 1], [2, 3, 1], [2, 7, 1], [2, 7, 1]]
+
+
+def test_without_a_handshake_nobody_is_told(federation, arrays, told):
+    """A partition is then a rank of the nodes that are there, and may be another client's tomorrow."""
+    FedDAT(flower.FedAvg(), handshake=False).start(federation(), arrays, num_rounds=2)
+    assert {said for *_, said in told("train")} == {None}

@@ -23,7 +23,7 @@ from data_partitions.options import DataOptions
 
 from .carried_state import pick_up, put_down
 from .kept_examples import kept_examples
-from .policy import Policy, in_simulation
+from .policy import Policy, PublicError, in_simulation
 from .private_state import PrivateState, Shelf, load_private_state, save_private_state
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ class Client:
             {**context.run_config, **{key: node[key] for key in SITE_KEYS if key in node}}
         )
         if settings.private_state == "context" and (STATE_DIR in node or not in_simulation()):
-            raise ValueError(
+            raise PublicError(
                 "private-state = 'context' at a site, whose private state must stay in its files; "
                 "allowed: 'files', or a simulation"
             )

@@ -86,7 +86,7 @@ def train(message: Message, context: Context) -> Message:
         shared, own_head = with_classifier(shared, head), {}
     for part, state in {"shared": shared, "local": adapter.state("local"), "head": own_head}.items():
         if name := not_finite(state):
-            raise ValueError(
+            raise PublicError(
                 f"training diverged: {part} {name} is not finite; nothing of this round is kept, "
                 "and the next begins from the state before it; a lower learning-rate may help"
             )

@@ -1,12 +1,13 @@
 """A SuperLink and sites on this machine, each with a folder of its own as if it were one."""
 
+import os
 import re
 import shutil
 import subprocess
 import threading
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
@@ -17,8 +18,14 @@ from tests.conftest import ROOT
 from tests.private_files import folder_of
 from tests.processes import DEADLINE, Lab, program, wait_until
 
-MISSING = [name for name in ("openssl", "ssh-keygen") if not shutil.which(name)]
-NEEDS_KEYS = pytest.mark.skipif(bool(MISSING), reason=f"needs {', '.join(MISSING)}")
+
+def needs(*programs: str) -> pytest.MarkDecorator:
+    """Skip where a program is missing that is not installed with this project."""
+    missing = [name for name in programs if not shutil.which(name)]
+    return pytest.mark.skipif(bool(missing), reason=f"needs {', '.join(missing)}")
+
+
+NEEDS_KEYS = needs("openssl", "ssh-keygen")
 
 REFUSED = "Exit Code: 305"
 JOINED = re.compile(r"SuperNode ID: (\d+)")
@@ -51,15 +58,19 @@ class Site:
         Which client it is.
     port : int
         Where it reaches the SuperLink.
-    process : Popen, optional
-        Its SuperNode.
+    own_port : int
+        Where its SuperNode gives a ClientApp its tasks.
+    process, app : Popen, optional
+        Its SuperNode, and what runs its ClientApps.
     """
 
     deployment: "Deployment"
     name: str
     partition: int
     port: int
+    own_port: int = field(default_factory=free_port)
     process: subprocess.Popen | None = None
+    app: subprocess.Popen | None = None
 
     @property
     def folder(self) -> Path:
@@ -75,7 +86,7 @@ class Site:
 
     @property
     def log(self) -> str:
-        """What its SuperNode and its ClientApps have written."""
+        """What its SuperNode has written."""
         log = self.folder / "flower-supernode.log"
         return log.read_text() if log.exists() else ""
 
@@ -90,15 +101,30 @@ class Site:
     def start(self, *trust: str) -> Self:
         """Start the SuperNode; `trust` are other options on TLS and keys than the right ones."""
         where = f"partition-id={self.partition} num-partitions={len(self.deployment.sites)}"
-        self.process = self.deployment.start_program(
-            self.name,
-            *("flower-supernode", "--superlink", f"127.0.0.1:{self.port}", "--port", str(free_port())),
+        self.process = self._start(
+            *("flower-supernode", "--superlink", f"127.0.0.1:{self.port}"),
+            *("--host", "127.0.0.1", "--port", str(self.own_port)),
             *(trust or self.deployment.trust(self)),
+            *self.deployment.isolation(self.name),
             *("--node-config", f'{where} state-dir="{self.folder / "state"}" min-examples=8'),
+        )
+        return self
+
+    def start_app(self) -> None:
+        """Start what runs the ClientApps, where the SuperNode does not do it itself."""
+        if self.app is None and (secret := self.deployment.secret(self.name)):
+            self.app = self._start(
+                *("flower-superexec", "--insecure", "--runtime-api-address", f"127.0.0.1:{self.own_port}"),
+                *secret,
+            )
+
+    def _start(self, *command: str) -> subprocess.Popen:
+        return self.deployment.start_program(
+            self.name,
+            *command,
             PYTHONPATH=str(ROOT / "tests" / "on_a_site"),
             FEDDAT_TEST_SITE=str(self.folder),
         )
-        return self
 
     def refused(self) -> str:
         """Wait until the SuperNode has ended as one that is not let in, and return its log."""
@@ -108,7 +134,9 @@ class Site:
 
     def kill(self) -> None:
         """End all of the site's processes by SIGKILL."""
-        end(self.process, grace=0)
+        for process in filter(None, (self.process, self.app)):
+            end(process, grace=0)
+        self.app = None
 
     def hold(self, run: str = "") -> None:
         """Have training wait after its first step: from the second round of `run` on, or now."""
@@ -133,6 +161,9 @@ class Site:
 class Deployment:
     """A coordinator with its SuperLink, its user, and its sites.
 
+    With TLS it is what docs/deployment.md describes: sites come in by the door of nginx.conf, or to the
+    SuperLink itself where nginx is not installed; what runs apps is apart and needs a secret.
+
     Parameters
     ----------
     folder : Path
@@ -141,16 +172,31 @@ class Deployment:
         How many sites.
     tls : bool
         With TLS and known nodes, or without either.
+    trusted : Path, optional
+        A file of those whose apps the sites run; others' are refused.
+
+    Attributes
+    ----------
+    port : int
+        Where sites come in.
+    inner_port : int
+        The SuperLink's own.
+    superlink, app, door : Popen, optional
+        The SuperLink, what runs its ServerApps, and nginx.
     """
 
-    def __init__(self, folder: Path, sites: int, tls: bool) -> None:
-        self.folder, self.tls, self.port = folder, tls, free_port()
+    def __init__(self, folder: Path, sites: int, tls: bool, trusted: Path | None = None) -> None:
+        self.folder, self.tls, self.trusted = folder, tls, trusted
+        self.inner_port = free_port()
+        self.port = free_port() if tls and shutil.which("nginx") else self.inner_port
+        self.superlink = self.app = self.door = None
         self._processes = ExitStack()
         self.user = Lab(folder / "coordinator")
         self.sites = [Site(self, f"site-{partition}", partition, self.port) for partition in range(sites)]
+        self.ca = folder / "deployment" / "ca.crt"
         if tls:
-            make_certificates(folder)
-        self.user.knows(self.port, f'root-certificates = "{folder / "ca.crt"}"' if tls else "insecure = true")
+            make_certificates(self.ca.parent)
+        self.user.knows(self.inner_port, f'root-certificates = "{self.ca}"' if tls else "insecure = true")
 
     def __enter__(self) -> Self:
         return self
@@ -163,29 +209,74 @@ class Deployment:
         return self._processes.enter_context(program(self.folder / machine, *command, **variables))[0]
 
     def trust(self, site: Site) -> tuple[str, ...]:
-        """Return a SuperNode's options on TLS and keys."""
+        """Return a SuperNode's options on whom it trusts, and its key."""
         if not self.tls:
             return ("--insecure",)
-        ca, key = str(self.folder / "ca.crt"), str(site.key)
-        return ("--root-certificates", ca, "--auth-supernode-private-key", key)
+        signed = ("--trusted-entities", str(self.trusted)) if self.trusted else ()
+        return ("--root-certificates", str(self.ca), "--auth-supernode-private-key", str(site.key), *signed)
 
-    def start_superlink(self) -> None:
-        """Start the SuperLink, or start it again with what it has kept."""
+    def secret(self, machine: str) -> tuple[str, ...]:
+        """Return the option with the secret between the programs of a machine, where there is one."""
+        if not self.tls:
+            return ()
+        path = self.folder / f"{machine}.secret"
+        if not path.exists():
+            path.write_bytes(os.urandom(32))
+        return ("--superexec-auth-secret-file", str(path))
+
+    def isolation(self, machine: str) -> tuple[str, ...]:
+        """Return the options of a SuperLink or SuperNode that does not run apps itself."""
+        return ("--isolation", "process", *secret) if (secret := self.secret(machine)) else ()
+
+    def start_superlink(self, app: bool = True) -> None:
+        """Start the SuperLink, or start it again with what it has kept; `app`: also what runs ServerApps."""
         certificates = {"ca-certfile": "ca.crt", "certfile": "server.pem", "keyfile": "server.key"}
-        secured = [
-            word for key, name in certificates.items() for word in (f"--ssl-{key}", str(self.folder / name))
-        ]
+        paths = {key: str(self.ca.with_name(name)) for key, name in certificates.items()}
+        secured = [word for key, path in paths.items() for word in (f"--ssl-{key}", path)]
         self.superlink = self.start_program(
             "coordinator",
-            *("flower-superlink", "--host", "127.0.0.1", "--port", str(self.port)),
-            *("--database", str(self.folder / "state.db")),
+            *("flower-superlink", "--host", "127.0.0.1", "--port", str(self.inner_port)),
+            *("--database", str(self.database)),
             *([*secured, "--enable-supernode-auth"] if self.tls else ["--insecure"]),
+            *self.isolation("coordinator"),
         )
         log = self.folder / "coordinator" / "flower-superlink.log"
-        wait_for(self.port, self.superlink, log.read_text)
+        wait_for(self.inner_port, self.superlink, log.read_text)
+        if self.port != self.inner_port:
+            self.door = self.start_program("door", "nginx", "-p", ".", "-c", str(self._door()))
+            wait_for(self.port, self.door, (self.folder / "door" / "nginx.log").read_text)
+        if app:
+            self.start_app()
 
-    def start_sites(self, *sites: Site) -> None:
-        """Start sites until they are let in: for a while, one that was killed still counts as there."""
+    def start_app(self) -> None:
+        """Start what runs ServerApps, where the SuperLink does not do it itself."""
+        if self.app is None and (secret := self.secret("coordinator")):
+            self.app = self.start_program(
+                "coordinator",
+                *("flower-superexec", "--runtime-api-address", f"127.0.0.1:{self.inner_port}"),
+                *("--root-certificates", str(self.ca), *secret),
+            )
+
+    @property
+    def database(self) -> Path:
+        """What the SuperLink keeps."""
+        return self.folder / "state.db"
+
+    def _door(self) -> Path:
+        """Write the project's nginx.conf with this deployment's ports."""
+        text = (ROOT / "nginx.conf").read_text()
+        for old, new in ((" 8000 ", f" {self.port} "), (":8001/", f":{self.inner_port}/")):
+            assert old in text
+            text = text.replace(old, new)
+        path = self.folder / "nginx.conf"
+        path.write_text(text)
+        return path
+
+    def start_sites(self, *sites: Site, app: bool = True) -> None:
+        """Start sites until they are let in: for a while, one that was killed still counts as there.
+
+        `app`: also what runs their ClientApps.
+        """
         known = {site.name: len(JOINED.findall(site.log)) for site in sites}
         waiting, deadline = list(sites), time.monotonic() + DEADLINE
         for site in sites:
@@ -197,11 +288,16 @@ class Deployment:
             waiting = [site for site in waiting if len(JOINED.findall(site.log)) == known[site.name]]
             assert time.monotonic() < deadline, [site.name for site in waiting]
             threading.Event().wait(0.5)
+        for site in sites if app else ():
+            site.start_app()
 
     def power_cut(self) -> None:
         """End all processes on all machines by SIGKILL."""
-        for process in (self.superlink, *(site.process for site in self.sites)):
+        for process in filter(None, (self.superlink, self.app, self.door)):
             end(process, grace=0)
+        self.app = None
+        for site in self.sites:
+            site.kill()
 
     def status(self, site: Site) -> str:
         """Return what the SuperLink thinks of a site: online, offline, unregistered."""

@@ -59,7 +59,8 @@ def program(
     log, machine = folder / f"{command[0]}.log", environment(folder, programs) | variables
     with log.open("a") as output:
         process = subprocess.Popen(
-            [programs / command[0], *command[1:]],
+            # Found by its PATH, where `programs` come first.
+            command,
             # Clients import from this folder first: it must have nothing of ours.
             cwd=folder / "empty",
             env=machine,
@@ -109,6 +110,14 @@ class Lab:
         """Start a run of an app, by default of this one, and return its id."""
         pairs = " ".join(f"{key}={json.dumps(value)}" for key, value in settings.items())
         return str(self.flwr("run", str(app), "lab", "--run-config", pairs, *options)["run-id"])
+
+    def build(self, app: Path = ROOT) -> Path:
+        """Build an app, and return the file that a run of it sends to the clients."""
+        before = set(self.folder.glob("*.fab"))
+        built = self._call("build", "--app", str(app))
+        assert built.returncode == 0, built.stdout + built.stderr
+        (path,) = set(self.folder.glob("*.fab")) - before
+        return path
 
     def wait(self, run_id: str) -> dict[str, Any]:
         """Return how `flwr ls` describes a run that is over."""

@@ -1,234 +1,285 @@
-"""The adapters named shared, frozen and local on one backbone, with the branches that they form.
+"""The adapters named shared, frozen and local in one model, with the branches that they form.
 
 FedDAT (Chen et al., AAAI 2024, arXiv 2308.12305): the student branch has the shared adapter A_s in place,
 the teacher branch (the dual-adapter teacher, DAT) the mean of Â_s, the frozen copy of A_s as received, and
 of the client's own A_c.
 """
 
-import functools
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from .backbones import Backbone, choose_device, open_backbone
-from .bottleneck import BottleneckConfig, BottleneckLayer
-from .encoder import apply, apply_to_first, blocks, embed, pool
-from .settings import Settings
-from .trained_model import Branch, Role, TrainedModel
+from .learner import Branch, Learner, Role
 
 ROLES: tuple[Role, ...] = ("shared", "frozen", "local")
 
 # Which adapters a branch activates, each with its share in the sum.
-BRANCHES: dict[str, dict[str, float]] = {
+BRANCHES: dict[Branch, dict[Role, float]] = {
     "student": {"shared": 1.0},
     "teacher": {"frozen": 0.5, "local": 0.5},
     "local": {"local": 1.0},
 }
 
-
-class Trunk(NamedTuple):
-    """What all branches have in common: the frozen computation up to the first adapter."""
-
-    hidden: Tensor
-    mask: Tensor | None
+Forward = Callable[[Any, Any], Tensor]
 
 
-# Query and value by their names in a ViLT and in a ViT.
-LORA_TARGETS = {"vilt": ["query", "value"], "vit": ["q_proj", "v_proj"]}
+class Split(Protocol):
+    """A model's forward in two parts, of which the branches share the first."""
+
+    def trunk(self, batch: Any) -> Any:
+        """Compute the frozen part up to the first adapter; no adapter is in place."""
+
+    def features(self, trunk: Any) -> Tensor:
+        """Compute the features (n, width) from the trunk on, with whichever adapters are in place."""
 
 
-def adapter_config(
-    kind: str, *, reduction_factor: int = 16, lora_rank: int = 8, width: int, model_type: str = "vilt"
-) -> PeftConfig:
-    """Describe an adapter in PEFT's terms.
+class Whole(NamedTuple):
+    """Features that were not computed: of a model that cannot be parted before its head."""
 
-    Parameters
-    ----------
-    kind : str
-        ``"bottleneck"`` (published: after the feed-forward network of every block) or ``"lora"`` (on query
-        and value).
-    reduction_factor : int
-        Bottleneck: the backbone's width over the adapter's width.
-    lora_rank : int
-        LoRA: rank of the update.
-    width : int
-        The backbone's width.
-    model_type : str
-        The backbone's kind, as its configuration has it: ``"vilt"`` or ``"vit"``.
-
-    Raises
-    ------
-    ValueError
-        If the kind is unknown, `reduction_factor` does not divide `width`, or `lora_rank` exceeds `width`.
-    """
-    if kind == "bottleneck":
-        if reduction_factor > width or width % reduction_factor:
-            raise ValueError(
-                f"reduction-factor = {reduction_factor}; allowed: a divisor of the backbone's width, {width}"
-            )
-        return BottleneckConfig(task_type="FEATURE_EXTRACTION", reduction_factor=reduction_factor)
-    if kind == "lora":
-        if lora_rank > width:
-            raise ValueError(f"lora-rank = {lora_rank}; allowed: 1 to the backbone's width, {width}")
-        return LoraConfig(
-            task_type="FEATURE_EXTRACTION",
-            r=lora_rank,
-            lora_alpha=2 * lora_rank,
-            target_modules=LORA_TARGETS[model_type],
-        )
-    raise ValueError(f"adapter = {kind!r}; allowed: 'bottleneck', 'lora'")
+    batch: Any
+    branch: Branch
 
 
-class DualAdapter(TrainedModel):
-    """Three adapters of one kind on a frozen backbone.
+class DualAdapter(Learner):
+    """Three adapters of one kind in a frozen model.
+
+    Branches are computed as in evaluation, also after `train`: dropout would draw anew in each of the passes
+    that the method compares, and the teacher's two passes would not agree.
 
     Parameters
     ----------
-    backbone : Backbone
-        Its weights are shared, not copied; it is left as it is.
+    model : nn.Module
+        Any model that PEFT can adapt. The adapters are put into it, and its own weights are frozen.
     config : PeftConfig
-        What an adapter is: the bottleneck, or PEFT's LoRA.
+        What an adapter is: LoRA, this project's bottleneck, or another kind whose layers have a scale.
+    head : str, optional
+        Name of the submodule that is trained in full and stays private. None: there is none.
     seed : int
         The first weights of all adapters are a function of it. `frozen` starts as `shared`.
+    forward : callable, optional
+        Model and batch → logits (n, classes); ``model(**batch).logits`` if not given.
+    split : callable, optional
+        Makes a `Split` of the adapted model, where its family knows how. Results are those of `forward`.
 
     Attributes
     ----------
     peft : PeftModel
-        The backbone with the three adapters, named by their roles.
+        The model with the three adapters, named by their roles.
     parameters_of : dict
         Role → parameters by the name they have on the wire: PEFT's, without the adapter's name.
-    initial_shared, initial_local : dict
-        The adapters as they were made: the federation's first, and every client's first.
+
+    Raises
+    ------
+    ValueError
+        One line: the model has adapters already, PEFT finds no place in it, the kind of adapter has no scale,
+        or the head is not there or is adapted itself.
+
+    Examples
+    --------
+    >>> dual = DualAdapter(model, LoraConfig(r=8, target_modules=["query", "value"]), head="classifier")
+    >>> with dual.branch("teacher"):
+    ...     logits = dual.logits(batch)
     """
 
-    def __init__(self, backbone: Backbone, config: PeftConfig, seed: int = 0) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        config: PeftConfig,
+        head: str | None = None,
+        seed: int = 0,
+        *,
+        forward: Forward | None = None,
+        split: Callable[[Any], Split | None] | None = None,
+    ) -> None:
         super().__init__()
-        self.backbone = backbone
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.peft: PeftModel = get_peft_model(backbone.fork(), config, adapter_name="shared")
-            for role in ROLES[1:]:
-                self.peft.add_adapter(role, config)
+        self.peft = _adapted(model, config, seed)
         self.peft.eval()
         self.parameters_of = {role: dict(_named(self.peft, role)) for role in ROLES}
         self._layers: list[Any] = [m for m in self.peft.modules() if isinstance(m, BaseTunerLayer)]
+        for layer in self._layers:
+            if not isinstance(getattr(layer, "scaling", None), dict):
+                raise ValueError(
+                    f"config: adapters of type {config.peft_type} have no scale, and no mean of two; allowed:"
+                    " LORA, BOTTLENECK"
+                )
         # LoRA has a scale of its own; a branch's share multiplies it.
         self._scales = [dict(layer.scaling) for layer in self._layers]
-        self._first, self._output = self._find_first_adapter()
+        self._forward = forward or _logits_of
+        self._inner = False
+        if head is not None:
+            self.answer_with(_submodule(self.model, head))
+            self._inner = True
         self.load("frozen", self.state("shared"))
-        self.initial_shared, self.initial_local = self.state("shared"), self.state("local")
         for role in ROLES:
             for parameter in self.parameters_of[role].values():
-                parameter.requires_grad_(role != "frozen")
+                cast(nn.Parameter, parameter).requires_grad_(role != "frozen")
+        self._split = split(self.model) if split else None
+        # Whether the head inside comes last, so that its input is all that the logits need; found at first use.
+        self._head_is_last: bool | None = None
+        self.remember_first_weights()
+        self.activate("student")
 
     @property
-    def model(self):
-        """The backbone with the adapters inside, without PEFT's wrapping."""
+    def model(self) -> Any:
+        """The model with the adapters inside, without PEFT's wrapping."""
         return self.peft.get_base_model()
 
-    def receive(self, shared: Mapping[str, Tensor]) -> None:
-        """Take A_s as it arrives from the server; Â_s becomes its copy."""
-        self.load("shared", shared)
-        self.load("frozen", shared)
+    def receive(self, arrays: Mapping[str, Tensor]) -> None:
+        """Take A_s, and a head that travels, as they arrive from the server; Â_s becomes a copy of A_s."""
+        super().receive(arrays)
+        self.load("frozen", self.state("shared"))
 
     def train(self, mode: bool = True) -> "DualAdapter":
-        """Compute as in evaluation, whatever `mode` is: the backbone is frozen, and has no dropout."""
+        """Compute as in evaluation, whatever `mode` is."""
         return super().train(False)
 
     def activate(self, branch: Branch | None) -> None:
         """Put a branch's adapters in place; None takes all out."""
+        if branch is not None and branch not in BRANCHES:
+            raise ValueError(f"branch = {branch!r}; allowed: {', '.join(map(repr, BRANCHES))}")
+        if branch is not None:
+            super().activate(branch)
         shares = BRANCHES[branch] if branch else {}
         for layer, scales in zip(self._layers, self._scales, strict=True):
             # PEFT's own `set_adapter` would switch gradients on and off as well.
             layer._active_adapter = list(shares)
             for role, share in shares.items():
-                layer.scaling[role] = scales[role] * share
+                if role in scales:  # PEFT may place an adapter in some layers only
+                    layer.scaling[role] = scales[role] * share
 
-    def forward(self, inputs: Mapping[str, Tensor], branch: Branch) -> Tensor:
-        """Compute a branch's features (batch, width) by one plain forward of the whole model."""
-        self.activate(branch)
-        return self.peft(**self._normalised(inputs)).pooler_output
+    def forward(self, batch: Any, branch: Branch) -> Tensor:
+        """Compute a branch's logits by one plain forward of the whole model."""
+        logits = self._run(batch, branch)
+        return logits if self._inner else self.classify(logits)
 
     @torch.no_grad()
-    def trunk(self, inputs: Mapping[str, Tensor]) -> Trunk:
+    def trunk(self, batch: Any) -> Any:
         """Compute the frozen part up to the first adapter, the same for every branch."""
-        self.activate(None)
-        hidden, mask = embed(self.model, self._normalised(inputs))
-        for block in blocks(self.model)[: self._first]:
-            hidden = apply(block, hidden, mask)
-        return Trunk(hidden, mask)
+        if self._split is None:
+            return batch
+        with self.branch(self._branch):
+            self.activate(None)
+            return self._split.trunk(batch)
 
-    def features(self, trunk: Trunk, branch: Branch) -> Tensor:
-        """Compute a branch's features (batch, width) from the trunk on."""
-        self.activate(branch)
-        hidden = trunk.hidden if self._output is None else self._output.adapt(trunk.hidden)
-        rest = blocks(self.model)[self._first :]
-        for block in rest[:-1]:
-            hidden = apply(block, hidden, trunk.mask)
-        for block in rest[-1:]:
-            hidden = apply_to_first(block, hidden, trunk.mask)
-        return pool(self.model, hidden)
+    def features(self, trunk: Any, branch: Branch) -> Any:
+        """Compute what the head takes, from the trunk on; a `Whole` where the head is not the model's end."""
+        if self._split is not None:
+            with self.branch(branch):
+                return self._split.features(trunk)
+        if not self._inner:
+            return self._run(trunk, branch)
+        if self._head_is_last is None:
+            with torch.no_grad():
+                self._head_is_last = self._run_to_head(trunk, branch)[1]
+        if self._head_is_last:
+            return self._run_to_head(trunk, branch)[0]
+        return Whole(trunk, branch)
 
-    def _find_first_adapter(self) -> tuple[int, BottleneckLayer | None]:
-        """Return the number of blocks in the trunk, and the adapter right after it, if there is one."""
-        for index, block in enumerate(blocks(self.model)):
-            tuned = [module for module in block.modules() if isinstance(module, BaseTunerLayer)]
-            last = getattr(block, "output", None)
-            if tuned == [last] and isinstance(last, BottleneckLayer):
-                return index + 1, last
-            if tuned:
-                return index, None
-        raise ValueError("the adapter was placed in no Transformer block")
+    def classify(self, features: Any) -> Tensor:
+        """Compute the logits (n, classes) of features."""
+        return self(*features) if isinstance(features, Whole) else super().classify(features)
 
+    def _run(self, batch: Any, branch: Branch) -> Tensor:
+        if self.model.training:
+            self.peft.eval()
+        with self.branch(branch):
+            return self._forward(self.model, batch)
 
-def open_adapter(settings: Settings) -> DualAdapter:
-    """Return the process's dual adapter for a run's settings, with the run's first weights when it is made.
-
-    Building one takes far longer than loading other weights into it, so clients of one process take turns
-    with it.
-
-    Raises
-    ------
-    ValueError
-        If the settings' backbone, adapter or device cannot be had.
-    """
-    return _open_adapter(
-        open_backbone(settings),
-        settings.adapter,
-        settings.reduction_factor,
-        settings.lora_rank,
-        settings.seed,
-        str(choose_device(settings.device)),
-    )
-
-
-@functools.lru_cache(maxsize=1)
-def _open_adapter(
-    backbone: Backbone, kind: str, reduction_factor: int, lora_rank: int, seed: int, device: str
-) -> DualAdapter:
-    model_type = backbone.model.config.model_type
-    if model_type not in LORA_TARGETS:
-        raise ValueError(
-            f"backbone = {backbone.name!r} has no Transformer blocks for adapters; "
-            "allowed with method = 'full'"
+    def _run_to_head(self, batch: Any, branch: Branch) -> tuple[Any, bool]:
+        """Return what the head inside is given, and whether it takes that alone and gives the logits."""
+        calls: list[tuple[Any, bool, Any]] = []
+        hook = cast(nn.Module, self.head).register_forward_hook(
+            lambda _, args, kwargs, output: calls.append((args, bool(kwargs), output)), with_kwargs=True
         )
-    config = adapter_config(
-        kind,
-        reduction_factor=reduction_factor,
-        lora_rank=lora_rank,
-        width=backbone.width,
-        model_type=model_type,
-    )
-    return DualAdapter(backbone, config, seed).to(device)
+        try:
+            logits = self._run(batch, branch)
+        finally:
+            hook.remove()
+        if len(calls) != 1:
+            return None, False
+        (args, named, output) = calls[0]
+        return args[0] if args else None, len(args) == 1 and not named and output is logits
+
+
+def _adapted(model: nn.Module, config: PeftConfig, seed: int) -> PeftModel:
+    """Put three adapters into a model."""
+    if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+        raise ValueError(
+            "the model has adapters already; allowed: a model without, one for each DualAdapter"
+        )
+    if getattr(config, "modules_to_save", None):
+        raise ValueError(
+            f"config: modules_to_save = {config.modules_to_save!r}; allowed: None, and `head` for what is"
+            " trained in full"
+        )
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            # Not `get_peft_model`: for some task types it has heads of its own.
+            peft = PeftModel(model, copy.deepcopy(config), adapter_name="shared")
+            for role in ROLES[1:]:
+                peft.add_adapter(role, copy.deepcopy(config))
+    except (ValueError, TypeError, AttributeError, NotImplementedError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{type(model).__name__} cannot be adapted by PEFT: {reason}") from error
+    return peft
+
+
+def _submodule(model: nn.Module, name: str) -> nn.Module:
+    try:
+        head = model.get_submodule(name) if name else None
+    except AttributeError:
+        head = None
+    if head is None:
+        there = ", ".join(child for child, _ in model.named_children())
+        raise ValueError(f"head = {name!r} is no submodule of {type(model).__name__}; it has {there}")
+    parts = name.split(".")
+    if shared := _tied(model, head):
+        raise ValueError(
+            f"head = {name!r} shares a weight with {shared!r}, which must not be trained; allowed: a head of"
+            " its own weights, or None"
+        )
+    around = [model.get_submodule(".".join(parts[:end])) for end in range(1, len(parts))]
+    if any(isinstance(module, BaseTunerLayer) for module in (*around, *head.modules())):
+        raise ValueError(
+            f"head = {name!r} is adapted as well; allowed: a submodule that `target_modules` leaves alone"
+        )
+    return head
+
+
+def _tied(model: nn.Module, head: nn.Module) -> str | None:
+    """Name a weight outside the head that is also the head's."""
+    own = {id(parameter) for parameter in head.parameters()}
+    inside = {id(module) for module in head.modules()}
+    for path, module in model.named_modules():
+        if id(module) not in inside:
+            for name, parameter in module.named_parameters(recurse=False):
+                if id(parameter) in own:
+                    return f"{path}.{name}"
+    return None
+
+
+def _logits_of(model: Any, batch: Any) -> Tensor:
+    if not isinstance(batch, Mapping):
+        raise ValueError(
+            f"batch: {type(batch).__name__}; allowed: a mapping of model inputs, or `forward` that takes it"
+        )
+    output = model(**batch)
+    logits = getattr(output, "logits", None)
+    if logits is None:
+        kind = type(output).__name__
+        raise ValueError(f"the model gives {kind} without logits; give `forward`, model and batch → logits")
+    return logits
 
 
 def _named(model: PeftModel, role: str) -> Iterator[tuple[str, nn.Parameter]]:
-    # Names of the backbone's own parameters may hold a role's name too, but not the tuner's prefix.
-    marker, prefix = f".{role}", model.base_model.prefix
+    # Names of the model's own parameters may hold a role's name too, but not the tuner's prefix.
+    marker, prefix = f".{role}", cast(Any, model.base_model).prefix
     for name, parameter in model.named_parameters():
         if f"{marker}." in f"{name}." and f".{prefix}" in name:
             yield name.replace(marker, "", 1), parameter

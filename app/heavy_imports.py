@@ -12,7 +12,7 @@ gc.disable()
 patience = sys.getswitchinterval()
 sys.setswitchinterval(patience / 10)
 try:
-    from . import full_model  # noqa: F401
+    from . import methods  # noqa: F401
 
     gc.freeze()
 finally:

@@ -28,7 +28,7 @@ def to_record(state: Mapping[str, Tensor], precision: str = "float32") -> ArrayR
     ValueError
         Below float32 a value is not finite.
     """
-    arrays = {name: state[name].detach().float().cpu() for name in sorted(state)}
+    arrays = {name: _writable(state[name]) for name in sorted(state)}
     if precision == "float32":
         return ArrayRecord(arrays)
     return ArrayRecord({name: _written(name, value.numpy(), precision) for name, value in arrays.items()})
@@ -91,6 +91,12 @@ class WireCodec:
         down disturbs a round and does not add up (Philippenko & Dieuleveut, 2021, arXiv 2102.12528).
         """
         return ArrayRecord({name: Array(_sum(name, arrays[name], reply[name])) for name in arrays})
+
+
+def _writable(value: Tensor) -> Tensor:
+    """Return what Flower can write: it knows neither bfloat16 nor a GPU; counts stay whole numbers."""
+    value = value.detach().cpu()
+    return value.float() if value.is_floating_point() else value
 
 
 def _written(name: str, values: np.ndarray, precision: str) -> Array:

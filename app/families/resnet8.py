@@ -4,6 +4,7 @@ CReFF (Shang et al., IJCAI 2022, arXiv 2204.13399) and those that compare with i
 al. (2016) with one basic block a stage, in the published code four times as wide, 64, 128 and 256 channels.
 """
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,8 +13,13 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from ..processor import Processor, load_processor
+from .family import Family, Inputs
+
 # Channels of the first stage: published, and He et al.'s own.
 WIDTHS = {"resnet8": 64, "resnet8-narrow": 16}
+# Of CIFAR-10's training images, as the long-tailed protocol has them.
+_CIFAR_MEAN, _CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
 
 class ResNet8Config(PreTrainedConfig):
@@ -91,3 +97,30 @@ class ResNet8(PreTrainedModel):
 
 
 AutoConfig.register(ResNet8Config.model_type, ResNet8Config, exist_ok=True)
+
+
+class ResNet(Family):
+    """The long-tailed protocol's network: all of it is trained, and its first weights are random."""
+
+    architectures = {ResNet8Config.model_type: "ResNet8"}
+    words = "a ResNet-8"
+    built_in = {name: {"channels": channels} for name, channels in WIDTHS.items()}
+    adapters = False
+
+    def architecture(self, config: Any) -> type[PreTrainedModel]:
+        """Return the class, which transformers does not have."""
+        return ResNet8
+
+    def configure(self, **entries: Any) -> ResNet8Config:
+        """Make the configuration of a built-in name."""
+        return ResNet8Config(**entries)
+
+    def processor(self, folder: str | Path, config: Any) -> Processor:
+        """Say how its inputs are made."""
+        return load_processor(
+            folder, image_size=config.image_size, text_length=0, mean=_CIFAR_MEAN, std=_CIFAR_STD
+        )
+
+    def features(self, model: Any, inputs: Inputs) -> Tensor:
+        """Compute the mean over the last map (batch, width)."""
+        return model(pixel_values=inputs["pixel_values"]).pooler_output

@@ -1,0 +1,97 @@
+"""Adapters of a kind in a backbone, by name and size."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from peft import LoraConfig, PeftConfig
+
+from .backbones import Backbone
+from .bottleneck import BottleneckConfig
+from .dual_adapter import DualAdapter
+
+
+def adapter_config(
+    kind: str,
+    *,
+    reduction_factor: int = 16,
+    lora_rank: int = 8,
+    width: int,
+    lora_targets: str | Sequence[str] = ("query", "value"),
+) -> PeftConfig:
+    """Describe an adapter in PEFT's terms.
+
+    Parameters
+    ----------
+    kind : str
+        ``"bottleneck"`` (published: after the feed-forward network of every block) or ``"lora"`` (on query
+        and value).
+    reduction_factor : int
+        Bottleneck: the backbone's width over the adapter's width.
+    lora_rank : int
+        LoRA: rank of the update.
+    width : int
+        The backbone's width.
+    lora_targets : str or sequence of str
+        LoRA: names of query and value in the backbone.
+
+    Raises
+    ------
+    ValueError
+        If the kind is unknown, `reduction_factor` does not divide `width`, or `lora_rank` exceeds `width`.
+    """
+    if kind == "bottleneck":
+        if reduction_factor > width or width % reduction_factor:
+            raise ValueError(
+                f"reduction-factor = {reduction_factor}; allowed: a divisor of the backbone's width, {width}"
+            )
+        return BottleneckConfig(task_type="FEATURE_EXTRACTION", reduction_factor=reduction_factor)
+    if kind == "lora":
+        if lora_rank > width:
+            raise ValueError(f"lora-rank = {lora_rank}; allowed: 1 to the backbone's width, {width}")
+        return LoraConfig(
+            task_type="FEATURE_EXTRACTION",
+            r=lora_rank,
+            lora_alpha=2 * lora_rank,
+            target_modules=lora_targets if isinstance(lora_targets, str) else list(lora_targets),
+        )
+    raise ValueError(f"adapter = {kind!r}; allowed: 'bottleneck', 'lora'")
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A kind of adapter and its size, see `adapter_config`."""
+
+    kind: str = "bottleneck"
+    reduction_factor: int = 16
+    lora_rank: int = 8
+
+    def config(self, backbone: Backbone) -> PeftConfig:
+        """Describe it for a backbone; ValueError if its family takes none, or as `adapter_config`."""
+        family = backbone.family
+        if not family.adapters:
+            raise ValueError(
+                f"backbone = {backbone.name!r} has no Transformer blocks for adapters; "
+                "allowed with method = 'full'"
+            )
+        return adapter_config(
+            self.kind,
+            reduction_factor=self.reduction_factor,
+            lora_rank=self.lora_rank,
+            width=family.adapted_width(backbone.model.config),
+            lora_targets=family.lora_targets,
+        )
+
+
+def adapt(
+    backbone: Backbone, config: PeftConfig, seed: int = 0, device: torch.device | str = "cpu"
+) -> DualAdapter:
+    """Put three adapters into a backbone that is left as it is; its features are what a head is to take."""
+    split = backbone.family.split
+    return DualAdapter(
+        backbone.fork(),
+        config,
+        seed=seed,
+        forward=backbone.features,
+        split=lambda model: split(model, backbone.processor),
+    ).to(device)

@@ -1,0 +1,110 @@
+"""What a kind of foundation model needs, said once for each kind.
+
+A family is one file in this folder with one subclass of `Family`; `families.FAMILIES` finds it.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+
+from ..dual_adapter import Split
+from ..processor import Processor
+
+Inputs = Mapping[str, Tensor]
+
+
+class Family(ABC):
+    """How models of one kind are loaded, what they are fed, and which features a head takes.
+
+    Attributes
+    ----------
+    architectures : dict
+        ``model_type`` of a configuration → name of the class in transformers. A name, for importing one takes
+        time, and a process uses one family.
+    words : str
+        What a person calls it, for messages.
+    built_in : dict
+        Names of models without trained weights → what `configure` makes them of; most families have none.
+    lora_targets : str or sequence of str
+        Where LoRA goes, as PEFT's ``target_modules``: query and value of every attention.
+    adapters : bool
+        Whether adapters can be put into it.
+    """
+
+    architectures: dict[str, str]
+    words: str
+    built_in: dict[str, dict[str, Any]] = {}
+    lora_targets: str | Sequence[str] = ()
+    adapters = True
+
+    def architecture(self, config: Any) -> type[Any]:
+        """Return the class of a model."""
+        return getattr(transformers, self.architectures[config.model_type])
+
+    def configure(self, **entries: Any) -> Any:
+        """Make the configuration of a name in `built_in`."""
+        raise NotImplementedError
+
+    def load(self, folder: str | Path, config: Any) -> Any:
+        """Load a model's weights from safetensors, in float32.
+
+        Raises
+        ------
+        ValueError
+            Weights are missing: transformers would leave them random.
+        """
+        loaded: Any = self.architecture(config)
+        model, report = loaded.from_pretrained(
+            folder,
+            config=config,
+            use_safetensors=True,
+            trust_remote_code=False,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+        if missing := sorted(self.missing(model, report["missing_keys"])):
+            raise ValueError(f"no weights for {missing[0]}")
+        return model
+
+    def missing(self, model: Any, keys: set[str]) -> set[str]:
+        """Return which of the weights that a checkpoint lacks matter; a family may do without some."""
+        return keys
+
+    def draw(self, config: Any, seed: int) -> Any:
+        """Make a model of random weights, a function of `seed`."""
+        architecture = self.architecture(config)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return architecture(config)
+
+    def prepare(self, model: Any) -> Any:
+        """Change how a model computes, not what; most families leave it."""
+        return model
+
+    @abstractmethod
+    def processor(self, folder: str | Path, config: Any) -> Processor:
+        """Say how its inputs are made."""
+
+    @abstractmethod
+    def features(self, model: Any, inputs: Inputs) -> Tensor:
+        """Compute features (batch, width) by one plain forward; pixels are normalised."""
+
+    def width(self, config: Any) -> int:
+        """Width of the features."""
+        return config.hidden_size
+
+    def adapted_width(self, config: Any) -> int:
+        """Width of the hidden states that adapters change."""
+        return config.hidden_size
+
+    def split(self, model: Any, processor: Processor) -> Split | None:
+        """Part an adapted model's forward, so that branches share the first part; None: it cannot be.
+
+        Its batches are as they come, their pixels not normalised.
+        """
+        return None

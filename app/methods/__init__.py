@@ -1,0 +1,55 @@
+"""Federated methods: one file each, found by the setting ``method``."""
+
+import functools
+import importlib
+import inspect
+import pkgutil
+
+import torch
+
+from ..adapters import Adapter
+from ..backbones import Backbone, choose_device, open_backbone
+from ..learner import Learner
+from ..settings import Settings
+from .method import Method
+
+__all__ = ["METHODS", "Method", "open_learner"]
+
+
+def _found() -> dict[str, Method]:
+    modules = (importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__))
+    kinds = (
+        kind
+        for module in modules
+        for kind in vars(module).values()
+        if inspect.isclass(kind) and issubclass(kind, Method) and kind.__module__ == module.__name__
+    )
+    return {kind.name: kind() for kind in kinds if not inspect.isabstract(kind)}
+
+
+METHODS = _found()
+
+
+def open_learner(settings: Settings) -> Learner:
+    """Return the process's learner for a run's settings, with the run's first weights when it is made.
+
+    Building one takes far longer than loading other weights into it, so clients of one process take turns
+    with it.
+
+    Raises
+    ------
+    ValueError
+        If the settings' backbone, adapter or device cannot be had.
+    """
+    return _open(
+        METHODS[settings.method],
+        open_backbone(settings),
+        Adapter(settings.adapter, settings.reduction_factor, settings.lora_rank),
+        settings.seed,
+        str(choose_device(settings.device)),
+    )
+
+
+@functools.lru_cache(maxsize=1)
+def _open(method: Method, backbone: Backbone, adapter: Adapter, seed: int, device: str) -> Learner:
+    return method.open(backbone, adapter, seed, torch.device(device))

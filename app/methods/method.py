@@ -1,0 +1,67 @@
+"""What a federated method says of itself: what is trained, what travels, one step, which branches are scored.
+
+A method is one file in this folder with one subclass of `Method`; `methods.METHODS` finds it.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ..adapters import Adapter, adapt
+from ..backbones import Backbone
+from ..learner import Branch, Learner, Role
+from ..mkd import Distillation
+from ..settings import Settings
+
+
+class Method(ABC):
+    """A method by its parts; the defaults are those of one shared adapter and its head.
+
+    Attributes
+    ----------
+    name : str
+        The setting ``method``.
+    branches : tuple of str
+        Which branches an evaluation scores; the first is what is deployed.
+    trained : tuple of str
+        Roles whose weights move.
+    artifact : str
+        What a run exports: an ``adapter`` or a whole ``model``.
+    """
+
+    name: str
+    branches: tuple[Branch, ...] = ("student",)
+    trained: tuple[Role, ...] = ("shared",)
+    artifact = "adapter"
+
+    def problems(self, settings: Settings) -> Iterable[tuple[bool, str]]:
+        """Yield what settings the method cannot work with: whether it is so, and the line to say."""
+        return ()
+
+    def open(self, backbone: Backbone, adapter: Adapter, seed: int, device: torch.device) -> Learner:
+        """Make what is trained, with the run's first weights; ValueError if the backbone cannot be adapted."""
+        return adapt(backbone, adapter.config(backbone), seed, device)
+
+    def travelling(self, learner: Learner) -> dict[str, Tensor]:
+        """Return what is sent, both ways, by its names on the wire."""
+        return learner.shared()
+
+    def receive(self, learner: Learner, arrays: Mapping[str, Tensor]) -> None:
+        """Take what arrives; ValueError if it is not what `travelling` gives."""
+        learner.receive(arrays)
+
+    @abstractmethod
+    def step(
+        self,
+        learner: Learner,
+        optimizer: Optimizer,
+        batch: Any,
+        targets: Tensor,
+        distillation: Distillation,
+        settings: Settings,
+    ) -> dict[str, Tensor]:
+        """Take one step on a batch; return what was measured, by its name in ``metrics.jsonl``."""

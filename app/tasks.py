@@ -1,0 +1,150 @@
+"""What logits are compared with: answers, or the next tokens of a text. A task has a loss and a score.
+
+A new one is a class and a line in `TASKS`.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, kl_div, log_softmax, softmax
+
+IGNORED = -100  # a class index that counts in nothing, as in PyTorch's cross-entropy
+
+
+class Task(Protocol):
+    """What a method asks of its logits."""
+
+    def pair(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the logits that count, shape (n, classes), and their targets, (n,) or (n, classes).
+
+        Raises
+        ------
+        ValueError
+            Their shapes or values do not fit each other, or nothing counts.
+        """
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean loss of what `pair` returned."""
+
+    def score(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return what each first choice is worth, in [0, 1], shape (n,)."""
+
+
+class Answers:
+    """One of a list of answers is chosen, by class index or by scores of all answers in [0, 1].
+
+    Parameters
+    ----------
+    loss : callable
+        Logits and scores, both (n, classes), to the mean loss.
+    """
+
+    def __init__(self, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self._loss = loss
+
+    def pair(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Flatten all but the classes; class indices of -100 are left out, with their logits."""
+        _check_logits(logits)
+        if targets.is_floating_point():
+            if targets.shape != logits.shape:
+                raise ValueError(
+                    f"targets: scores of shape {tuple(targets.shape)} with logits of shape "
+                    f"{tuple(logits.shape)}; allowed: the same shape, or class indices"
+                )
+            return logits.flatten(0, -2), targets.flatten(0, -2)
+        _check_indices(logits, targets)
+        return _counted(logits.flatten(0, -2), targets.flatten())
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean loss over the rows."""
+        if not targets.is_floating_point():
+            targets = torch.nn.functional.one_hot(targets, logits.shape[1]).to(logits.dtype)
+        return self._loss(logits, targets)
+
+    def score(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the score of each row's first choice; with class indices, whether it is right."""
+        chosen = logits.argmax(dim=1)
+        if not targets.is_floating_point():
+            return (chosen == targets).float()
+        return targets.gather(1, chosen[:, None]).squeeze(1)
+
+
+class Tokens:
+    """The next token is told at each position of a text: logits (batch, length, vocabulary) of a causal model.
+
+    Targets are token ids (batch, length), those of the inputs, with -100 where nothing is to be told; the
+    logits at one position are compared with the target of the next.
+    """
+
+    def pair(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Shift by one position, and leave out those with a target of -100."""
+        _check_logits(logits)
+        _check_indices(logits, targets)
+        if logits.ndim != 3:
+            raise ValueError(
+                f"loss = 'next-token' with logits of shape {tuple(logits.shape)}; allowed: (batch, length, "
+                "vocabulary)"
+            )
+        return _counted(logits[:, :-1].flatten(0, 1), targets[:, 1:].flatten())
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean cross-entropy over the positions."""
+        return cross_entropy(logits, targets)
+
+    def score(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return whether each position's likeliest token is right."""
+        return (logits.argmax(dim=1) == targets).float()
+
+
+def binary(logits: Tensor, scores: Tensor) -> Tensor:
+    """Compute the VQA form of FedDAT's published code: binary cross-entropy, mean of rows, sum of answers.
+
+    A row without a score above 0 pushes every answer down.
+    """
+    return binary_cross_entropy_with_logits(logits, scores) * scores.shape[1]
+
+
+def categorical(logits: Tensor, scores: Tensor) -> Tensor:
+    """Compute the cross-entropy with the scores, as they are, for weights; a row without any counts as 0."""
+    return cross_entropy(logits, scores)
+
+
+TASKS: dict[str, Task] = {
+    "bce-scores": Answers(binary),
+    "cross-entropy": Answers(categorical),
+    "next-token": Tokens(),
+}
+
+
+def divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Compute T² · KL(teacher ‖ student) from logits (n, classes), mean over n; the teacher is a constant."""
+    target = softmax(teacher.detach() / temperature, dim=-1)
+    return kl_div(log_softmax(student / temperature, dim=-1), target, reduction="batchmean") * temperature**2
+
+
+def _check_logits(logits: Tensor) -> None:
+    if not isinstance(logits, Tensor) or logits.ndim < 2:
+        given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"logits: {given}; allowed: a tensor of shape (n, classes)")
+
+
+def _check_indices(logits: Tensor, targets: Tensor) -> None:
+    if targets.is_floating_point() or targets.shape != logits.shape[:-1]:
+        raise ValueError(
+            f"targets: {targets.dtype} of shape {tuple(targets.shape)} with logits of shape "
+            f"{tuple(logits.shape)}; allowed: class indices of shape {tuple(logits.shape[:-1])}"
+        )
+
+
+def _counted(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    counted = targets != IGNORED
+    logits, targets = logits[counted], targets[counted]
+    if not len(targets):
+        raise ValueError(f"targets: all are {IGNORED}, nothing counts; allowed: at least one that does")
+    # A GPU would be waited for.
+    if targets.device.type == "cpu" and not 0 <= int(targets.min()) <= int(targets.max()) < logits.shape[1]:
+        wrong = int(targets.max()) if int(targets.min()) >= 0 else int(targets.min())
+        raise ValueError(f"targets: class {wrong}; allowed: 0 to {logits.shape[1] - 1}, or {IGNORED}")
+    return logits, targets

@@ -4,8 +4,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .federated_client import FedDATClient
     from .dual_adapter import DualAdapter
+    from .federated_client import FedDATClient
     from .learner import Learner
     from .mkd import Distillation, Outcome, mkd_step, reference_step
     from .private_store import PrivateStore
@@ -22,7 +22,7 @@ _PLACES = {
     "mkd_step": "mkd",
     "reference_step": "mkd",
 }
-__all__ = [  # noqa: RUF022
+__all__ = [
     "Distillation",
     "DualAdapter",
     "FedDATClient",

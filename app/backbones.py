@@ -5,6 +5,7 @@ import functools
 import hashlib
 import importlib.util
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ class Backbone:
         tensors = [*self.model.parameters(), *self.model.buffers()]
         return copy.deepcopy(self.model, {id(tensor): tensor for tensor in tensors})
 
-    def features(self, model: Any, batch: dict[str, Tensor]) -> Tensor:
+    def features(self, model: Any, batch: Mapping[str, Tensor]) -> Tensor:
         """Compute features (batch, width) by one plain forward of `model`, a fork or copy of this one's."""
         return self.family.features(model, self.processor.inputs(batch))
 
@@ -76,8 +77,8 @@ def load_backbone(name: str, weights: str = "pretrained", seed: int = 0) -> Back
     Parameters
     ----------
     name : str
-        ``"tiny-vilt"`` (built in), a name that a family builds, such as ``"resnet8"`` (random weights only), or
-        the folder or hub id of a model of a known family, such as ``"dandelin/vilt-b32-mlm"``.
+        ``"tiny-vilt"`` (built in), a name that a family builds, such as ``"resnet8"`` (random weights only),
+        or the folder or hub id of a model of a known family, such as ``"dandelin/vilt-b32-mlm"``.
     weights : str
         ``"pretrained"``, or ``"random"``: the same architecture with weights drawn from `seed` (a control).
     seed : int

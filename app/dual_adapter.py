@@ -112,14 +112,14 @@ class DualAdapter(Learner):
         self._forward = forward or _logits_of
         self._inner = False
         if head is not None:
-            self.answer_with(_submodule(self.model, head))
+            self.answer_with(_submodule(self.model, head).requires_grad_(True))
             self._inner = True
         self.load("frozen", self.state("shared"))
         for role in ROLES:
             for parameter in self.parameters_of[role].values():
                 cast(nn.Parameter, parameter).requires_grad_(role != "frozen")
         self._split = split(self.model) if split else None
-        # Whether the head inside comes last, so that its input is all that the logits need; found at first use.
+        # Whether the head inside comes last: then its input is all that the logits need. Found at first use.
         self._head_is_last: bool | None = None
         self.remember_first_weights()
         self.activate("student")
@@ -209,13 +209,10 @@ class DualAdapter(Learner):
 def _adapted(model: nn.Module, config: PeftConfig, seed: int) -> PeftModel:
     """Put three adapters into a model."""
     if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+        raise ValueError("the model has adapters already; allowed: a model without, one for each DualAdapter")
+    if saved := getattr(config, "modules_to_save", None):
         raise ValueError(
-            "the model has adapters already; allowed: a model without, one for each DualAdapter"
-        )
-    if getattr(config, "modules_to_save", None):
-        raise ValueError(
-            f"config: modules_to_save = {config.modules_to_save!r}; allowed: None, and `head` for what is"
-            " trained in full"
+            f"config: modules_to_save = {saved!r}; allowed: None, and `head` for what is trained in full"
         )
     try:
         with torch.random.fork_rng(devices=[]):

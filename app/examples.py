@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .backbones import Processor
+from .processor import Processor
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -21,9 +21,9 @@ class Examples:
 
     Attributes
     ----------
-    pixels : Tensor
-        Distinct images, uint8, shape (images, 3, size, size).
-    image_of : Tensor
+    pixels : Tensor or None
+        Distinct images, uint8, shape (images, 3, size, size); None for a backbone that reads texts alone.
+    image_of : Tensor or None
         Index into `pixels` for each example, shape (examples,).
     input_ids, attention_mask : Tensor or None
         Questions, int64, shape (examples, tokens); None for a backbone that sees images alone.
@@ -31,14 +31,14 @@ class Examples:
         Answer scores in [0, 1], float32, shape (examples, answers).
     """
 
-    pixels: Tensor
-    image_of: Tensor
+    pixels: Tensor | None
+    image_of: Tensor | None
     input_ids: Tensor | None
     attention_mask: Tensor | None
     scores: Tensor
 
     def __len__(self) -> int:
-        return len(self.image_of)
+        return len(self.scores)
 
     @property
     def num_answers(self) -> int:
@@ -47,7 +47,9 @@ class Examples:
 
     def batch(self, rows: Tensor, device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
         """Return the model inputs and answer scores of some rows, texts cut to the longest among them."""
-        inputs = {"pixel_values": self.pixels[self.image_of[rows]]}
+        inputs: dict[str, Tensor] = {}
+        if self.pixels is not None and self.image_of is not None:
+            inputs["pixel_values"] = self.pixels[self.image_of[rows]]
         if self.input_ids is not None and self.attention_mask is not None:
             mask = self.attention_mask[rows]
             longest = int(mask.sum(1).max())
@@ -67,10 +69,25 @@ def process(rows: "Dataset", processor: Processor) -> Examples:
     """
     # As Arrow a picture is the bytes that it is stored as.
     columns = rows.with_format("arrow")[:]
+    pixels, image_of = None, None
+    if processor.image_size:
+        pixels, image_of = _pictures(columns["image"].to_pylist(), processor)
+    texts = processor.texts(columns["question"].to_pylist())
+    return Examples(
+        pixels=pixels,
+        image_of=image_of,
+        input_ids=texts.get("input_ids"),
+        attention_mask=texts.get("attention_mask"),
+        scores=torch.tensor(columns["scores"].to_pylist(), dtype=torch.float32),
+    )
+
+
+def _pictures(stored: list[dict], processor: Processor) -> tuple[Tensor, Tensor]:
+    """Return distinct pictures, and which of them each row has."""
     pixels: list[Tensor] = []
     index_of: dict[bytes, int] = {}
     image_of: list[int] = []
-    for image in columns["image"].to_pylist():
+    for image in stored:
         key = hashlib.sha256(image["bytes"]).digest()
         if key not in index_of:
             index_of[key] = len(pixels)
@@ -81,11 +98,4 @@ def process(rows: "Dataset", processor: Processor) -> Examples:
                 reason = " ".join(str(error).split()) or type(error).__name__
                 raise ValueError(f"image of example {len(image_of)} cannot be decoded ({reason})") from None
         image_of.append(index_of[key])
-    texts = processor.texts(columns["question"].to_pylist())
-    return Examples(
-        pixels=torch.stack(pixels),
-        image_of=torch.tensor(image_of),
-        input_ids=texts.get("input_ids"),
-        attention_mask=texts.get("attention_mask"),
-        scores=torch.tensor(columns["scores"].to_pylist(), dtype=torch.float32),
-    )
+    return torch.stack(pixels), torch.tensor(image_of)

@@ -48,7 +48,8 @@ class FedDATClient:
 
     Examples
     --------
-    >>> client = FedDATClient(get_model(), LoraConfig(r=8, target_modules=["query", "value"]), head="classifier")
+    >>> lora = LoraConfig(r=8, target_modules=["query", "value"])
+    >>> client = FedDATClient(get_model(), lora, head="classifier")
     >>> @app.train()
     ... def train(msg, context):
     ...     client.load(msg, context)
@@ -173,13 +174,17 @@ def _round_of(msg: Message) -> int:
     for record in msg.content.config_records.values():
         if isinstance(server_round := record.get("server-round"), int):
             return server_round
-    raise ValueError("the message does not say its server-round; Flower's strategies write it into its config")
+    raise ValueError(
+        "the message does not say its server-round; Flower's strategies write it into its config"
+    )
 
 
 def _parted(batch: Any, targets: str) -> tuple[Any, Tensor]:
     if isinstance(batch, Mapping):
         if targets not in batch:
-            raise ValueError(f"batch: no {targets!r} among {', '.join(map(str, batch))}; name it by `targets`")
+            raise ValueError(
+                f"batch: no {targets!r} among {', '.join(map(str, batch))}; name it by `targets`"
+            )
         return {key: value for key, value in batch.items() if key != targets}, batch[targets]
     if isinstance(batch, list | tuple) and len(batch) == 2:
         return batch[0], batch[1]

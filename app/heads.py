@@ -1,14 +1,9 @@
-"""Answer heads: a client's own over its own answer list, or one for all clients that travels.
-
-A head that travels is linear, and goes by the name of ``classifier`` among the shared arrays.
-"""
-
-from collections.abc import Mapping
+"""Answer heads: a client's own over its own answer list, or one for all clients that travels."""
 
 import torch
 from torch import Tensor, nn
 
-CLASSIFIER = "classifier."
+from .learner import Learner
 
 
 class AnswerHead(nn.Module):
@@ -40,12 +35,8 @@ def new_head(width: int, num_answers: int, seed: int, kind: str = "private") -> 
         return nn.Linear(width, num_answers) if kind == "shared" else AnswerHead(width, num_answers)
 
 
-def with_classifier(shared: Mapping[str, Tensor], head: nn.Module) -> dict[str, Tensor]:
-    """Add a head that travels to the shared arrays."""
-    return {**shared, **{CLASSIFIER + name: v.detach().clone() for name, v in head.state_dict().items()}}
-
-
-def split_classifier(arrays: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Part the arrays into those without the head, and the head's state (empty if it does not travel)."""
-    head = {n.removeprefix(CLASSIFIER): v for n, v in arrays.items() if n.startswith(CLASSIFIER)}
-    return {n: v for n, v in arrays.items() if not n.startswith(CLASSIFIER)}, head
+def answer_with_new_head(learner: Learner, width: int, num_answers: int, seed: int, kind: str) -> nn.Module:
+    """Give a learner a new head, and return it; one of the kind `"shared"` travels."""
+    head = new_head(width, num_answers, seed, kind)
+    learner.answer_with(head, travels=kind == "shared")
+    return head

@@ -51,7 +51,7 @@ class Learner(nn.Module):
         self.head, self.head_travels = head, travels
         self._first_head = copy.deepcopy(head.state_dict()) if head is not None else {}
         if head is not None:
-            head.requires_grad_(True).to(self.device)
+            head.to(self.device)
 
     @property
     def model(self) -> Any:

@@ -36,8 +36,8 @@ class Distillation:
     temperature : float
         Softens both distributions; the published code uses 3.
     loss : str
-        Form of CE, a key of `tasks.TASKS`. ``"bce-scores"``, ``"cross-entropy"``: targets are class indices or
-        scores in [0, 1]. ``"next-token"``: token ids, -100 where nothing is to be told.
+        Form of CE, a key of `tasks.TASKS`. ``"bce-scores"``, ``"cross-entropy"``: targets are class indices
+        or scores in [0, 1]. ``"next-token"``: token ids, -100 where nothing is to be told.
     update : {"alternating", "joint"}
         Published: A_s and head, then A_c and head, two optimizer steps a batch. Joint: one step on the sum
         of both losses.
@@ -172,7 +172,12 @@ def mkd_step(
 
 
 def adapter_step(
-    learner: Learner, optimizer: Optimizer, batch: Any, targets: Tensor, method: Distillation, branch="student"
+    learner: Learner,
+    optimizer: Optimizer,
+    batch: Any,
+    targets: Tensor,
+    method: Distillation,
+    branch="student",
 ) -> Tensor:
     """Take one step of the baselines, one adapter or all weights, on CE alone; return the loss."""
     z, y = method.task.pair(learner.classify(learner.features(learner.trunk(batch), branch)), targets)
@@ -210,7 +215,5 @@ def descend(optimizer: Optimizer, loss: Tensor) -> None:
 def _outcome(
     z_s: Tensor, z_teacher: Tensor, z_dat: Tensor, targets: Tensor, method: Distillation, *terms: Tensor
 ) -> Outcome:
-    student, teacher, dat = (
-        method.task.pair(z.detach(), targets)[0] for z in (z_s, z_teacher, z_dat)
-    )
+    student, teacher, dat = (method.task.pair(z.detach(), targets)[0] for z in (z_s, z_teacher, z_dat))
     return Outcome(student, teacher, dat, torch.stack([term.detach() for term in terms]))

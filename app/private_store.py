@@ -17,7 +17,7 @@ class PrivateStore:
     Parameters
     ----------
     folder : Path or str, optional
-        Where they lie, closed to other users. None: ``FEDDAT_HOME/clients``, by default ``~/.feddat/clients``.
+        Where they lie, closed to other users. None: ``FEDDAT_HOME/clients``, or ``~/.feddat/clients``.
     """
 
     def __init__(self, folder: Path | str | None = None) -> None:

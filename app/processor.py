@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,7 +78,7 @@ class Processor:
         mean, std = (_per_channel(values, pixels.device) for values in (self.mean, self.std))
         return (pixels.float() / 255 - mean) / std
 
-    def inputs(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return model inputs with their pixels, if there are any and they are bytes, normalised."""
         pixels = batch.get("pixel_values")
         if pixels is None or pixels.dtype != torch.uint8:

@@ -72,7 +72,7 @@ class Answers:
 
 
 class Tokens:
-    """The next token is told at each position of a text: logits (batch, length, vocabulary) of a causal model.
+    """The next token is told at each position of a text: logits (batch, length, words) of a causal model.
 
     Targets are token ids (batch, length), those of the inputs, with -100 where nothing is to be told; the
     logits at one position are compared with the target of the next.

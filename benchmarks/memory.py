@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Sequence
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from rich.console import Console
@@ -26,12 +26,13 @@ from rich.table import Table
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from app.adapters import adapt, adapter_config
 from app.backbones import Backbone, load_backbone
-from app.dual_adapter import DualAdapter, Trunk, adapter_config
-from app.encoder import apply, apply_to_first, blocks, pool
-from app.heads import new_head
-from app.mkd import Distillation, fast_step, make_optimizer
-from app.trained_model import Branch
+from app.dual_adapter import DualAdapter
+from app.families.blocks import Blocks, Trunk
+from app.heads import answer_with_new_head
+from app.learner import Branch
+from app.mkd import Distillation, make_optimizer, mkd_step
 
 from .figures import machine_of, verdict, write_figures
 from .step import ANSWERS, draw, make_backbone, peak_memory
@@ -61,7 +62,7 @@ def work(folder: str, together: Barrier, results: Any) -> None:
     before = proportional_set_size()
     together.wait()
     backbone = load_backbone(folder)
-    adapter = DualAdapter(backbone, adapter_config("bottleneck", width=backbone.width))
+    adapter = adapt(backbone, adapter_config("bottleneck", width=backbone.width))
     together.wait()
     results.put((before, proportional_set_size() - before))
     together.wait()
@@ -82,36 +83,56 @@ def weigh(folder: str, workers: int) -> list[tuple[int, int]]:
     return sizes
 
 
-class Checkpointed(DualAdapter):
-    """Keeps the input of every block alone, and computes the rest again in the backward pass."""
+class Checkpointed:
+    """Keeps the input of every block alone, and computes the rest again in the backward pass.
+
+    Parameters
+    ----------
+    adapter : DualAdapter
+        Its branches are put in place again with the blocks.
+    """
+
+    def __init__(self, adapter: DualAdapter) -> None:
+        self.adapter = adapter
+        self.blocks = cast(Blocks, adapter._split)
+
+    def trunk(self, batch: Any) -> Trunk:
+        """Compute as `DualAdapter` does."""
+        return self.adapter.trunk(batch)
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Compute as `DualAdapter` does."""
+        return self.adapter.classify(features)
 
     def features(self, trunk: Trunk, branch: Branch) -> Tensor:
         """Compute as `DualAdapter` does."""
+        parts = self.blocks
 
         def again(block: Any, compute: Any, hidden: Tensor) -> Tensor:
-            self.activate(branch)  # when it is computed again, the other branch was the last
+            self.adapter.activate(branch)  # when it is computed again, the other branch was the last
             return compute(block, hidden, trunk.mask)
 
-        self.activate(branch)
-        assert self._output is not None
-        hidden = self._output.adapt(trunk.hidden)
-        *inner, last = blocks(self.model)[self._first :]
+        self.adapter.activate(branch)
+        assert parts._output is not None
+        hidden = parts._output.adapt(trunk.hidden)
+        *inner, last = parts.blocks()[parts._first :]
         for block in inner:
-            hidden = checkpoint(again, block, apply, hidden, use_reentrant=False)
-        return pool(self.model, checkpoint(again, last, apply_to_first, hidden, use_reentrant=False))
+            hidden = checkpoint(again, block, parts.apply, hidden, use_reentrant=False)
+        return parts.pool(checkpoint(again, last, parts.apply_last, hidden, use_reentrant=False))
 
 
 def activations(backbone: Backbone, batch: int) -> dict[str, dict[str, Any]]:
     """Take a step both ways; return the most bytes allocated at once, and the losses."""
     _, _, inputs, scores = draw(backbone, batch, CPU)
     figures = {}
-    for name, kind in (("kept", DualAdapter), ("checkpointed", Checkpointed)):
-        adapter = kind(backbone, adapter_config("bottleneck", width=backbone.width))
-        head = new_head(backbone.width, ANSWERS, seed=0)
-        optimizer = make_optimizer(adapter, head, learning_rate=1e-4, weight_decay=1e-2)
+    for name, kind in (("kept", lambda adapter: adapter), ("checkpointed", Checkpointed)):
+        adapter = adapt(backbone, adapter_config("bottleneck", width=backbone.width))
+        answer_with_new_head(adapter, backbone.width, ANSWERS, 0, "private")
+        optimizer = make_optimizer(adapter, learning_rate=1e-4, weight_decay=1e-2)
+        learner: Any = kind(adapter)
 
-        def step(adapter=adapter, head=head, optimizer=optimizer) -> list[float]:
-            return fast_step(adapter, head, optimizer, inputs, scores, Distillation()).losses.tolist()
+        def step(learner=learner, optimizer=optimizer) -> list[float]:
+            return mkd_step(learner, optimizer, inputs, scores, Distillation()).losses.tolist()
 
         peak, losses = peak_memory(step, CPU)
         figures[name] = {"peak-bytes": peak, "losses": losses}

@@ -22,17 +22,19 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import ViltConfig, ViltModel
 
+from app.adapters import adapt
 from app.backbones import Backbone
 from app.bottleneck import BottleneckConfig
 from app.dual_adapter import ROLES, DualAdapter
+from app.families.vilt import fuse_attention, keep_patch_order
 from app.heads import AnswerHead
-from app.mkd import Distillation, Outcome, fast_step, make_optimizer, reference_step
-from app.vilt import fuse_attention, keep_patch_order
+from app.mkd import Distillation, Outcome, make_optimizer, mkd_step, reference_step
+from app.processor import Processor
 
 from .figures import verdict
 
 TOLERANCE = 2e-5
-STEPS: dict[str, Callable[..., Outcome]] = {"reference": reference_step, "fast": fast_step}
+STEPS: dict[str, Callable[..., Outcome]] = {"reference": reference_step, "fast": mkd_step}
 COLUMNS = ("logits", "losses", *ROLES, "head")
 
 
@@ -53,22 +55,23 @@ class Golden:
             key.removeprefix(prefix): value for key, value in self.tensors.items() if key.startswith(prefix)
         }
 
-    def start(self) -> tuple[DualAdapter, AnswerHead]:
+    def start(self) -> DualAdapter:
         """Build the model as it was before the first step."""
         weights = self.below("init.backbone.")
         rows = weights["embeddings.token_type_embeddings.weight"].shape[0]
         config = ViltConfig(**json.loads(self.settings["vilt_config"]), modality_type_vocab_size=rows)
         model = fuse_attention(keep_patch_order(ViltModel(config))).eval().requires_grad_(False)
         model.load_state_dict(weights)
-        # A golden batch is processed already, so the backbone needs no processor.
-        backbone = Backbone("golden", model, processor=None, fingerprint="")  # type: ignore[arg-type]
+        # A golden batch is processed already.
+        backbone = Backbone("golden", model, Processor(None, 0, 0), fingerprint="")
         reduction = int(self.settings["reduction_factor"])
-        adapter = DualAdapter(backbone, BottleneckConfig(reduction_factor=reduction))
+        adapter = adapt(backbone, BottleneckConfig(reduction_factor=reduction))
         for role in ROLES:
             adapter.load(role, {_wire_name(key): value for key, value in self.below(f"init.{role}.").items()})
         head = AnswerHead(config.hidden_size, int(self.settings["num_labels"]))
         head.load_state_dict(self.below("init.head."))
-        return adapter, head
+        adapter.answer_with(head)
+        return adapter
 
 
 def _wire_name(key: str) -> str:
@@ -78,11 +81,9 @@ def _wire_name(key: str) -> str:
 
 def replay(golden: Golden, variant: str) -> list[dict[str, float]]:
     """Run all steps; return for each the largest absolute difference of logits, losses, adapters and head."""
-    adapter, head = golden.start()
+    adapter = golden.start()
     settings = golden.settings
-    optimizer = make_optimizer(
-        adapter, head, float(settings["lr"]), float(settings["weight_decay"].split()[0])
-    )
+    optimizer = make_optimizer(adapter, float(settings["lr"]), float(settings["weight_decay"].split()[0]))
     beta1, beta2 = (float(beta) for beta in settings["betas"].split(","))
     for group in optimizer.param_groups:
         group.update(betas=(beta1, beta2), eps=float(settings["eps"]))
@@ -90,7 +91,7 @@ def replay(golden: Golden, variant: str) -> list[dict[str, float]]:
     differences = []
     for index in range(golden.num_steps):
         batch = golden.below(f"step{index}.batch.")
-        outcome = STEPS[variant](adapter, head, optimizer, batch, batch["target_scores"], method)
+        outcome = STEPS[variant](adapter, optimizer, batch, batch["target_scores"], method)
         logits = {"teacher": outcome.teacher, "shared": outcome.student, "dat": outcome.dat}
         row = {
             "logits": _largest(logits, golden.below(f"step{index}.logits.")),
@@ -101,7 +102,9 @@ def replay(golden: Golden, variant: str) -> list[dict[str, float]]:
             row[role] = _largest(
                 adapter.state(role), {_wire_name(key): value for key, value in after.items()}
             )
-        row["head"] = _largest(dict(head.named_parameters()), golden.below(f"step{index}.after.head."))
+        head = {name.removeprefix("head."): value for name, value in adapter.private().items()}
+        after = golden.below(f"step{index}.after.head.")
+        row["head"] = _largest({name: head[name] for name in after}, after)
         differences.append(row)
     return differences
 

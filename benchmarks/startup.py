@@ -27,7 +27,8 @@ from rich.console import Console
 from rich.table import Table
 
 from app import __version__
-from app.full_model import open_model
+from app.backbones import open_backbone
+from app.methods import METHODS, open_learner
 from app.records import SCHEMA, to_record
 from app.settings import read_settings
 from app.source import source_hash
@@ -58,8 +59,8 @@ Laps = dict[str, dict[str, float]]
 
 def write_message(folder: Path, settings: Mapping[str, Any]) -> None:
     """Write what the server of a run would send to partition 0 of 5, as `benchmarks.one_message` reads it."""
-    model = open_model(read_settings(settings))
-    arrays = to_record(model.initial_shared)
+    checked = read_settings(settings)
+    arrays = to_record(METHODS[checked.method].travelling(open_learner(checked)))
     (folder / "objects").mkdir()
     for name, part in get_all_nested_objects(arrays).items():
         (folder / "objects" / name).write_bytes(part.deflate())
@@ -67,7 +68,7 @@ def write_message(folder: Path, settings: Mapping[str, Any]) -> None:
         "version": __version__,
         "schema": SCHEMA,
         "source": source_hash(),
-        "backbone": model.backbone.fingerprint,
+        "backbone": open_backbone(checked).fingerprint,
     }
     facts = {
         "arrays": arrays.object_id,

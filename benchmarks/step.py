@@ -35,11 +35,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import ViltConfig, ViltModel, ViltProcessor
 from transformers.models.vilt.image_processing_pil_vilt import ViltImageProcessorPil
 
-from app.backbones import Backbone, Processor, choose_device, load_backbone
-from app.dual_adapter import DualAdapter, adapter_config
-from app.heads import new_head
-from app.mkd import Distillation, Outcome, adapter_step, fast_step, make_optimizer, reference_step
-from app.vilt import fuse_attention, keep_patch_order
+from app.adapters import adapt, adapter_config
+from app.backbones import Backbone, choose_device, load_backbone
+from app.dual_adapter import DualAdapter
+from app.families.vilt import fuse_attention, keep_patch_order
+from app.heads import answer_with_new_head
+from app.mkd import Distillation, Outcome, adapter_step, make_optimizer, mkd_step, reference_step
+from app.processor import Processor
 from client_app.local_training import mixed_precision
 
 from .figures import machine_of, verdict, write_figures
@@ -103,10 +105,10 @@ def make_variants(backbone: Backbone, batch: int, device: torch.device) -> dict[
     method = Distillation()
     config = adapter_config("bottleneck", width=backbone.width)
 
-    def trained(on: Backbone) -> tuple[DualAdapter, Any, Any]:
-        adapter = DualAdapter(on, config).to(device)
-        head = new_head(on.width, ANSWERS, seed=0).to(device)
-        return adapter, head, make_optimizer(adapter, head, learning_rate=1e-4, weight_decay=1e-2)
+    def trained(on: Backbone) -> tuple[DualAdapter, Any]:
+        adapter = adapt(on, config, device=device)
+        answer_with_new_head(adapter, on.width, ANSWERS, 0, "private")
+        return adapter, make_optimizer(adapter, learning_rate=1e-4, weight_decay=1e-2)
 
     def processed(adapter: DualAdapter) -> Callable[..., Tensor]:
         settings = backbone.processor
@@ -118,7 +120,7 @@ def make_variants(backbone: Backbone, batch: int, device: torch.device) -> dict[
         )
         processor = ViltProcessor(images, settings.tokenizer)
 
-        def features(raw: Any, branch: Any) -> Tensor:
+        def logits(raw: Any, branch: Any) -> Tensor:
             made = processor(
                 images=pictures,
                 text=questions,
@@ -129,28 +131,30 @@ def make_variants(backbone: Backbone, batch: int, device: torch.device) -> dict[
             ).to(device)
             return adapter({name: made[name] for name in (*inputs, "pixel_mask")}, branch)
 
-        return features
+        return logits
 
     def forward() -> None:
         bare[0].activate(None)
         with torch.no_grad():
             bare[0].model(**{**inputs, "pixel_values": backbone.processor.normalise(inputs["pixel_values"])})
 
-    def step(take: Callable[..., Any], model: Any, head: Any, optimizer: Any) -> Callable[[], Any]:
-        return lambda: take(model, head, optimizer, inputs, scores, method)
+    def step(take: Callable[..., Any], learner: Any, optimizer: Any) -> Callable[[], Any]:
+        return lambda: take(learner, optimizer, inputs, scores, method)
 
-    published, published_head, published_optimizer = trained(untouched(backbone))
+    published, published_optimizer = trained(untouched(backbone))
     bare, single, literal, ours, cached = (trained(backbone) for _ in range(5))
     with mixed_precision(device):
         trunk = cached[0].trunk(inputs)
-    from_cache = SimpleNamespace(trunk=lambda _: trunk, features=cached[0].features)
+    from_cache = SimpleNamespace(
+        trunk=lambda _: trunk, features=cached[0].features, classify=cached[0].classify
+    )
     return {
         FORWARD: forward,
         "one adapter": step(adapter_step, *single),
-        PUBLISHED: step(reference_step, processed(published), published_head, published_optimizer),
+        PUBLISHED: step(reference_step, processed(published), published_optimizer),
         LITERAL: step(reference_step, *literal),
-        OURS: step(fast_step, *ours),
-        "ours, cached": step(fast_step, from_cache, *cached[1:]),
+        OURS: step(mkd_step, *ours),
+        "ours, cached": step(mkd_step, from_cache, *cached[1:]),
     }
 
 

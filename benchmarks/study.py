@@ -25,16 +25,17 @@ from flwr.app import ArrayRecord
 from flwr.supercore.task_identity import TaskIdentity
 from torch import Tensor
 
+from app.backbones import open_backbone
 from app.examples import process
-from app.full_model import open_model
-from app.heads import new_head, with_classifier
-from app.metrics import vqa_score
+from app.processor import Processor
 from app.records import from_record, to_record
 from app.settings import Settings, feddat_home, read_settings
+from app.tasks import TASKS
 from data_partitions.benchmarks import DataOptions, Partition, load_partition
 from server_app.alignment import PoolAligner, open_aligner
 from server_app.central_evaluation import CentralEvaluation, accuracies, common_test
 from server_app.checkpoints import Checkpoints
+from server_app.opening import open_run
 from server_app.teachers.annotating import annotate
 from server_app.teachers.teacher import open_teacher
 
@@ -42,6 +43,7 @@ from .in_process import Federation
 from .plans import PLANS, Cell, Plan
 
 ROOT = Path(__file__).parents[1]
+SCORED = TASKS["bce-scores"].score
 Scores = dict[str, float]
 
 
@@ -58,18 +60,19 @@ def run_federation(settings: Mapping[str, Any], clients: int) -> tuple[Scores, A
 
 def run_alignment(settings: Settings, clients: int, start: ArrayRecord | None = None) -> Scores:
     """Align on the server alone: once from given arrays, else as often as a run would from its first."""
-    test = common_test(settings)
-    model = open_model(settings.model_copy(update={"device": settings.server_device}))
-    head = new_head(model.backbone.width, len(test.answers), settings.seed, "shared") if test else None
-    aligner = open_aligner(settings, model, head, test.answers if test else None)
-    arrays = start or to_record(with_classifier(model.initial_shared, head) if head else model.initial_shared)
+    test, processor = common_test(settings), open_backbone(settings).processor
+    opening = open_run(settings)
+    aligner = open_aligner(settings, opening.learner, opening.answers or None)
+    arrays = start or to_record(opening.initial)
     for server_round in range(settings.num_rounds if start else 1, settings.num_rounds + 1):
         arrays, _ = aligner.align(server_round, arrays)
     if test:
-        return CentralEvaluation(aligner.model, test)(from_record(arrays))
+        return CentralEvaluation(aligner.model, test, processor)(from_record(arrays))
     aligner.model.load(from_record(arrays))
     aligner.fit_head()
-    return mean_and_worst([_answered(aligner, partition) for partition in _partitions(settings, clients)])
+    return mean_and_worst(
+        [_answered(aligner, partition, processor) for partition in _partitions(settings, clients)]
+    )
 
 
 def run_teacher(settings: Settings, clients: int) -> Scores:
@@ -84,7 +87,7 @@ def run_teacher(settings: Settings, clients: int) -> Scores:
         chosen = ask(test.rows, test.answers).argmax(1)
         return accuracies(chosen, torch.tensor(test.rows["scores"]).argmax(1), test.groups)
     parts = _partitions(settings, clients)
-    given = [vqa_score(ask(part.test, part.answers), torch.tensor(part.test["scores"])) for part in parts]
+    given = [SCORED(ask(part.test, part.answers), torch.tensor(part.test["scores"])) for part in parts]
     return mean_and_worst([float(scores.mean()) for scores in given])
 
 
@@ -98,16 +101,16 @@ def _partitions(settings: Settings, clients: int) -> list[Partition]:
     return [load_partition(settings.benchmark, index, clients, options) for index in range(clients)]
 
 
-def _answered(aligner: PoolAligner, partition: Partition) -> float:
+def _answered(aligner: PoolAligner, partition: Partition, processor: Processor) -> float:
     """Score the server's own head on a client's test split; it chooses among the client's answers."""
     rows = partition.test
-    logits = aligner.model.all_logits(process(rows, aligner.model.client_model.backbone.processor))
+    logits = aligner.model.all_logits(process(rows, processor))
     known = {answer: index for index, answer in enumerate(aligner.train.classes)}
     never = torch.full((len(logits),), float("-inf"))
     own = torch.stack(
         [logits[:, known[answer]] if answer in known else never for answer in partition.answers], dim=1
     )
-    return float(vqa_score(own, torch.tensor(rows["scores"])).mean())
+    return float(SCORED(own, torch.tensor(rows["scores"])).mean())
 
 
 class Study:

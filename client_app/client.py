@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from flwr.app import ArrayRecord, Context
-from torch import Tensor, nn
+from torch import Tensor
 
 from app.backbones import Backbone, open_backbone
 from app.examples import Examples, process
-from app.full_model import open_model
-from app.heads import new_head, split_classifier
+from app.heads import answer_with_new_head
+from app.learner import Learner
+from app.methods import METHODS, Method, open_learner
 from app.records import from_record
 from app.settings import RUN_NAME, Settings, feddat_home, read_settings
 from app.source import source_hash
-from app.trained_model import TrainedModel
 from data_partitions.options import DataOptions
 
 from .carried_state import pick_up, put_down
@@ -193,43 +193,41 @@ class Client:
                 raise ValueError(f"{key} = {value!r} in the server's message; allowed: text like {pattern}")
         return Shelf(self.state_dir, str(name), str(token), self.partition_id)
 
+    @property
+    def method(self) -> Method:
+        """The run's method."""
+        return METHODS[self.settings.method]
+
     def open(
         self, arrays: ArrayRecord, shelf: Shelf, up_to: int, num_answers: int, expected: int = 0
-    ) -> tuple[TrainedModel, nn.Module, dict[str, Tensor], int]:
-        """Put what arrived, its frozen copy and the private state in place.
+    ) -> tuple[Learner, dict[str, Tensor], int]:
+        """Put what arrived, what is made of it, and the private state in place.
 
         `expected` is the round whose private state must be there, see `load_private_state`.
 
         Returns
         -------
-        TrainedModel
-            With the local adapter as it was after round `up_to`, or the last before it.
-        nn.Module
-            The head: the one that arrived, or the private one of the same round.
+        Learner
+            With what is private as it was after round `up_to`, or the last before it.
         dict
             What the wire owes of that round, see `records.to_reply`.
         int
             How many private states were lost on the way, see `load_private_state`.
         """
-        model = open_model(self.settings)
-        kind, seed = self.settings.head, self.settings.seed
-        head = new_head(model.backbone.width, num_answers, seed, kind)
+        learner, settings = open_learner(self.settings), self.settings
+        answer_with_new_head(learner, self.backbone.width, num_answers, settings.seed, settings.head)
         received = from_record(arrays)
-        rounded = self.settings.wire_precision != "float32"
-        first = PrivateState(
-            model.initial_local,
-            {} if kind == "shared" else head.state_dict(),
-            {name: torch.zeros_like(value) for name, value in received.items()} if rounded else {},
-        )
+        self.method.receive(learner, received)
+        learner.load_private({})
+        rounded = settings.wire_precision != "float32"
+        owed = {name: torch.zeros_like(value) for name, value in received.items()} if rounded else {}
+        first = PrivateState.of(learner.private(), owed)
         carried = self.settings.private_state == "context"
         if carried:
             put_down(self.context, shelf)
         private, lost = load_private_state(shelf, up_to, first, expected, must=carried)
-        shared, classifier = split_classifier(received)
-        model.receive(shared)
-        model.load("local", private.local)
-        head.load_state_dict(classifier if kind == "shared" else private.head)
-        return model, head.to(model.device), private.owed, lost
+        learner.load_private(private.kept)
+        return learner, private.owed, lost
 
     def keep(self, shelf: Shelf, server_round: int, state: PrivateState) -> None:
         """Commit the private state after a round, see `save_private_state`."""

@@ -7,18 +7,17 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
 from app.examples import Examples
-from app.metrics import vqa_score
-from app.mkd import Distillation, adapter_step, fast_step, make_optimizer, reference_step
+from app.learner import Branch, Learner
+from app.methods import METHODS
+from app.mkd import Distillation, make_optimizer
 from app.settings import Settings
-from app.trained_model import Branch, Role, TrainedModel
+from app.tasks import TASKS
 
 from .augmentation import augmented
 
-LOSSES = ("ce-student", "kl-student", "ce-teacher", "kl-teacher")
 EVALUATION_BATCH = 64
 
 
@@ -79,7 +78,7 @@ def pulled(weights: Iterable[Tensor], proximal_mu: float) -> Iterator[None]:
 
 
 @contextmanager
-def training(model: TrainedModel) -> Iterator[None]:
+def training(model: Learner) -> Iterator[None]:
     """Compute as in training, and afterwards as in evaluation again, whatever happens."""
     model.train()
     try:
@@ -89,15 +88,14 @@ def training(model: TrainedModel) -> Iterator[None]:
 
 
 def train_round(
-    adapter: TrainedModel,
-    head: nn.Module,
+    learner: Learner,
     examples: Examples,
     settings: Settings,
     server_round: int,
     partition_id: int,
     proximal_mu: float = 0.0,
 ) -> dict[str, Any]:
-    """Train A_s, A_c and the head in place for one round; Â_s is A_s as it came. Or all weights and the head.
+    """Train what the run's method trains, in place, for one round; what was received is where it begins.
 
     `proximal_mu` pulls all that is shared, see `pulled`.
 
@@ -107,26 +105,23 @@ def train_round(
         Mean losses and training scores, norms of the changes of both adapters, examples and seconds.
     """
     started = time.perf_counter()
-    device = next(head.parameters()).device
+    method = METHODS[settings.method]
     batches = math.ceil(len(examples) / settings.batch_size) * settings.local_epochs
     total, done = settings.num_rounds * batches, (server_round - 1) * batches
-    optimizer = make_optimizer(
-        adapter, head, settings.learning_rate, settings.weight_decay, settings.optimizer
-    )
-    method = Distillation(
+    optimizer = make_optimizer(learner, settings.learning_rate, settings.weight_decay, settings.optimizer)
+    distillation = Distillation(
         alpha=settings.alpha,
         beta=settings.beta,
         temperature=settings.temperature,
         loss=settings.loss,
         update=settings.update,
     )
-    trained: tuple[Role, ...] = ("shared", "local") if settings.method == "feddat" else ("shared",)
-    before = {role: adapter.state(role) for role in trained}
-    shared = [*adapter.parameters_of["shared"].values()]
-    if settings.head == "shared":
-        shared += head.parameters()
+    before = {role: learner.state(role) for role in method.trained}
+    shared = [*learner.parameters_of["shared"].values()]
+    if learner.head is not None and learner.head_travels:
+        shared += learner.head.parameters()
     sums: dict[str, Tensor] = {}
-    with training(adapter), pulled(shared, proximal_mu):
+    with training(learner), pulled(shared, proximal_mu):
         for epoch in range(settings.local_epochs):
             key = (settings.seed, partition_id, server_round, epoch)
             chance = generator(*key, 1)
@@ -134,11 +129,11 @@ def train_round(
                 for group in optimizer.param_groups:
                     factor = schedule(done, total, settings.warmup, settings.schedule)
                     group["lr"] = settings.learning_rate * factor
-                inputs, scores = examples.batch(rows, device)
+                inputs, scores = examples.batch(rows, learner.device)
                 if settings.augment:
                     inputs["pixel_values"] = augmented(inputs["pixel_values"], chance)
-                with mixed_precision(device):
-                    measured = _step(adapter, head, optimizer, inputs, scores, method, settings)
+                with mixed_precision(learner.device):
+                    measured = method.step(learner, optimizer, inputs, scores, distillation, settings)
                 for name, value in measured.items():
                     sums[name] = sums.get(name, 0) + value * len(rows)
                 done += 1
@@ -146,28 +141,8 @@ def train_round(
     return {
         "num-examples": len(examples),
         **{name: float(value) / seen for name, value in sums.items()},
-        **{f"delta-{role}": _distance(before[role], adapter.state(role)) for role in trained},
+        **{f"delta-{role}": _distance(before[role], learner.state(role)) for role in method.trained},
         "train-seconds": time.perf_counter() - started,
-    }
-
-
-def _step(
-    adapter: Any,
-    head: nn.Module,
-    optimizer: Optimizer,
-    inputs: dict[str, Tensor],
-    scores: Tensor,
-    method: Distillation,
-    settings: Settings,
-) -> dict[str, Tensor]:
-    if settings.method != "feddat":
-        return {"ce-student": adapter_step(adapter, head, optimizer, inputs, scores, method)}
-    step = fast_step if settings.step == "fast" else reference_step
-    outcome = step(adapter, head, optimizer, inputs, scores, method)
-    return {
-        **dict(zip(LOSSES, outcome.losses, strict=True)),
-        "train-student": vqa_score(outcome.student, scores).mean(),
-        "train-teacher": vqa_score(outcome.dat, scores).mean(),
     }
 
 
@@ -176,20 +151,18 @@ def _distance(before: dict[str, Tensor], after: dict[str, Tensor]) -> float:
 
 
 @torch.no_grad()
-def evaluate(
-    adapter: TrainedModel, head: nn.Module, examples: Examples, branches: tuple[Branch, ...]
-) -> dict[str, Any]:
-    """Return the mean VQA score of each branch, all with the client's own head."""
+def evaluate(learner: Learner, examples: Examples, settings: Settings) -> dict[str, Any]:
+    """Return the mean score of each branch of the run's method, all with the client's own head."""
     started = time.perf_counter()
-    device = next(head.parameters()).device
-    sums = dict.fromkeys(branches, 0.0)
+    task, branches = TASKS[settings.loss], METHODS[settings.method].branches
+    sums: dict[Branch, float] = dict.fromkeys(branches, 0.0)
     for rows in torch.arange(len(examples)).split(EVALUATION_BATCH):
-        inputs, scores = examples.batch(rows, device)
-        with mixed_precision(device):
-            trunk = adapter.trunk(inputs)
+        inputs, scores = examples.batch(rows, learner.device)
+        with mixed_precision(learner.device):
+            trunk = learner.trunk(inputs)
             for branch in branches:
-                logits = head(adapter.features(trunk, branch))
-                sums[branch] += float(vqa_score(logits, scores).sum())
+                logits = learner.classify(learner.features(trunk, branch))
+                sums[branch] += float(task.score(*task.pair(logits, scores)).sum())
     return {
         "num-examples": len(examples),
         **{branch: total / len(examples) for branch, total in sums.items()},

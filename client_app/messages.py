@@ -14,22 +14,13 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 
 from app import __version__
 from app.backbones import choose_device
-from app.heads import with_classifier
 from app.records import SCHEMA, to_reply
 from app.source import source_hash
-from app.trained_model import Branch
 
 from .client import Client
 from .local_training import evaluate, train_round
 from .policy import PublicError
 from .private_state import PrivateState, not_finite
-
-# What an evaluation scores; a single adapter has no teacher and no local branch.
-BRANCHES_OF: dict[str, tuple[Branch, ...]] = {
-    "feddat": ("student", "local", "teacher"),
-    "adapter": ("student",),
-    "full": ("student",),
-}
 
 
 def introduce(message: Message, context: Context) -> Message:
@@ -69,30 +60,26 @@ def train(message: Message, context: Context) -> Message:
     shelf, server_round = client.shelf(config), config["server-round"]
     arrays = message.content.array_records["arrays"]
     examples = client.examples("train")
-    adapter, head, owed, lost = client.open(
+    learner, owed, lost = client.open(
         arrays, shelf, server_round - 1, examples.num_answers, _expected(config)
     )
     metrics = train_round(
-        adapter,
-        head,
+        learner,
         examples,
         client.settings,
         server_round,
         client.partition_id,
         proximal_mu=config.get("proximal-mu", 0.0),
     )
-    shared, own_head = adapter.state("shared"), head.state_dict()
-    if client.settings.head == "shared":
-        shared, own_head = with_classifier(shared, head), {}
-    for part, state in {"shared": shared, "local": adapter.state("local"), "head": own_head}.items():
+    sent, private = client.method.travelling(learner), learner.private()
+    for part, state in {"shared": sent, "private": private}.items():
         if name := not_finite(state):
             raise PublicError(
                 f"training diverged: {part} {name} is not finite; nothing of this round is kept, "
                 "and the next begins from the state before it; a lower learning-rate may help"
             )
-    record, owed = to_reply(shared, arrays, owed, client.settings.wire_precision)
-    private = PrivateState(adapter.state("local"), own_head, owed)
-    client.keep(shelf, server_round, private)
+    record, owed = to_reply(sent, arrays, owed, client.settings.wire_precision)
+    client.keep(shelf, server_round, PrivateState.of(private, owed))
     told = _record(client, metrics, lost)
     return Message(RecordDict({"arrays": record, "metrics": told}), reply_to=message)
 
@@ -103,10 +90,10 @@ def evaluate_branches(message: Message, context: Context) -> Message:
     examples = client.examples("test")
     arrays = message.content.array_records["arrays"]
     shelf = client.shelf(config)
-    adapter, head, _, lost = client.open(
+    learner, _, lost = client.open(
         arrays, shelf, config["server-round"], examples.num_answers, _expected(config)
     )
-    metrics = evaluate(adapter, head, examples, BRANCHES_OF[client.settings.method])
+    metrics = evaluate(learner, examples, client.settings)
     return Message(RecordDict({"metrics": _record(client, metrics, lost)}), reply_to=message)
 
 

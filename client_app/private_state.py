@@ -50,6 +50,20 @@ class PrivateState:
     head: dict[str, Tensor]
     owed: dict[str, Tensor] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, kept: Mapping[str, Tensor], owed: dict[str, Tensor]) -> "PrivateState":
+        """Sort what `Learner.private` gave by its parts."""
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {name.removeprefix(prefix): v for name, v in kept.items() if name.startswith(prefix)}
+
+        return cls(part("local."), part("head."), owed)
+
+    @property
+    def kept(self) -> dict[str, Tensor]:
+        """What `Learner.load_private` takes."""
+        return {name: value for name, value in _flat(self).items() if not name.startswith("owed.")}
+
 
 @dataclass(frozen=True)
 class Shelf:

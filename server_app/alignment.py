@@ -16,13 +16,14 @@ from typing import Any, Literal
 
 import torch
 from flwr.app import ArrayRecord
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
 
-from app.heads import new_head
+from app.backbones import open_backbone
+from app.heads import answer_with_new_head
+from app.learner import Learner
 from app.records import from_record, to_record
 from app.settings import Settings
-from app.trained_model import TrainedModel
 
 from .global_model import GlobalModel, Part
 from .pooled_target import pooled_target
@@ -202,8 +203,7 @@ class PoolAligner:
 
 def open_aligner(
     settings: Settings,
-    model: TrainedModel,
-    head: nn.Module | None = None,
+    learner: Learner,
     classes: Sequence[str] | None = None,
 ) -> PoolAligner:
     """Make a run's aligner from its settings: load the public pool, ask the teacher model.
@@ -212,10 +212,8 @@ def open_aligner(
     ----------
     settings : Settings
         Those named ``align-…``, ``teacher-…`` and ``public-…``.
-    model : TrainedModel
-        What clients train, on the server's device.
-    head : nn.Module, optional
-        The head that travels. None: heads are private, and the server gets one of its own.
+    learner : Learner
+        What clients train, on the server's device. Without a head that travels it gets one of its own.
     classes : sequence of str, optional
         The answers of the head that travels.
 
@@ -224,9 +222,10 @@ def open_aligner(
     ValueError
         If the pool or the teacher model cannot be used.
     """
-    train, held_out = load_pools(settings, model.backbone.processor, classes)
-    own = head or new_head(model.backbone.width, len(train.classes), settings.seed)
-    shared = GlobalModel(model, own, head_travels=head is not None)
+    backbone = open_backbone(settings)
+    train, held_out = load_pools(settings, backbone.processor, classes)
+    if not learner.head_travels:
+        answer_with_new_head(learner, backbone.width, len(train.classes), settings.seed, "private")
     names = {field.name for field in fields(Alignment)} - {"seed"}
     given = {name: getattr(settings, f"align_{name}") for name in names}
-    return PoolAligner(shared, train, held_out, Alignment(**given, seed=settings.seed))
+    return PoolAligner(GlobalModel(learner), train, held_out, Alignment(**given, seed=settings.seed))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from app.examples import process
+from app.processor import Processor
 from app.settings import Settings, SettingsError, feddat_home
 from data_partitions.benchmarks import BENCHMARKS, BalancedTest, DataOptions, load_test
 
@@ -40,11 +41,13 @@ class CentralEvaluation:
         The server's copy of what clients train.
     test : BalancedTest
         What it is measured on.
+    processor : Processor
+        Makes the model's inputs.
     """
 
-    def __init__(self, model: GlobalModel, test: BalancedTest) -> None:
+    def __init__(self, model: GlobalModel, test: BalancedTest, processor: Processor) -> None:
         self.model = model
-        self.examples = process(test.rows, model.client_model.backbone.processor)
+        self.examples = process(test.rows, processor)
         self.groups = test.groups
 
     def __call__(self, arrays: Mapping[str, Tensor]) -> dict[str, float]:

@@ -9,10 +9,11 @@ from peft import get_peft_model, set_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor
 
-from app.backbones import BUILTIN, Backbone, Processor, open_backbone
-from app.dual_adapter import adapter_config
-from app.full_model import FullModel
-from app.heads import split_classifier
+from app.adapters import Adapter
+from app.backbones import BUILTIN, Backbone, open_backbone
+from app.learner import CLASSIFIER
+from app.methods import METHODS
+from app.processor import Processor
 from app.settings import Settings
 
 _BASE = "base_model"
@@ -41,9 +42,10 @@ def export_result(
         What a head that travels chooses from.
     """
     backbone = open_backbone(settings)
-    shared, classifier = split_classifier(arrays)
+    shared = {name: value for name, value in arrays.items() if not name.startswith(CLASSIFIER)}
+    classifier = {n.removeprefix(CLASSIFIER): v for n, v in arrays.items() if n.startswith(CLASSIFIER)}
     fresh = folder.with_name(f".{folder.name}.new")
-    save = _save_model if settings.method == "full" else _save_adapter
+    save = {"adapter": _save_adapter, "model": _save_model}[METHODS[settings.method].artifact]
     save(fresh, settings, backbone, shared)
     if classifier:
         weights = {name: value.contiguous() for name, value in classifier.items()}
@@ -55,14 +57,8 @@ def export_result(
 
 
 def _save_adapter(folder: Path, settings: Settings, backbone: Backbone, shared: Mapping[str, Tensor]) -> None:
-    config = adapter_config(
-        settings.adapter,
-        reduction_factor=settings.reduction_factor,
-        lora_rank=settings.lora_rank,
-        width=backbone.width,
-        model_type=backbone.model.config.model_type,
-    )
-    model = get_peft_model(backbone.fork(), config)
+    adapter = Adapter(settings.adapter, settings.reduction_factor, settings.lora_rank)
+    model = get_peft_model(backbone.fork(), adapter.config(backbone))
     set_peft_model_state_dict(model, dict(shared))
     beside = settings.adapter == "lora" and lies_beside(settings.backbone, settings.backbone_weights)
     # Otherwise PEFT writes the folder that this machine loaded the backbone from.
@@ -81,7 +77,8 @@ def lies_beside(backbone: str, weights: str) -> bool:
 
 
 def _save_model(folder: Path, settings: Settings, backbone: Backbone, shared: Mapping[str, Tensor]) -> None:
-    whole = FullModel(backbone, backbone.model.device)
+    method = METHODS[settings.method]
+    whole = method.open(backbone, Adapter(), settings.seed, backbone.model.device)
     whole.load("shared", shared)
     whole.model.save_pretrained(folder)
     _save_processor(folder, backbone.processor)

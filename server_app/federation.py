@@ -18,9 +18,11 @@ from flwr.serverapp.strategy import Strategy
 from rich.console import Console
 
 from app import __version__
+from app.backbones import open_backbone
 from app.dual_adapter import DualAdapter
 from app.files import write_atomically
 from app.measurements import MEASURED
+from app.methods import METHODS
 from app.records import SCHEMA, WireCodec, from_record, to_record
 from app.settings import Settings, SettingsError, feddat_home, read_settings
 from app.source import source_hash
@@ -61,11 +63,11 @@ def _federate(grid: Grid, settings: Settings, alone: ExitStack) -> None:
         "version": __version__,
         "schema": SCHEMA,
         "source": source_hash(),
-        "backbone": opening.model.backbone.fingerprint,
+        "backbone": open_backbone(settings).fingerprint,
     }
     versions = {"flwr": flwr.__version__, "torch": torch.__version__}
     facts = {f"{key}-hash": identity[key] for key in ("backbone", "source")} | versions
-    pretrains = settings.pretrain == "adapter" and isinstance(opening.model, DualAdapter)
+    pretrains = settings.pretrain == "adapter" and isinstance(opening.learner, DualAdapter)
     if settings.resume:
         if (folder := feddat_home() / "runs" / settings.resume).is_dir():
             alone.enter_context(held(folder))
@@ -99,7 +101,7 @@ def _federate(grid: Grid, settings: Settings, alone: ExitStack) -> None:
     )
     strategy: Strategy = federation
     if settings.align != "none":
-        aligner = open_aligner(settings, opening.model, opening.head, opening.answers or None)
+        aligner = open_aligner(settings, opening.learner, opening.answers or None)
         strategy = MLLMAlignment(
             federation,
             aligner,
@@ -110,8 +112,8 @@ def _federate(grid: Grid, settings: Settings, alone: ExitStack) -> None:
     resumable = Resumable(strategy, checkpoints, checkpoint)
     pretraining = None
     # A run that was stopped in it has its first checkpoint from before.
-    if pretrains and run.facts.get("pretrained") is False and isinstance(opening.model, DualAdapter):
-        pretraining = AdapterPretraining(settings, opening.model, load_captions(settings))
+    if pretrains and run.facts.get("pretrained") is False and isinstance(opening.learner, DualAdapter):
+        pretraining = AdapterPretraining(settings, opening.learner, load_captions(settings))
 
     federation.gather(grid)
     if checkpoint:
@@ -167,7 +169,7 @@ def _export(
     run: RunLog, settings: Settings, checkpoints: Checkpoints, last: ArrayRecord, answers: tuple[str, ...]
 ) -> None:
     """Export the result of the last round and of the best one."""
-    name = "model" if settings.method == "full" else "adapter"
+    name = METHODS[settings.method].artifact
     make_card = classifier_card if answers else model_card
 
     def export(folder: str, arrays: Mapping[str, torch.Tensor], server_round: int) -> None:

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from app.examples import Examples
-from app.heads import split_classifier, with_classifier
-from app.trained_model import TrainedModel
+from app.learner import Learner
 
 # What an alignment trains.
 Part = Literal["all", "head"]
@@ -31,39 +30,32 @@ class GlobalModel:
 
     Parameters
     ----------
-    client_model : TrainedModel
-        What clients train, on the server's device.
-    head : nn.Module
-        Features → logits over the pool's answers.
-    head_travels : bool
-        Whether the head is among the arrays.
+    learner : Learner
+        What clients train, on the server's device, with a head: the one that travels, or the server's.
     """
 
-    def __init__(self, client_model: TrainedModel, head: nn.Module, *, head_travels: bool) -> None:
-        self.client_model, self.head_travels = client_model, head_travels
-        self.head = head.to(client_model.device)
-        self._first_head = copy.deepcopy(head.state_dict())
+    def __init__(self, learner: Learner) -> None:
+        if learner.head is None:
+            raise ValueError("the learner has no head")
+        self.learner, self.head, self.head_travels = learner, learner.head, learner.head_travels
+        self._first_head = copy.deepcopy(self.head.state_dict())
 
     def load(self, arrays: Mapping[str, Tensor]) -> None:
         """Put aggregated arrays in place."""
-        shared, head = split_classifier(arrays)
-        self.client_model.receive(shared)
-        if head:
-            self.head.load_state_dict(head)
+        # In a process that plays clients too, theirs may be in place.
+        self.learner.answer_with(self.head, travels=self.head_travels)
+        self.learner.receive(arrays)
 
     def state(self) -> dict[str, Tensor]:
         """Return a copy of the arrays as they are now, on the CPU."""
-        own = self.client_model.state("shared")
-        if self.head_travels:
-            own = with_classifier(own, self.head)
-        return {name: value.cpu() for name, value in own.items()}
+        return {name: value.cpu() for name, value in self.learner.shared().items()}
 
     def trained(self, part: Part) -> list[nn.Parameter]:
         """Return the parameters that alignment moves: the head's, and those of the shared arrays.
 
         Running statistics of batch normalisation are shared and not trained: they stay the aggregate's.
         """
-        shared = self.client_model.parameters_of["shared"].values() if part == "all" else ()
+        shared = self.learner.parameters_of["shared"].values() if part == "all" else ()
         return [*(array for array in shared if isinstance(array, nn.Parameter)), *self.head.parameters()]
 
     def answering(self, examples: Examples, part: Part) -> Callable[[Tensor], Tensor]:
@@ -99,7 +91,7 @@ class GlobalModel:
         if self.head_travels:
             return
         self.head.load_state_dict(self._first_head)
-        features, wanted = self.all_features(examples), wanted.to(self.client_model.device)
+        features, wanted = self.all_features(examples), wanted.to(self.learner.device)
         generator = torch.Generator().manual_seed(seed)
         optimizer = torch.optim.AdamW(self.head.parameters(), lr=_HEAD_RATE)
         for _ in range(_HEAD_EPOCHS):
@@ -119,5 +111,5 @@ class GlobalModel:
             self.load({name: center[name] + share * (now[name] - center[name]) for name in center})
 
     def _features(self, examples: Examples, rows: Tensor) -> Tensor:
-        inputs, _ = examples.batch(rows, self.client_model.device)
-        return self.client_model.features(self.client_model.trunk(inputs), "student")
+        inputs, _ = examples.batch(rows, self.learner.device)
+        return self.learner.features(self.learner.trunk(inputs), "student")

@@ -1,14 +1,15 @@
-"""What a run starts from on the server: the model, its first arrays, and a head where that travels."""
+"""What a run starts from on the server: what is trained, its first arrays, a head where that travels."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from app.full_model import open_model
-from app.heads import new_head, with_classifier
+from app.backbones import open_backbone
+from app.heads import answer_with_new_head
+from app.learner import Learner
+from app.methods import METHODS, open_learner
 from app.settings import Settings
-from app.trained_model import TrainedModel
 
 from .central_evaluation import CentralEvaluation, common_test
 from .global_model import GlobalModel
@@ -20,21 +21,18 @@ class Opening:
 
     Attributes
     ----------
-    model : TrainedModel
-        What the clients train.
+    learner : Learner
+        What the clients train, with a head where that travels.
     initial : Mapping
         The federation's first arrays, by their names on the wire.
-    head : nn.Module or None
-        The head that travels; None where heads are private.
     answers : tuple of str
         What that head chooses from; empty without one.
     evaluation : CentralEvaluation or None
         How the server evaluates; None where the clients do.
     """
 
-    model: TrainedModel
+    learner: Learner
     initial: Mapping[str, Tensor]
-    head: nn.Module | None = None
     answers: tuple[str, ...] = ()
     evaluation: CentralEvaluation | None = None
 
@@ -51,9 +49,15 @@ def open_run(settings: Settings) -> Opening:
     # Where only clients compute, their device need not be here.
     computes = test or settings.align != "none" or settings.pretrain != "none"
     device = settings.server_device if computes else "cpu"
-    model = open_model(settings.model_copy(update={"device": device}))
+    settings = settings.model_copy(update={"device": device})
+    learner, backbone, method = open_learner(settings), open_backbone(settings), METHODS[settings.method]
+    if test:
+        answer_with_new_head(learner, backbone.width, len(test.answers), settings.seed, "shared")
+    else:
+        learner.answer_with(None)
+    learner.begin_anew()
+    initial = method.travelling(learner)
     if not test:
-        return Opening(model, model.initial_shared)
-    head = new_head(model.backbone.width, len(test.answers), settings.seed, "shared")
-    evaluation = CentralEvaluation(GlobalModel(model, head, head_travels=True), test)
-    return Opening(model, with_classifier(model.initial_shared, head), head, test.answers, evaluation)
+        return Opening(learner, initial)
+    evaluation = CentralEvaluation(GlobalModel(learner), test, backbone.processor)
+    return Opening(learner, initial, test.answers, evaluation)

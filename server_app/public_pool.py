@@ -8,8 +8,8 @@ from datasets import Dataset
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from app.backbones import Processor
 from app.examples import Examples, process
+from app.processor import Processor
 from app.settings import Settings, feddat_home
 from data_partitions.benchmarks import DataOptions, load_pool
 

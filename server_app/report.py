@@ -15,6 +15,7 @@ from rich.table import Table
 from safetensors import safe_open
 
 from app.files import write_atomically
+from app.methods import METHODS
 from strategies.privacy import epsilon
 
 from . import markdown
@@ -226,7 +227,7 @@ from peft import PeftModel
 backbone = load_backbone({call})
 model = PeftModel.from_pretrained(backbone.fork(), "path/to/adapter")
 classifier = load_file("path/to/adapter/classifier.safetensors")"""
-    if settings["method"] == "full":
+    if METHODS[settings["method"]].artifact == "model":
         load = """from feddat.app.backbones import load_backbone
 
 backbone = load_backbone("path/to/model")
@@ -269,7 +270,7 @@ logits = features @ classifier["weight"].T + classifier["bias"]
 
 
 def _report(folder: Path, settings: Mapping[str, Any], rows: Rows, seconds: float) -> str:
-    full = settings["method"] == "full"
+    full = METHODS[settings["method"]].artifact == "model"
     weights = folder / ("model/model.safetensors" if full else "adapter/adapter_model.safetensors")
     size = f", {_num_parameters(weights):,} parameters" if weights.is_file() else ""
     facts = {

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
@@ -28,15 +28,17 @@ class Blocks(ABC):
     processor : Processor
         Normalises its pixels.
 
-    Raises
-    ------
-    ValueError
-        No block has an adapter.
     """
 
     def __init__(self, model: Any, processor: Processor) -> None:
         self.model, self.processor = model, processor
         self._first, self._output = self._find_first_adapter()
+
+    def or_none(self) -> Self | None:
+        """Return it where branches have anything in common: the first adapter lies in the blocks."""
+        adapted_before = any(isinstance(m, BaseTunerLayer) for m in self.model.embeddings.modules())
+        nothing = self._first == len(self.blocks()) and self._output is None
+        return None if adapted_before or nothing else self
 
     @abstractmethod
     def embed(self, batch: Mapping[str, Tensor]) -> Trunk:
@@ -85,4 +87,4 @@ class Blocks(ABC):
                 return index + 1, last
             if tuned:
                 return index, None
-        raise ValueError("the adapter was placed in no Transformer block")
+        return len(self.blocks()), None

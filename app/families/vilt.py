@@ -1,4 +1,4 @@
-"""ViLT: what it needs, and what this project has it compute otherwise than transformers, for the same features."""
+"""ViLT: what it needs, and what it computes otherwise than in transformers, for the same features."""
 
 import types
 from collections.abc import Mapping
@@ -146,6 +146,6 @@ class Vilt(Family):
         """Compute the pooled first token (batch, width)."""
         return model(**inputs).pooler_output
 
-    def split(self, model: Any, processor: Processor) -> ViltBlocks:
+    def split(self, model: Any, processor: Processor) -> ViltBlocks | None:
         """Part it before the first adapter."""
-        return ViltBlocks(model, processor)
+        return ViltBlocks(model, processor).or_none()

@@ -59,6 +59,6 @@ class ViT(Family):
         """Compute the pooled class token (batch, width)."""
         return model(pixel_values=inputs["pixel_values"]).pooler_output
 
-    def split(self, model: Any, processor: Processor) -> ViTBlocks:
+    def split(self, model: Any, processor: Processor) -> ViTBlocks | None:
         """Part it before the first adapter."""
-        return ViTBlocks(model, processor)
+        return ViTBlocks(model, processor).or_none()

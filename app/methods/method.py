@@ -43,7 +43,7 @@ class Method(ABC):
         return ()
 
     def open(self, backbone: Backbone, adapter: Adapter, seed: int, device: torch.device) -> Learner:
-        """Make what is trained, with the run's first weights; ValueError if the backbone cannot be adapted."""
+        """Make what is trained, with its first weights; ValueError if the backbone cannot be adapted."""
         return adapt(backbone, adapter.config(backbone), seed, device)
 
     def travelling(self, learner: Learner) -> dict[str, Tensor]:

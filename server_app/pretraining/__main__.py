@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from transformers import ViltConfig
 
-from app.backbones import Processor, choose_device, load_backbone
+from app.backbones import choose_device, load_backbone
+from app.processor import Processor
 from app.settings import feddat_home
 from data_partitions.benchmarks import DataOptions, load_public, load_public_questions
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from app.backbones import BUILTIN, Processor, builtin_folder
+from app.backbones import BUILTIN, builtin_folder
+from app.processor import Processor
 
 
 def save(model: PreTrainedModel, processor: Processor, folder: Path, card: str) -> None:

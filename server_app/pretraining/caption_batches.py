@@ -10,7 +10,7 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from app.backbones import Processor
+from app.processor import Processor
 from data_partitions.scenes import COLORS, NUMBER_WORDS, PLACES, SHAPES, SIZES, TEXTURES
 
 MASKED_SHARE = 0.6

@@ -90,7 +90,8 @@ class Student(nn.Module):
         config: Any = self.model.config
         self.grid = config.image_size // config.patch_size
         empty = self.processor.texts([""])
-        length = int(empty["attention_mask"].sum())
+        # A backbone for images alone reads no text.
+        length = int(empty["attention_mask"].sum()) if empty else 0
         self.empty = {key: value[:, :length] for key, value in empty.items()}
         if not adapter:
             # What a text's words mean is nothing that images with an empty text can tell.
@@ -100,7 +101,7 @@ class Student(nn.Module):
     def trained(self) -> list[nn.Parameter]:
         """Return the parameters that learn."""
         if self.adapter:
-            return list(self.adapter.parameters_of["shared"].values())
+            return [p for p in self.adapter.parameters_of["shared"].values() if isinstance(p, nn.Parameter)]
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     def forward(self, pixels: Tensor) -> Tensor:

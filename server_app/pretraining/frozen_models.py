@@ -23,7 +23,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from app.backbones import Processor
+from app.processor import Processor
 
 ENCODERS = "a CLIP, another vision transformer of square patches, or a LLaVA, whose own encoder is taken"
 LANGUAGE_MODELS = "a causal language model, or a LLaVA, whose own is taken"

@@ -4,6 +4,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
+from app.backbones import open_backbone
 from app.dual_adapter import DualAdapter
 from app.settings import Settings
 
@@ -22,7 +23,7 @@ class AdapterPretraining:
     settings : Settings
         Name encoder, language model, steps, batch size, learning rate and seed.
     adapter : DualAdapter
-        Training starts at its `initial_shared`, which its shared adapter is again afterwards.
+        Training starts at its first weights, which its shared adapter has again afterwards.
     captioned : Dataset
         Columns image and captions (list of str).
 
@@ -41,13 +42,13 @@ class AdapterPretraining:
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
-            objective = DynamicWeighting(Student(adapter.backbone, adapter), *models, data, held_out)
+            objective = DynamicWeighting(Student(open_backbone(settings), adapter), *models, data, held_out)
         self.settings, self.adapter, self.objective = settings, adapter, objective.to(adapter.device)
 
     def run(self) -> dict[str, Tensor]:
         """Train, and return A_s by its names on the wire: what the federation starts from."""
         settings, adapter = self.settings, self.adapter
-        adapter.load("shared", adapter.initial_shared)
+        adapter.begin_anew()
         train(
             self.objective,
             steps=settings.pretrain_steps,
@@ -56,5 +57,5 @@ class AdapterPretraining:
             seed=settings.seed,
         )
         pretrained = adapter.state("shared")
-        adapter.load("shared", adapter.initial_shared)
+        adapter.begin_anew()
         return pretrained

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerFast, ViltConfig, ViltForMaskedLM, ViltModel
 
-from app.backbones import Processor
-from app.vilt import keep_patch_order
+from app.families.vilt import keep_patch_order
+from app.processor import Processor
 
 from .caption_batches import Batch, CaptionedImages, batches, make_batch
 from .trainer import Objective, vary

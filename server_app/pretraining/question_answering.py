@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import ViltModel
 
-from app.backbones import Backbone, Processor
+from app.backbones import Backbone
+from app.processor import Processor
 
 from .trainer import Objective, vary
 

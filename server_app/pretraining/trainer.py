@@ -9,7 +9,7 @@ from rich.progress import Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from app.backbones import Processor
+from app.processor import Processor
 
 MEASURE_EVERY = 250
 

@@ -9,10 +9,11 @@ from torch import Tensor
 from torch.nn.functional import linear, relu
 from transformers import ViltConfig, ViltModel
 
-from app.backbones import Backbone, Processor, fingerprint
-from app.dual_adapter import ROLES, DualAdapter, adapter_config
-from app.encoder import embed
-from app.vilt import keep_patch_order
+from app.adapters import adapt, adapter_config
+from app.backbones import Backbone, fingerprint
+from app.dual_adapter import ROLES, DualAdapter
+from app.families.vilt import ViltBlocks, keep_patch_order
+from app.processor import Processor
 
 SIZES = {
     "hidden_size": 32,
@@ -63,10 +64,16 @@ def batch() -> dict[str, Tensor]:
     }
 
 
+def parts(model) -> ViltBlocks:
+    """Return a ViLT in its parts."""
+    processor = Processor(None, image_size=32, text_length=8, mean=(0.5, 0.4, 0.3), std=(0.5, 0.6, 0.7))
+    return ViltBlocks(model, processor)
+
+
 @pytest.fixture
 def states(small_vilt, batch) -> tuple[Tensor, Tensor]:
     """Return what enters the first block, and its mask."""
-    hidden, mask = embed(keep_patch_order(small_vilt()), batch)
+    hidden, mask = parts(keep_patch_order(small_vilt())).embed(batch)
     assert hidden.shape[1] == mask.shape[2] == mask.shape[3] == 6 + 1 + 4
     return hidden, mask
 
@@ -77,7 +84,7 @@ def dual(backbone) -> Callable[..., DualAdapter]:
 
     def build(kind: str = "bottleneck", on: Backbone = backbone, seed: int = 3) -> DualAdapter:
         config = adapter_config(kind, reduction_factor=4, lora_rank=3, width=on.width)
-        adapter = DualAdapter(on, config)
+        adapter = adapt(on, config)
         generator = torch.Generator().manual_seed(seed)
         for role in ROLES:
             state = adapter.state(role)

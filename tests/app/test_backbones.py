@@ -17,8 +17,7 @@ from transformers import BertConfig, BertModel, ViltModel, ViTModel
 import app.backbones
 from app.backbones import Processor, builtin_folder, choose_device, fingerprint, load_backbone
 from app.bottleneck import BottleneckConfig
-from app.encoder import apply, blocks, embed, pool
-from app.vilt import fuse_attention, keep_patch_order
+from app.families.vilt import fuse_attention, keep_patch_order
 from tests.conftest import is_mapped
 
 TINY = Path(app.backbones.__file__).parent / "assets" / "tiny-vilt" / "model.safetensors"

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from app.heads import AnswerHead, new_head, split_classifier, with_classifier
+from app.heads import AnswerHead, answer_with_new_head, new_head
 
 
 def test_parameters_have_the_published_names_and_shapes():
@@ -53,14 +53,18 @@ def test_a_shared_head_is_linear_and_a_function_of_the_seed():
     assert not torch.equal(heads[0].weight, heads[2].weight)
 
 
-def test_a_head_travels_by_the_name_of_classifier():
-    head, shared = new_head(2, 3, 0, "shared"), {"layers.0.weight": torch.ones(1)}
-    arrays = with_classifier(shared, head)
-    assert set(arrays) == {"layers.0.weight", "classifier.weight", "classifier.bias"}
+def test_a_head_travels_by_the_name_of_classifier_and_a_private_one_stays(dual):
+    adapter = dual()
+    names = set(adapter.state("shared"))
+    head = answer_with_new_head(adapter, 32, 3, 0, "shared")
+    arrays = adapter.shared()
+    assert set(arrays) - names == {"classifier.weight", "classifier.bias"}
+    assert not any(name.startswith("head.") for name in adapter.private())
     with torch.no_grad():
         head.weight += 1  # what was sent stays as it was
     assert not torch.equal(arrays["classifier.weight"], head.weight)
-    rest, state = split_classifier(arrays)
-    assert (rest, set(state)) == (shared, {"weight", "bias"})
-    assert torch.equal(state["bias"], head.bias)
-    assert split_classifier(shared) == (shared, {})
+    adapter.receive(arrays)
+    assert torch.equal(arrays["classifier.weight"], head.weight)
+    answer_with_new_head(adapter, 32, 3, 0, "private")
+    assert set(adapter.shared()) == names
+    assert "head.clf_fc1.weight" in adapter.private()

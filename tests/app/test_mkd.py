@@ -14,12 +14,11 @@ from app.heads import new_head
 from app.mkd import (
     Distillation,
     adapter_step,
-    divergence,
-    fast_step,
     make_optimizer,
+    mkd_step,
     reference_step,
-    task_loss,
 )
+from app.tasks import TASKS, divergence
 
 KINDS = ("bottleneck", "lora")
 FORMS = ("bce-scores", "cross-entropy")
@@ -41,6 +40,12 @@ def scores():
 @pytest.fixture
 def head():
     return new_head(32, 5, seed=2)
+
+
+def answering(adapter, head):
+    """Give an adapter a head that stays private, and return it."""
+    adapter.answer_with(head)
+    return adapter
 
 
 def weights(adapter, head):
@@ -66,20 +71,20 @@ class TestTaskLoss:
         scores = torch.tensor([[1.0, 0.3, 0.0], [0.0, 1.0, 0.6]])
         # log(1 + e^z) - y·z. First row: ln 2, ln 4 - 0.3 ln 3, ln 4/3; second: ln 2 thrice. Mean.
         expected = (LN2 + (2 * LN2 - 0.3 * LN3) + (2 * LN2 - LN3) + 3 * LN2) / 2
-        assert task_loss(LOGITS, scores, "bce-scores").item() == pytest.approx(expected, rel=1e-6)
+        assert TASKS["bce-scores"].loss(LOGITS, scores).item() == pytest.approx(expected, rel=1e-6)
 
     def test_cross_entropy_by_hand(self):
         # softmax of (0, ln 3, -ln 3) is (3, 9, 1) / 13.
         rows = (math.log(13 / 3) + 0.3 * math.log(13 / 9)) + 1.6 * LN3
         scores = torch.tensor([[1.0, 0.3, 0.0], [0.0, 1.0, 0.6]])
-        assert task_loss(LOGITS, scores, "cross-entropy").item() == pytest.approx(rows / 2, rel=1e-6)
+        assert TASKS["cross-entropy"].loss(LOGITS, scores).item() == pytest.approx(rows / 2, rel=1e-6)
 
     def test_a_row_without_scores(self):
         none = torch.zeros(2, 3)
-        assert task_loss(LOGITS, none, "cross-entropy") == 0
+        assert TASKS["cross-entropy"].loss(LOGITS, none) == 0
         # Every answer is pushed down: the sum of log(1 + e^z).
         expected = (LN2 + 2 * LN2 + (2 * LN2 - LN3) + 3 * LN2) / 2
-        assert task_loss(LOGITS, none, "bce-scores").item() == pytest.approx(expected, rel=1e-6)
+        assert TASKS["bce-scores"].loss(LOGITS, none).item() == pytest.approx(expected, rel=1e-6)
 
 
 class TestDivergence:
@@ -167,8 +172,8 @@ def plain_step(plain_features, before, head, batch, scores, method, lr, decay):
 
 VARIANTS = [
     pytest.param(reference_step, "alternating", id="reference"),
-    pytest.param(fast_step, "alternating", id="fast"),
-    pytest.param(fast_step, "joint", id="joint"),
+    pytest.param(mkd_step, "alternating", id="fast"),
+    pytest.param(mkd_step, "joint", id="joint"),
 ]
 
 
@@ -193,8 +198,8 @@ class TestOneStep:
         before = weights(adapter, head)
         settings = {"lr": 1e-3, "decay": 0.3}
         after, terms, logits = plain_step(plain_features, before, head, batch, scores, method, **settings)
-        optimizer = make_optimizer(adapter, head, settings["lr"], settings["decay"])
-        outcome = step(adapter, head, optimizer, batch, scores, method)
+        optimizer = make_optimizer(answering(adapter, head), settings["lr"], settings["decay"])
+        outcome = step(adapter, optimizer, batch, scores, method)
         assert outcome.losses.tolist() == pytest.approx(terms, rel=1e-5, abs=1e-5)
         for ours, plain in zip((outcome.student, outcome.teacher, outcome.dat), logits, strict=True):
             torch.testing.assert_close(ours, plain, atol=1e-5, rtol=0)
@@ -214,34 +219,34 @@ class TestOneStep:
             adapter.load("shared" if role == "local" else "local", other)
             if update != "joint" and role == "local":  # the head moves in between; here it must not
                 own.requires_grad_(False)
-            optimizer = make_optimizer(adapter, own, 1e-3, 0.0)
-            step(adapter, own, optimizer, batch, scores, replace(UNEVEN, update=update, **weight))
+            optimizer = make_optimizer(answering(adapter, own), 1e-3, 0.0)
+            step(adapter, optimizer, batch, scores, replace(UNEVEN, update=update, **weight))
             return {role: adapter.state(role)}
 
         assert distance(learned(1, **{without: 0.0}), learned(2, **{without: 0.0})) < 1e-6
         assert distance(learned(1), learned(2)) > 1e-4
 
-    @pytest.mark.parametrize("step", [reference_step, fast_step])
+    @pytest.mark.parametrize("step", [reference_step, mkd_step])
     @pytest.mark.parametrize("kind", KINDS)
     def test_alternating_moves_one_adapter_in_each_half(self, dual, head, batch, scores, step, kind):
         adapter = dual(kind)
-        optimizer = make_optimizer(adapter, head, 1e-3, 0.01)
+        optimizer = make_optimizer(answering(adapter, head), 1e-3, 0.01)
         seen = [weights(adapter, head)]
         optimizer.register_step_post_hook(lambda *_: seen.append(weights(adapter, head)))
-        step(adapter, head, optimizer, batch, scores, UNEVEN)
+        step(adapter, optimizer, batch, scores, UNEVEN)
         assert len(seen) == 3
         assert moved(seen[0], seen[1]) == {"shared": "all", "frozen": "none", "local": "none", "head": "all"}
         assert moved(seen[1], seen[2]) == {"shared": "none", "frozen": "none", "local": "all", "head": "all"}
         # Nor does the momentum of the first step move them in the next.
-        step(adapter, head, optimizer, batch, scores, UNEVEN)
+        step(adapter, optimizer, batch, scores, UNEVEN)
         assert moved(seen[2], seen[3])["local"] == moved(seen[3], seen[4])["shared"] == "none"
 
     def test_joint_moves_all_at_once(self, dual, head, batch, scores):
         adapter = dual()
-        optimizer = make_optimizer(adapter, head, 1e-3, 0.01)
+        optimizer = make_optimizer(answering(adapter, head), 1e-3, 0.01)
         before, steps = weights(adapter, head), []
         optimizer.register_step_post_hook(lambda *_: steps.append(1))
-        fast_step(adapter, head, optimizer, batch, scores, replace(UNEVEN, update="joint"))
+        mkd_step(adapter, optimizer, batch, scores, replace(UNEVEN, update="joint"))
         assert len(steps) == 1
         expected = {"shared": "all", "frozen": "none", "local": "all", "head": "all"}
         assert moved(before, weights(adapter, head)) == expected
@@ -249,14 +254,14 @@ class TestOneStep:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("form", FORMS)
-def test_the_fast_step_is_the_reference_step(dual, head, batch, scores, kind, form):
+def test_the_mkd_step_is_the_reference_step(dual, head, batch, scores, kind, form):
     method = replace(UNEVEN, loss=form)
     ends, outcomes = [], []
-    for step in (reference_step, fast_step):
+    for step in (reference_step, mkd_step):
         adapter, own = dual(kind), copy.deepcopy(head)
-        optimizer = make_optimizer(adapter, own, 1e-3, 0.01)
+        optimizer = make_optimizer(answering(adapter, own), 1e-3, 0.01)
         start = weights(adapter, own)
-        outcomes.append([step(adapter, own, optimizer, batch, scores, method) for _ in range(6)])
+        outcomes.append([step(adapter, optimizer, batch, scores, method) for _ in range(6)])
         ends.append(weights(adapter, own))
     assert distance(*ends) <= 1e-6
     assert distance(start, ends[0]) > 4e-3
@@ -274,15 +279,15 @@ def test_both_adapters_learn_in_every_round_also_after_an_evaluation(
     adapter = dual(kind)
     for _ in range(3):
         adapter.receive(adapter.state("shared"))
-        optimizer = make_optimizer(adapter, head, 1e-3, 0.01)
+        optimizer = make_optimizer(answering(adapter, head), 1e-3, 0.01)
         before = weights(adapter, head)
         for _ in range(2):
-            step(adapter, head, optimizer, batch, scores, replace(UNEVEN, update=update))
+            step(adapter, optimizer, batch, scores, replace(UNEVEN, update=update))
         expected = {"shared": "all", "frozen": "none", "local": "all", "head": "all"}
         assert moved(before, weights(adapter, head)) == expected
         with torch.no_grad():
             for branch in ("student", "teacher", "local"):
-                head(adapter(batch, branch))
+                adapter(batch, branch)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -294,8 +299,8 @@ def test_the_baseline_trains_one_adapter_on_the_answers(
     before = weights(adapter, head)
     z = head(plain_features(batch, [(before["shared"], 1.0)]))
     rows = softplus(z) - scores * z if form == "bce-scores" else -scores * z.log_softmax(1)
-    optimizer = make_optimizer(adapter, head, 1e-3, 0.01)
-    loss = adapter_step(adapter, head, optimizer, batch, scores, replace(UNEVEN, loss=form))
+    optimizer = make_optimizer(answering(adapter, head), 1e-3, 0.01)
+    loss = adapter_step(adapter, optimizer, batch, scores, replace(UNEVEN, loss=form))
     assert loss.item() == pytest.approx(rows.sum(1).mean().item(), rel=1e-5)
     assert not loss.requires_grad
     expected = {"shared": "all", "frozen": "none", "local": "none", "head": "all"}
@@ -317,7 +322,7 @@ class TestOptimizer:
     )
     def test_decay_goes_by_name(self, dual, head, kind, decayed):
         adapter = dual(kind)
-        optimizer = make_optimizer(adapter, head, 0.02, 0.3)
+        optimizer = make_optimizer(answering(adapter, head), 0.02, 0.3)
         with_decay, without = optimizer.param_groups
         assert (with_decay["weight_decay"], without["weight_decay"]) == (0.3, 0.0)
         for group in optimizer.param_groups:
@@ -335,12 +340,12 @@ class TestOptimizer:
 
     def test_a_norm_by_the_published_name_is_spared(self, dual):
         head = Normed()
-        spared = make_optimizer(dual(), head, 0.1, 0.1).param_groups[1]["params"]
+        spared = make_optimizer(answering(dual(), head), 0.1, 0.1).param_groups[1]["params"]
         assert any(parameter is head.LayerNorm.weight for parameter in spared)
         assert not any(parameter is head.fc.weight for parameter in spared)
 
     def test_the_first_step_by_hand(self, dual, head):
-        optimizer = make_optimizer(dual(), head, 0.1, 0.5)
+        optimizer = make_optimizer(answering(dual(), head), 0.1, 0.5)
         with torch.no_grad():
             head.clf_norm0.weight.fill_(2.0)
             head.clf_norm0.bias.fill_(2.0)
@@ -353,7 +358,7 @@ class TestOptimizer:
 
     def test_sgd_has_no_momentum(self, dual):
         head = torch.nn.Linear(2, 1)
-        optimizer = make_optimizer(dual(), head, 0.1, 0.5, "sgd")
+        optimizer = make_optimizer(answering(dual(), head), 0.1, 0.5, "sgd")
         with torch.no_grad():
             head.weight.fill_(2.0)
             head.bias.fill_(2.0)

@@ -5,11 +5,11 @@ from collections import defaultdict
 
 import pytest
 import torch
+from app.full_model import FullModel
 
 from app.backbones import load_backbone
 from app.dual_adapter import DualAdapter, adapter_config
 from app.examples import Examples
-from app.full_model import FullModel
 from app.heads import new_head
 from app.settings import read_settings
 from client_app import local_training

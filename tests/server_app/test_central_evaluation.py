@@ -3,10 +3,10 @@
 import datasets
 import pytest
 import torch
+from app.full_model import FullModel
 from PIL import Image
 
 from app.backbones import load_backbone
-from app.full_model import FullModel
 from app.heads import new_head
 from app.settings import SettingsError, read_settings
 from data_partitions.long_tail import BalancedTest

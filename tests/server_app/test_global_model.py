@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from app.full_model import open_model
 from torch.nn.functional import one_hot
 
 from app.backbones import load_backbone
 from app.dual_adapter import DualAdapter, adapter_config
 from app.examples import Examples
-from app.full_model import open_model
 from app.heads import new_head, with_classifier
 from app.settings import read_settings
 from server_app.global_model import GlobalModel

@@ -164,8 +164,8 @@ def test_the_report_says_what_was_measured_on_what(tmp_path):
 @pytest.mark.parametrize("method", ["full", "adapter"])
 def test_the_code_in_a_classifiers_card_runs(tmp_path, run_config, small_vit, method):
     import torch
-
     from app.full_model import open_model
+
     from app.heads import new_head, with_classifier
     from app.settings import read_settings
     from server_app.export import export_result

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from app.encoder import embed
-from app.vilt import fuse_attention, keep_patch_order
+from app.families.vilt import fuse_attention, keep_patch_order
+from tests.app.conftest import parts
 
 
 def images(height, width, *valid):
@@ -49,7 +49,7 @@ class TestPatchOrder:
     def test_a_full_mask_is_no_mask(self, small_vilt, batch):
         model = keep_patch_order(small_vilt())
         full = {**batch, "pixel_mask": torch.ones(4, 32, 32, dtype=torch.long)}
-        assert torch.equal(embed(model, batch)[0], embed(model, full)[0])
+        assert torch.equal(parts(model).embed(batch)[0], parts(model).embed(full)[0])
 
     def test_states_do_not_depend_on_chance(self, small_vilt, batch):
         stock, ordered = small_vilt(), keep_patch_order(small_vilt())
@@ -65,7 +65,7 @@ class TestPatchOrder:
         model = keep_patch_order(small_vilt())
         part = model.embeddings
         inputs = {**texts(1), **images(32, 32, (32, 32))}
-        hidden, _ = embed(model, inputs)
+        hidden, _ = parts(model).embed(inputs)
         # 6 tokens, the class token, then the patches by rows: the third is the lower left.
         patch = inputs["pixel_values"][0, :, 16:, :16].flatten()
         kernel = part.patch_embeddings.projection

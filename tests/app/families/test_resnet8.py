@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from torch.nn.functional import batch_norm, conv2d
-
 from app.resnet8 import ResNet8, ResNet8Config
+from torch.nn.functional import batch_norm, conv2d
 
 
 def drawn(channels, seed=0):

@@ -5,7 +5,8 @@ import torch
 
 from app.backbones import fingerprint, load_backbone
 from app.dual_adapter import DualAdapter
-from app.full_model import FullModel, open_model
+from app.methods import open_learner
+from app.methods.full import FullModel
 from app.mkd import Distillation, adapter_step, make_optimizer
 from app.settings import read_settings
 
@@ -25,21 +26,21 @@ def inputs():
 
 def step(model, inputs, kind="sgd"):
     head = torch.nn.Linear(64, 3)
-    optimizer = make_optimizer(model, head, 0.1, 0.0, kind)
-    adapter_step(
-        model, head, optimizer, inputs, torch.eye(3).repeat(2, 1), Distillation(loss="cross-entropy")
-    )
+    model.answer_with(head)
+    optimizer = make_optimizer(model, 0.1, 0.0, kind)
+    adapter_step(model, optimizer, inputs, torch.eye(3).repeat(2, 1), Distillation(loss="cross-entropy"))
 
 
 def test_all_weights_and_statistics_travel_and_no_counter(model):
-    own = dict(model.backbone.model.named_parameters()) | dict(model.backbone.model.named_buffers())
+    whole = load_backbone("resnet8-narrow", "random", 1).model
+    own = dict(whole.named_parameters()) | dict(whole.named_buffers())
     state = model.state("shared")
     assert state.keys() == {name for name in own if not name.endswith("num_batches_tracked")}
     assert sum(name.endswith(("running_mean", "running_var")) for name in state) == 2 * 9
     assert all(
         value.dtype == torch.float32 and torch.equal(value, own[name]) for name, value in state.items()
     )
-    assert (model.initial_local, model.state("local")) == ({}, {})
+    assert (model.private(), model.state("local")) == ({}, {})
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])
@@ -49,7 +50,8 @@ def test_a_step_in_training_moves_every_array(model, inputs, kind):
     step(model, inputs, kind)
     after = model.state("shared")
     assert [name for name in after if torch.equal(after[name], before[name])] == []
-    assert fingerprint(model.backbone.model, model.backbone.processor) == model.backbone.fingerprint
+    backbone = load_backbone("resnet8-narrow", "random", 1)
+    assert fingerprint(backbone.model, backbone.processor) == backbone.fingerprint
 
 
 def test_evaluation_moves_no_statistics(model, inputs):
@@ -63,8 +65,8 @@ def test_what_is_received_is_what_computes(model, inputs):
     model.receive(other.state("shared"))
     with torch.no_grad():
         features = model.features(model.trunk(inputs), "student")
-        normalised = model.backbone.processor.normalise(inputs["pixel_values"])
-        expected = other.backbone.model(normalised).pooler_output
+        backbone = load_backbone("resnet8-narrow", "random", 2)
+        expected = backbone.model(backbone.processor.normalise(inputs["pixel_values"])).pooler_output
     torch.testing.assert_close(features, expected)
     state = other.state("shared")
     del state["norm.running_var"]
@@ -74,20 +76,20 @@ def test_what_is_received_is_what_computes(model, inputs):
 
 def test_method_and_seed_decide_what_is_opened(run_config, small_vit):
     def opened(**overrides):
-        return open_model(read_settings(run_config(head="shared", backbone_weights="random", **overrides)))
+        return open_learner(read_settings(run_config(head="shared", backbone_weights="random", **overrides)))
 
     first = opened(method="full", backbone="resnet8-narrow", seed=1)
     assert isinstance(first, FullModel)
     assert opened(method="full", backbone="resnet8-narrow", seed=1) is first
     other = opened(method="full", backbone="resnet8-narrow", seed=2)
-    assert not torch.equal(first.initial_shared["conv.weight"], other.initial_shared["conv.weight"])
+    assert not torch.equal(first.state("shared")["conv.weight"], other.state("shared")["conv.weight"])
     assert isinstance(opened(method="adapter", backbone=str(small_vit)), DualAdapter)
 
 
 def test_a_backbone_without_blocks_takes_no_adapters(run_config):
     settings = read_settings(run_config(backbone="resnet8", backbone_weights="random"))
     with pytest.raises(ValueError) as error:
-        open_model(settings)
+        open_learner(settings)
     assert str(error.value) == (
         "backbone = 'resnet8' has no Transformer blocks for adapters; allowed with method = 'full'"
     )

@@ -84,14 +84,18 @@ class Adapter:
 
 
 def adapt(
-    backbone: Backbone, config: PeftConfig, seed: int = 0, device: torch.device | str = "cpu"
+    backbone: Backbone, config: PeftConfig, seed: int = 0, device: torch.device | str | None = None
 ) -> DualAdapter:
-    """Put three adapters into a backbone that is left as it is; its features are what a head is to take."""
+    """Put three adapters into a backbone that is left as it is; its features are what a head is to take.
+
+    `device` is where it computes; None: where the backbone is.
+    """
     split = backbone.family.split
-    return DualAdapter(
+    adapter = DualAdapter(
         backbone.fork(),
         config,
         seed=seed,
         forward=backbone.features,
         split=lambda model: split(model, backbone.processor),
-    ).to(device)
+    )
+    return adapter if device is None else adapter.to(device)

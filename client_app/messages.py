@@ -72,12 +72,11 @@ def train(message: Message, context: Context) -> Message:
         proximal_mu=config.get("proximal-mu", 0.0),
     )
     sent, private = client.method.travelling(learner), learner.private()
-    for part, state in {"shared": sent, "private": private}.items():
-        if name := not_finite(state):
-            raise PublicError(
-                f"training diverged: {part} {name} is not finite; nothing of this round is kept, "
-                "and the next begins from the state before it; a lower learning-rate may help"
-            )
+    if name := not_finite({f"shared.{name}": value for name, value in sent.items()} | private):
+        raise PublicError(
+            f"training diverged: {name.replace('.', ' ', 1)} is not finite; nothing of this round is kept, "
+            "and the next begins from the state before it; a lower learning-rate may help"
+        )
     record, owed = to_reply(sent, arrays, owed, client.settings.wire_precision)
     client.keep(shelf, server_round, PrivateState.of(private, owed))
     told = _record(client, metrics, lost)

@@ -14,13 +14,13 @@ from tests.wheel import build, environment_with
 PROGRAM = """
 import sys, feddat.app
 from feddat.app.backbones import load_backbone
-from feddat.app.dual_adapter import DualAdapter, adapter_config
-from feddat.strategies import FedDAT
+from feddat.app.adapters import adapt, adapter_config
+from feddat import DualAdapter, FedDAT, FedDATClient, PrivateStore, mkd_step
 from feddat.data_partitions.benchmarks import BENCHMARKS
 assert feddat.app.__file__.startswith(sys.argv[1]), feddat.app.__file__
 assert not {"app", "strategies", "data_partitions"} & sys.modules.keys()
 backbone = load_backbone("tiny-vilt")
-DualAdapter(backbone, adapter_config("bottleneck", width=backbone.width))
+adapt(backbone, adapter_config("bottleneck", width=backbone.width))
 """
 
 

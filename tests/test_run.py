@@ -211,10 +211,10 @@ def test_a_client_that_fails_in_one_round_is_left_out_and_reported(federation, m
 
     train_round = messages.train_round
 
-    def sometimes(adapter, head, examples, settings, server_round, partition_id, **keywords):
+    def sometimes(learner, examples, settings, server_round, partition_id, **keywords):
         if (server_round, partition_id) == (1, 1):
             raise RuntimeError("the disk is full")
-        return train_round(adapter, head, examples, settings, server_round, partition_id, **keywords)
+        return train_round(learner, examples, settings, server_round, partition_id, **keywords)
 
     monkeypatch.setattr(messages, "train_round", sometimes)
     rows = rows_of(federation(3).serve())

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from flwr.app import Array, ConfigRecord, Message
 
+from app.adapters import adapt, adapter_config
 from app.backbones import load_backbone
-from app.dual_adapter import DualAdapter, adapter_config
 from app.examples import process
 from app.heads import new_head
+from app.learner import Learner
 from app.settings import read_settings
 from client_app.client import data_options
 from data_partitions.benchmarks import load_partition
@@ -99,16 +100,16 @@ def partitions(finished, drawn):
 
 @pytest.fixture(scope="module")
 def adapter(small_backbone):
-    return DualAdapter(
+    return adapt(
         load_backbone(str(small_backbone)), adapter_config("bottleneck", reduction_factor=4, width=32)
     )
 
 
 @pytest.fixture(scope="module")
-def secrets(finished, partitions, adapter) -> Secrets:
+def secrets(finished, partitions, adapter, small_backbone) -> Secrets:
     """Collect what the clients of the run kept at any time, and all of their examples."""
     found = Secrets()
-    first = {"local": adapter.initial_local, "head": new_head(32, 9, 0).state_dict()}
+    first = {"local": adapter.state("local"), "head": new_head(32, 9, 0).state_dict()}
     found.arrays |= {f"first {p}.{k}": v.numpy() for p, state in first.items() for k, v in state.items()}
     for node, states in finished.private.items():
         for time, state in enumerate(states):
@@ -118,7 +119,7 @@ def secrets(finished, partitions, adapter) -> Secrets:
     for partition in partitions:
         found.words |= set(partition.answers)
         for split in (partition.train, partition.validation, partition.test):
-            examples = process(split, adapter.backbone.processor)
+            examples = process(split, load_backbone(str(small_backbone)).processor)
             found.arrays[f"pixels of {partition.name}"] = examples.pixels.numpy()
             found.words |= set(split["question"])
             found.raw += encoded(split)
@@ -266,7 +267,7 @@ def test_a_leak_would_be_found(reply, finished, partitions, secrets, shared, lea
 
 def test_a_client_that_sends_its_local_adapter_would_be_found(federation, monkeypatch, shared, home):
     """The server cannot tell by names or shapes; the checker can."""
-    state = DualAdapter.state
+    state = Learner.state
 
     def mistaken(self, role):
         return state(self, "local" if role == "shared" else role)
@@ -281,7 +282,7 @@ def test_a_client_that_sends_its_local_adapter_would_be_found(federation, monkey
         return reply
 
     clients.alter = watch
-    monkeypatch.setattr(DualAdapter, "state", mistaken)
+    monkeypatch.setattr(Learner, "state", mistaken)
     clients.serve()
     kept.arrays = _varied(kept.arrays)
     sent = [m for way, m in clients.wire if way == "to server" and "arrays" in m.content]

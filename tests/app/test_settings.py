@@ -37,7 +37,7 @@ class TestDocumentation:
         assert settings.model_dump(by_alias=True) == DEFAULTS
 
 
-WORDS = ("method", "loss", "update", "step", "backbone-weights", "adapter", "split-by", "on-bad-row")
+WORDS = ("loss", "update", "step", "backbone-weights", "adapter", "split-by", "on-bad-row")
 WORDS = (*WORDS, "strategy", "weighting", "dp", "pretrain", "wire-precision")
 COUNTS = ("num-rounds", "reduction-factor", "lora-rank", "batch-size", "local-epochs", "evaluate-every")
 COUNTS = (*COUNTS, "min-clients", "pretrain-steps")
@@ -52,6 +52,7 @@ TEXTS = (*TEXTS, "pretrain-encoder", "pretrain-language-model")
 NO_INTEGER = [(True, "integer"), (False, "integer"), (1.5, "integer"), ("3", "integer"), ("many", "integer")]
 NO_NUMBER = [(True, "number"), ("0.1", "number"), (math.nan, "finite"), (math.inf, "finite")]
 WRONG = [
+    *[("method", value, "'adapter', 'feddat', 'full'") for value in ("nonsense", "", "FEDDAT")],
     *[(key, value, DEFAULTS[key]) for key in WORDS for value in ("nonsense", "", 1, DEFAULTS[key].upper())],
     *[(key, value, "greater than 0") for key in COUNTS for value in (0, -1)],
     *[(key, -1, "greater than or equal to 0") for key in SIZES],

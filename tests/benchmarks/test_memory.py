@@ -41,13 +41,14 @@ def test_gradients_are_those_of_a_step_that_keeps_all(small_backbone):
     backbone = load_backbone(str(small_backbone))
     _, _, inputs, scores = memory.draw(backbone, 3, memory.CPU)
     ends = []
-    for kind in (memory.DualAdapter, memory.Checkpointed):
-        adapter = kind(backbone, memory.adapter_config("bottleneck", reduction_factor=4, width=32))
-        head = memory.new_head(32, memory.ANSWERS, seed=0)
-        optimizer = memory.make_optimizer(adapter, head, learning_rate=1e-2, weight_decay=0.0, kind="sgd")
-        memory.fast_step(adapter, head, optimizer, inputs, scores, memory.Distillation())
+    for kind in (lambda adapter: adapter, memory.Checkpointed):
+        config = memory.adapter_config("bottleneck", reduction_factor=4, width=32)
+        adapter = memory.adapt(backbone, config)
+        memory.answer_with_new_head(adapter, 32, memory.ANSWERS, 0, "private")
+        start = adapter.state("local")
+        optimizer = memory.make_optimizer(adapter, learning_rate=1e-2, weight_decay=0.0, kind="sgd")
+        memory.mkd_step(kind(adapter), optimizer, inputs, scores, memory.Distillation())
         ends.append({role: adapter.state(role) for role in ("shared", "local")})
-        start = adapter.initial_local
     for role, state in ends[0].items():
         for name, kept in state.items():
             torch.testing.assert_close(ends[1][role][name], kept, atol=1e-7, rtol=1e-5)

@@ -4,13 +4,13 @@ import json
 
 import pytest
 import torch
-from app.vilt import keep_patch_order
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, kl_div, log_softmax, softmax
 from transformers import ViltConfig, ViltModel
 
+from app.families.vilt import keep_patch_order
 from benchmarks.parity import COLUMNS, STEPS, TOLERANCE, Golden, main, replay
 
 WIDTH, BLOCKS, REDUCTION, ANSWERS, STEPS_TAKEN = 24, 2, 3, 7, 4

@@ -3,7 +3,7 @@
 import pytest
 
 from app.backbones import load_backbone
-from app.dual_adapter import _open_adapter
+from app.methods import _open
 from benchmarks import round as program
 
 
@@ -39,7 +39,7 @@ def test_a_process_loads_the_backbone_once_and_processes_a_clients_data_once(hom
     from server_app import federation
 
     monkeypatch.setattr(federation, "write_report", lambda *_: None)
-    for cache in (load_backbone, _open_adapter):
+    for cache in (load_backbone, _open):
         cache.cache_clear()
     ticks = iter(range(10**6))
     found = program.measure(run_config(num_rounds=3), 3, lambda: float(next(ticks)))

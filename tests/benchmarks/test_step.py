@@ -100,12 +100,12 @@ def test_the_table_and_the_file(run, tmp_path, capsys):
 
 
 def test_another_step_fails(run, monkeypatch, capsys):
-    real = step.fast_step
+    real = step.mkd_step
 
     def wrong(*arguments):
         outcome = real(*arguments)
         return replace(outcome, losses=outcome.losses + 1e-3)
 
-    monkeypatch.setattr(step, "fast_step", wrong)
+    monkeypatch.setattr(step, "mkd_step", wrong)
     assert run("--batch-sizes", "2") == 1
     assert "FAILED" in capsys.readouterr().out

@@ -5,12 +5,13 @@ from collections import defaultdict
 
 import pytest
 import torch
-from app.full_model import FullModel
 
+from app.adapters import adapt, adapter_config
 from app.backbones import load_backbone
-from app.dual_adapter import DualAdapter, adapter_config
 from app.examples import Examples
-from app.heads import new_head
+from app.heads import answer_with_new_head
+from app.methods import METHODS
+from app.methods.full import FullModel
 from app.settings import read_settings
 from client_app import local_training
 from client_app.local_training import evaluate, schedule, shuffled, train_round
@@ -70,13 +71,14 @@ def settings(run_config):
 
 @pytest.fixture
 def client(small_backbone):
-    """Make a fresh client: its adapters and its head."""
+    """Make a fresh client's learner."""
 
     def build(kind="bottleneck", seed=0):
         config = adapter_config(kind, reduction_factor=4, lora_rank=2, width=32)
-        adapter = DualAdapter(load_backbone(str(small_backbone)), config, seed)
-        adapter.receive(adapter.state("shared"))
-        return adapter, new_head(32, ANSWERS, seed)
+        adapter = adapt(load_backbone(str(small_backbone)), config, seed)
+        answer_with_new_head(adapter, 32, ANSWERS, seed, "private")
+        adapter.receive(adapter.shared())
+        return adapter
 
     return build
 
@@ -101,14 +103,15 @@ def examples(small_backbone):
 @pytest.fixture
 def rates(monkeypatch):
     """Write down the learning rate of every step that is taken."""
-    seen, step = [], local_training._step
+    seen = []
+    for method in METHODS.values():
 
-    def spy(adapter, head, optimizer, *rest):
-        assert len({group["lr"] for group in optimizer.param_groups}) == 1
-        seen.append(optimizer.param_groups[0]["lr"])
-        return step(adapter, head, optimizer, *rest)
+        def spy(learner, optimizer, *rest, step=method.step):
+            assert len({group["lr"] for group in optimizer.param_groups}) == 1
+            seen.append(optimizer.param_groups[0]["lr"])
+            return step(learner, optimizer, *rest)
 
-    monkeypatch.setattr(local_training, "_step", spy)
+        monkeypatch.setattr(method, "step", spy)
     return seen
 
 
@@ -116,7 +119,7 @@ def rates(monkeypatch):
 def test_one_schedule_runs_over_all_rounds_for_every_method(client, examples, settings, rates, method):
     chosen = settings(method=method, learning_rate=0.01, warmup=0.25, local_epochs=2)
     for server_round in (1, 2):
-        train_round(*client(), examples, chosen, server_round, 0)
+        train_round(client(), examples, chosen, server_round, 0)
     # Three batches an epoch, two epochs, two rounds: three steps up, nine down.
     up, down = [step / 3 for step in (1, 2, 3)], [step / 9 for step in range(9, 0, -1)]
     assert rates == pytest.approx([0.01 * factor for factor in up + down])
@@ -131,7 +134,7 @@ def test_the_data_come_in_another_order_each_epoch_round_and_client(client, exam
 
     monkeypatch.setattr(Examples, "batch", spy)
     for server_round, partition in ((1, 0), (2, 0), (1, 1)):
-        train_round(*client(), examples, settings(local_epochs=2), server_round, partition)
+        train_round(client(), examples, settings(local_epochs=2), server_round, partition)
     epochs = [tuple(seen[start : start + 10]) for start in range(0, 60, 10)]
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
     assert len(set(epochs)) == 6
@@ -141,26 +144,29 @@ def test_the_data_come_in_another_order_each_epoch_round_and_client(client, exam
 @pytest.mark.parametrize(
     "overrides", [{}, {"update": "joint"}, {"step": "reference"}, {"loss": "cross-entropy"}], ids=str
 )
-def test_both_adapters_and_the_head_move_and_the_copy_does_not(client, examples, settings, kind, overrides):
-    adapter, head = client(kind)
+def test_both_adapters_and_the_head_move_and_the_copy_does_not(
+    client, examples, settings, kind, overrides, small_backbone
+):
+    adapter = client(kind)
     before = {role: adapter.state(role) for role in ("shared", "frozen", "local")}
-    head_before = {name: value.clone() for name, value in head.state_dict().items()}
-    backbone = {name: value.clone() for name, value in adapter.backbone.model.state_dict().items()}
-    metrics = train_round(adapter, head, examples, settings(**overrides), 1, 0)
+    head_before = {name: value.clone() for name, value in adapter.head.state_dict().items()}
+    model = load_backbone(str(small_backbone)).model
+    backbone = {name: value.clone() for name, value in model.state_dict().items()}
+    metrics = train_round(adapter, examples, settings(**overrides), 1, 0)
     for role in ("shared", "local"):
         after = adapter.state(role)
         moved = torch.cat([(after[name] - before[role][name]).flatten() for name in after])
         assert metrics[f"delta-{role}"] == pytest.approx(moved.norm().item(), rel=1e-5)
         assert metrics[f"delta-{role}"] > 0
     assert all(torch.equal(value, before["frozen"][name]) for name, value in adapter.state("frozen").items())
-    assert not any(torch.equal(value, head_before[name]) for name, value in head.state_dict().items())
-    assert all(torch.equal(v, backbone[k]) for k, v in adapter.backbone.model.state_dict().items())
+    assert not any(torch.equal(value, head_before[name]) for name, value in adapter.head.state_dict().items())
+    assert all(torch.equal(v, backbone[k]) for k, v in model.state_dict().items())
 
 
 def test_the_baseline_trains_the_shared_adapter_alone(client, examples, settings):
-    adapter, head = client()
+    adapter = client()
     local = adapter.state("local")
-    metrics = train_round(adapter, head, examples, settings(method="adapter"), 1, 0)
+    metrics = train_round(adapter, examples, settings(method="adapter"), 1, 0)
     assert metrics["delta-shared"] > 0
     assert metrics.keys() == {"num-examples", "ce-student", "delta-shared", "train-seconds"}
     assert all(torch.equal(value, local[name]) for name, value in adapter.state("local").items())
@@ -169,8 +175,8 @@ def test_the_baseline_trains_the_shared_adapter_alone(client, examples, settings
 def test_fast_and_reference_step_train_the_same(client, examples, settings):
     ends = {}
     for step in ("fast", "reference"):
-        adapter, head = client()
-        train_round(adapter, head, examples, settings(step=step, local_epochs=2), 1, 0)
+        adapter = client()
+        train_round(adapter, examples, settings(step=step, local_epochs=2), 1, 0)
         ends[step] = torch.cat([value.flatten() for value in adapter.state("shared").values()])
     torch.testing.assert_close(ends["fast"], ends["reference"], rtol=0, atol=2e-5)
 
@@ -179,23 +185,23 @@ def test_losses_are_means_over_examples_not_over_batches(client, examples, setti
     """Ten examples make batches of 4, 4 and 2."""
     sizes = []
 
-    def step(adapter, head, optimizer, inputs, scores, *rest):
+    def step(learner, optimizer, inputs, scores, *rest):
         sizes.append(len(scores))
         return {"ce-student": torch.tensor(float(len(sizes)))}
 
-    monkeypatch.setattr(local_training, "_step", step)
-    metrics = train_round(*client(), examples, settings(), 1, 0)
+    monkeypatch.setattr(METHODS["feddat"], "step", step)
+    metrics = train_round(client(), examples, settings(), 1, 0)
     assert sizes == [4, 4, 2]
     assert metrics["ce-student"] == pytest.approx((1 * 4 + 2 * 4 + 3 * 2) / 10)
     assert metrics["num-examples"] == 10
 
 
 def test_training_learns(client, examples, settings):
-    adapter, head = client()
+    adapter = client()
     chosen = settings(local_epochs=30, learning_rate=0.01, num_rounds=1)
-    before = evaluate(adapter, head, examples, ("student",))["student"]
-    metrics = train_round(adapter, head, examples, chosen, 1, 0)
-    after = evaluate(adapter, head, examples, ("student", "local", "teacher"))
+    before = evaluate(adapter, examples, settings())["student"]
+    metrics = train_round(adapter, examples, chosen, 1, 0)
+    after = evaluate(adapter, examples, settings())
     assert before < 0.6
     assert min(after[branch] for branch in ("student", "local", "teacher")) == 1
     assert metrics["train-student"] > before
@@ -211,11 +217,11 @@ def test_fedprox_adds_its_term_to_the_gradient_of_the_shared_adapter_alone(
     def record(strength):
         seen = gradients[strength] = []
 
-        def spy(adapter, head, optimizer, inputs, scores, method, chosen):
+        def spy(adapter, optimizer, inputs, scores, method, chosen):
             for role in ("shared", "local"):
                 for parameter in adapter.parameters_of[role].values():
                     parameter.grad = None
-            loss = sum(head(adapter(inputs, branch)).square().mean() for branch in ("student", "teacher"))
+            loss = sum(adapter(inputs, branch).square().mean() for branch in ("student", "teacher"))
             loss.backward()
             seen.append(
                 {r: [p.grad.clone() for p in adapter.parameters_of[r].values()] for r in ("shared", "local")}
@@ -225,8 +231,8 @@ def test_fedprox_adds_its_term_to_the_gradient_of_the_shared_adapter_alone(
                     parameter += 0.5
             return {}
 
-        monkeypatch.setattr(local_training, "_step", spy)
-        train_round(*client(), examples, settings(), 1, 0, proximal_mu=strength)
+        monkeypatch.setattr(METHODS["feddat"], "step", spy)
+        train_round(client(), examples, settings(), 1, 0, proximal_mu=strength)
 
     record(0.0)
     record(mu)
@@ -241,26 +247,26 @@ def test_fedprox_adds_its_term_to_the_gradient_of_the_shared_adapter_alone(
 
 def test_a_strong_pull_keeps_the_shared_adapter_where_it_was(client, examples, settings):
     chosen = settings(local_epochs=20, num_rounds=1, weight_decay=0.0)
-    moved = {mu: train_round(*client(), examples, chosen, 1, 0, proximal_mu=mu) for mu in (0.0, 1e4)}
+    moved = {mu: train_round(client(), examples, chosen, 1, 0, proximal_mu=mu) for mu in (0.0, 1e4)}
     assert moved[1e4]["delta-shared"] < 0.25 * moved[0.0]["delta-shared"]
     assert moved[1e4]["delta-local"] > 0.5 * moved[0.0]["delta-local"]
 
 
 def test_the_pull_ends_with_the_round(client, examples, settings):
-    adapter, head = client()
-    train_round(adapter, head, examples, settings(), 1, 0, proximal_mu=1.0)
+    adapter = client()
+    train_round(adapter, examples, settings(), 1, 0, proximal_mu=1.0)
     assert not any(parameter._backward_hooks for parameter in adapter.parameters_of["shared"].values())
 
 
 def test_the_pull_reaches_a_head_that_travels(examples, settings, client):
-    adapter, _ = client()
+    adapter = client()
     moved = {}
     for mu in (0.0, 1e4):
-        head = new_head(adapter.backbone.width, ANSWERS, 0, "shared")
+        head = answer_with_new_head(adapter, 32, ANSWERS, 0, "shared")
         before = head.weight.detach().clone()
-        adapter.receive(adapter.initial_shared)
+        adapter.begin_anew()
         chosen = settings(head="shared", method="adapter", local_epochs=20, num_rounds=1, weight_decay=0.0)
-        train_round(adapter, head, examples, chosen, 1, 0, proximal_mu=mu)
+        train_round(adapter, examples, chosen, 1, 0, proximal_mu=mu)
         moved[mu] = (head.weight - before).norm().item()
     assert moved[1e4] < 0.25 * moved[0.0]
 
@@ -269,19 +275,19 @@ def test_training_ends_with_the_round_even_if_that_fails(client, examples, setti
     full = FullModel(load_backbone("resnet8-narrow", "random"), torch.device("cpu"))
     seen = []
 
-    def fails(adapter, *rest):
-        seen.append(adapter.whole.training)
+    def fails(learner, *rest):
+        seen.append(learner.whole.training)
         raise RuntimeError("the GPU fell off")
 
-    monkeypatch.setattr(local_training, "_step", fails)
-    head = new_head(64, ANSWERS, 0, "shared")
+    monkeypatch.setattr(METHODS["full"], "step", fails)
+    answer_with_new_head(full, 64, ANSWERS, 0, "shared")
     with pytest.raises(RuntimeError, match="fell off"):
-        train_round(full, head, examples, settings(method="full", head="shared"), 1, 0)
+        train_round(full, examples, settings(method="full", head="shared"), 1, 0)
     assert (seen, full.whole.training) == ([True], False)
 
 
 def test_a_frozen_backbone_never_computes_as_in_training(client):
-    adapter, _ = client()
+    adapter = client()
     adapter.train()
     assert not any(module.training for module in adapter.modules())
 
@@ -291,12 +297,12 @@ def test_training_images_are_changed_only_if_asked_for(client, examples, setting
     for augment in (False, True, True):
         pixels = []
 
-        def step(adapter, head, optimizer, inputs, *rest, pixels=pixels):
+        def step(learner, optimizer, inputs, *rest, pixels=pixels):
             pixels.append(inputs["pixel_values"])
             return {}
 
-        monkeypatch.setattr(local_training, "_step", step)
-        train_round(*client(), examples, settings(augment=augment), 1, 0)
+        monkeypatch.setattr(METHODS["feddat"], "step", step)
+        train_round(client(), examples, settings(augment=augment), 1, 0)
         seen.setdefault(augment, []).append(torch.cat(pixels))
     order = torch.cat(list(shuffled(10, 4, 0, 0, 1, 0)))
     assert torch.equal(seen[False][0], examples.pixels[examples.image_of[order]])
@@ -306,25 +312,25 @@ def test_training_images_are_changed_only_if_asked_for(client, examples, setting
 
 def test_evaluation_is_the_mean_over_examples_of_each_branch(client, examples, settings, monkeypatch):
     monkeypatch.setattr(local_training, "EVALUATION_BATCH", 3)
-    adapter, head = client()
-    train_round(adapter, head, examples, settings(local_epochs=5, learning_rate=0.01), 1, 0)
+    adapter = client()
+    train_round(adapter, examples, settings(local_epochs=5, learning_rate=0.01), 1, 0)
     scored = Examples(**{**vars(examples), "scores": torch.rand(10, ANSWERS)})
-    metrics = evaluate(adapter, head, scored, ("student", "local", "teacher"))
+    metrics = evaluate(adapter, scored, settings())
     expected = defaultdict(list)
     for row in range(10):
         inputs, scores = scored.batch(torch.tensor([row]), torch.device("cpu"))
         for branch in ("student", "local", "teacher"):
-            choice = head(adapter(inputs, branch)).argmax().item()
+            choice = adapter(inputs, branch).argmax().item()
             expected[branch].append(scores[0, choice].item())
     for branch, values in expected.items():
         assert metrics[branch] == pytest.approx(math.fsum(values) / 10, rel=1e-6)
     assert metrics["num-examples"] == 10
 
 
-def test_evaluation_changes_nothing(client, examples):
-    adapter, head = client()
+def test_evaluation_changes_nothing(client, examples, settings):
+    adapter = client()
     before = {role: adapter.state(role) for role in ("shared", "frozen", "local")}
-    evaluate(adapter, head, examples, ("student", "local", "teacher"))
+    evaluate(adapter, examples, settings())
     for role, state in before.items():
         assert all(torch.equal(value, state[name]) for name, value in adapter.state(role).items())
         assert all(p.requires_grad == (role != "frozen") for p in adapter.parameters_of[role].values())

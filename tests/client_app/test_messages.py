@@ -11,14 +11,16 @@ import pytest
 import torch
 from flwr.app import ConfigRecord, Message, RecordDict
 
-from app.backbones import load_backbone
-from app.dual_adapter import DualAdapter, adapter_config
+from app.adapters import adapt, adapter_config
+from app.backbones import load_backbone, open_backbone
 from app.examples import process
 from app.heads import new_head
+from app.methods import METHODS
 from app.records import from_record, to_record
 from app.settings import read_settings
 from app.source import source_hash
-from client_app import client, local_training, messages
+from app.tasks import TASKS
+from client_app import client, messages
 from client_app.client import data_options
 from client_app.private_state import PrivateState, Shelf, load_private_state
 from data_partitions.benchmarks import load_partition, text_only_baseline
@@ -27,7 +29,7 @@ from data_partitions.benchmarks import load_partition, text_only_baseline
 @pytest.fixture
 def fresh(small_backbone):
     """Return the adapters of a client that has done nothing yet."""
-    return lambda: DualAdapter(
+    return lambda: adapt(
         load_backbone(str(small_backbone)), adapter_config("bottleneck", reduction_factor=4, width=32)
     )
 
@@ -117,8 +119,8 @@ def test_a_training_reply_is_the_shared_adapter_and_scalars(federation, call, fr
 def test_the_first_local_adapter_and_head_are_functions_of_the_seed(federation, call, fresh, monkeypatch):
     seen = []
 
-    def spy(adapter, head, *rest, **keywords):
-        seen.append((adapter.state("local"), {k: v.clone() for k, v in head.state_dict().items()}))
+    def spy(adapter, *rest, **keywords):
+        seen.append((adapter.state("local"), {k: v.clone() for k, v in adapter.head.state_dict().items()}))
         return {"num-examples": 1}
 
     monkeypatch.setattr(messages, "train_round", spy)
@@ -137,9 +139,10 @@ def test_the_private_state_of_a_round_is_where_the_next_begins(federation, call,
     call(clients, "train")
     kept, begun, train_round = private(clients), {}, messages.train_round
 
-    def spy(adapter, head, *rest, **keywords):
-        begun.update(local=adapter.state("local"), head={k: v.clone() for k, v in head.state_dict().items()})
-        return train_round(adapter, head, *rest, **keywords)
+    def spy(adapter, *rest, **keywords):
+        head = {name: value.clone() for name, value in adapter.head.state_dict().items()}
+        begun.update(local=adapter.state("local"), head=head)
+        return train_round(adapter, *rest, **keywords)
 
     monkeypatch.setattr(messages, "train_round", spy)
     call(clients, "train", server_round=2)
@@ -164,7 +167,7 @@ def test_clients_of_one_process_do_not_touch_each_other(federation, call, privat
 def test_a_round_that_fails_leaves_the_private_state_as_it_was(federation, call, monkeypatch, private):
     clients = federation()
     call(clients, "train")
-    before, step = private(clients), local_training._step
+    before, step = private(clients), METHODS["feddat"].step
     calls = []
 
     def breaks_late(*arguments):
@@ -173,7 +176,7 @@ def test_a_round_that_fails_leaves_the_private_state_as_it_was(federation, call,
             raise RuntimeError("the GPU fell off")
         return calls[-1]
 
-    monkeypatch.setattr(local_training, "_step", breaks_late)
+    monkeypatch.setattr(METHODS["feddat"], "step", breaks_late)
     reply = call(clients, "train", server_round=2)
     assert refusal(reply) == "the GPU fell off"
     assert same(private(clients), before)
@@ -314,9 +317,9 @@ def test_training_that_diverges_is_said_and_the_client_goes_on_from_before_it(
     kept, expected = private(clients), call(clients, "train", server_round=2)
     train_round = messages.train_round
 
-    def diverge(adapter, head, *rest, **keywords):
-        metrics = train_round(adapter, head, *rest, **keywords)
-        parameters = head.parameters() if part == "head" else adapter.parameters_of[part].values()
+    def diverge(adapter, *rest, **keywords):
+        metrics = train_round(adapter, *rest, **keywords)
+        parameters = adapter.head.parameters() if part == "head" else adapter.parameters_of[part].values()
         next(iter(parameters)).data.view(-1)[-1] = value
         return metrics
 
@@ -429,13 +432,13 @@ def test_every_branch_is_evaluated_with_what_has_just_arrived(federation, call, 
     clients = federation(learning_rate=0.02)
     trained = call(clients, "train").content["arrays"]
     arrived = {name: value * 1.5 for name, value in from_record(trained).items()}
-    logits, score = [], local_training.vqa_score
+    logits, score = [], TASKS["bce-scores"].score
 
     def spy(values, scores):
         logits.append(values)
         return score(values, scores)
 
-    monkeypatch.setattr(local_training, "vqa_score", spy)
+    monkeypatch.setattr(TASKS["bce-scores"], "score", spy)
     metrics = call(clients, "evaluate", arrays=to_record(arrived)).content["metrics"]
 
     partition, adapter = load_partition("scenes", 0, 2, options(clients)), fresh()
@@ -445,7 +448,7 @@ def test_every_branch_is_evaluated_with_what_has_just_arrived(federation, call, 
     adapter.load("local", state.local)
     head = new_head(32, len(partition.answers), seed=0)
     head.load_state_dict(state.head)
-    examples = process(partition.test, adapter.backbone.processor)
+    examples = process(partition.test, open_backbone(read_settings(clients.run_config)).processor)
     inputs, scores = examples.batch(torch.arange(8), torch.device("cpu"))
     with torch.no_grad():
         expected = [head(adapter(inputs, branch)) for branch in ("student", "local", "teacher")]

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch.nn.functional import one_hot
 
+from app.adapters import adapt, adapter_config
 from app.backbones import load_backbone
-from app.dual_adapter import DualAdapter, adapter_config
 from app.examples import Examples
-from app.heads import new_head
+from app.heads import answer_with_new_head, new_head
 from app.records import from_record, to_record
 from server_app.alignment import Alignment, PoolAligner, alignment_loss, balanced_batches
 from server_app.global_model import GlobalModel
@@ -44,13 +44,14 @@ def pool_of(num: int, seed: int) -> Pool:
 @pytest.fixture
 def adapter(small_backbone):
     backbone = load_backbone(str(small_backbone))
-    return DualAdapter(backbone, adapter_config("bottleneck", reduction_factor=4, width=backbone.width), 0)
+    return adapt(backbone, adapter_config("bottleneck", reduction_factor=4, width=backbone.width), 0)
 
 
 @pytest.fixture
 def aligner(adapter):
     def build(head_travels: bool = False, held_out: Pool | None = None, **settings) -> PoolAligner:
-        model = GlobalModel(adapter, new_head(adapter.backbone.width, ANSWERS, 0), head_travels=head_travels)
+        answer_with_new_head(adapter, 32, ANSWERS, 0, "shared" if head_travels else "private")
+        model = GlobalModel(adapter)
         own = {"steps": 5, "batch_size": 12, "learning_rate": 5e-3, **settings}
         return PoolAligner(model, pool_of(30, 0), held_out or pool_of(18, 1), Alignment(**own))
 
@@ -97,7 +98,7 @@ def test_every_class_is_drawn_as_often_whatever_its_share():
 
 
 def test_it_lowers_the_held_out_loss_and_says_by_how_much(aligner, adapter):
-    arrays = to_record(adapter.initial_shared)
+    arrays = to_record(adapter.state("shared"))
     aligned, measured = aligner().align(1, arrays)
     assert measured["accepted"] == 1
     assert measured["ce"] < measured["ce-before"]
@@ -110,7 +111,7 @@ def test_it_lowers_the_held_out_loss_and_says_by_how_much(aligner, adapter):
 
 
 def test_it_is_a_function_of_the_round_and_the_arrays(aligner, adapter):
-    arrays = to_record(adapter.initial_shared)
+    arrays = to_record(adapter.state("shared"))
     one = aligner()
     first, other_round, again = (one.align(r, arrays)[0] for r in (1, 2, 1))
     assert all(first[name].data == again[name].data for name in arrays)
@@ -118,12 +119,12 @@ def test_it_is_a_function_of_the_round_and_the_arrays(aligner, adapter):
 
 
 def test_no_steps_change_nothing(aligner, adapter):
-    arrays = to_record(adapter.initial_shared)
+    arrays = to_record(adapter.state("shared"))
     assert aligner(steps=0).align(1, arrays) == (arrays, {})
 
 
 def test_what_worsens_the_held_out_loss_is_rolled_back(aligner, adapter):
-    arrays = to_record(adapter.initial_shared)
+    arrays = to_record(adapter.state("shared"))
     # Held-out examples say the opposite of those that are trained on.
     good = pool_of(18, 1)
     wrong = replace(good, labels=(good.labels + 1) % ANSWERS, target=good.target.roll(1, 1))
@@ -135,9 +136,9 @@ def test_what_worsens_the_held_out_loss_is_rolled_back(aligner, adapter):
 
 @pytest.mark.parametrize("head_travels", [True, False])
 def test_it_stays_within_the_trust_region(aligner, adapter, head_travels):
-    start = dict(adapter.initial_shared)
+    start = dict(adapter.state("shared"))
     if head_travels:
-        head = new_head(adapter.backbone.width, ANSWERS, 0)
+        head = new_head(32, ANSWERS, 0, "shared")
         start |= {f"classifier.{name}": value for name, value in head.state_dict().items()}
     aligned, measured = aligner(head_travels, radius=1e-3, steps=20).align(1, to_record(start))
     norm = math.sqrt(sum(float(value.square().sum()) for value in start.values()))
@@ -146,20 +147,18 @@ def test_it_stays_within_the_trust_region(aligner, adapter, head_travels):
 
 
 def test_a_head_of_the_server_does_not_travel_and_an_aggregated_one_is_aligned(aligner, adapter):
-    head = {
-        f"classifier.{k}": v for k, v in new_head(adapter.backbone.width, ANSWERS, 3).state_dict().items()
-    }
-    alone, _ = aligner(False).align(1, to_record(adapter.initial_shared))
-    both, _ = aligner(True).align(1, to_record(adapter.initial_shared | head))
+    head = {f"classifier.{k}": v for k, v in new_head(32, ANSWERS, 3, "shared").state_dict().items()}
+    alone, _ = aligner(False).align(1, to_record(adapter.state("shared")))
+    both, _ = aligner(True).align(1, to_record(adapter.state("shared") | head))
     assert not any(name.startswith("classifier") for name in alone)
     after = from_record(both)
     assert all(not torch.equal(after[name], value) for name, value in head.items())
 
 
 def test_of_the_head_alone_nothing_else_moves(aligner, adapter):
-    first = new_head(adapter.backbone.width, ANSWERS, 3).state_dict()
+    first = new_head(32, ANSWERS, 3, "shared").state_dict()
     head = {f"classifier.{name}": value for name, value in first.items()}
-    start = adapter.initial_shared | head
+    start = adapter.state("shared") | head
     aligned, measured = aligner(True, part="head").align(1, to_record(start))
     after = from_record(aligned)
     moved = {name for name in start if not torch.equal(after[name], start[name])}
@@ -168,7 +167,7 @@ def test_of_the_head_alone_nothing_else_moves(aligner, adapter):
 
 
 def test_without_labels_the_teacher_model_alone_moves_it(aligner, adapter):
-    arrays = to_record(adapter.initial_shared)
+    arrays = to_record(adapter.state("shared"))
     without = aligner(labels="none")
     unlabelled = replace(without.train, labels=torch.full_like(without.train.labels, -1))
     other = PoolAligner(without.model, unlabelled, without.held_out, without.settings)

@@ -3,11 +3,11 @@
 import datasets
 import pytest
 import torch
-from app.full_model import FullModel
 from PIL import Image
 
 from app.backbones import load_backbone
-from app.heads import new_head
+from app.heads import answer_with_new_head
+from app.methods.full import FullModel
 from app.settings import SettingsError, read_settings
 from data_partitions.long_tail import BalancedTest
 from data_partitions.partition import FEATURES
@@ -32,8 +32,10 @@ def evaluation():
         datasets.Dataset.from_dict(columns, features=FEATURES),
         {"many": (0, 1), "medium": (2,), "few": (3,)},
     )
-    model = FullModel(load_backbone("resnet8-narrow", "random"), torch.device("cpu"))
-    return CentralEvaluation(GlobalModel(model, new_head(64, 4, 0, "shared"), head_travels=True), test)
+    backbone = load_backbone("resnet8-narrow", "random")
+    model = FullModel(backbone, torch.device("cpu"))
+    answer_with_new_head(model, 64, 4, 0, "shared")
+    return CentralEvaluation(GlobalModel(model), test, backbone.processor)
 
 
 def test_accuracies_by_hand(evaluation, monkeypatch):
@@ -63,7 +65,9 @@ def test_the_arrays_decide(evaluation):
 
 def test_a_group_without_classes_is_left_out(evaluation):
     test = BalancedTest(NAMES, evaluation_rows(evaluation), {"many": (0, 1, 2, 3), "medium": (), "few": ()})
-    assert set(CentralEvaluation(evaluation.model, test)(evaluation.model.state())) == {"student", "many"}
+    processor = load_backbone("resnet8-narrow", "random").processor
+    evaluation = CentralEvaluation(evaluation.model, test, processor)
+    assert set(evaluation(evaluation.model.state())) == {"student", "many"}
 
 
 def evaluation_rows(evaluation):

@@ -15,9 +15,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from app import backbones
+from app.adapters import adapt, adapter_config
 from app.backbones import load_backbone
-from app.dual_adapter import DualAdapter, adapter_config, open_adapter
 from app.heads import new_head
+from app.methods import open_learner
 from app.records import from_record
 from app.settings import read_settings
 from server_app.export import export_result
@@ -80,7 +81,7 @@ def student(finished, inputs, small_backbone):
     last = [m for way, m in finished.federation.wire if way == "to client"][-1]
     assert last.metadata.message_type == "evaluate"
     config = adapter_config("bottleneck", reduction_factor=4, width=32)
-    adapter = DualAdapter(load_backbone(str(small_backbone)), config, seed=5)
+    adapter = adapt(load_backbone(str(small_backbone)), config, seed=5)
     adapter.receive(from_record(last.content["arrays"]))
     with torch.no_grad():
         return adapter(inputs, "student")
@@ -137,11 +138,11 @@ def settings(run_config):
 @pytest.mark.parametrize("kind", ["bottleneck", "lora"])
 def test_both_kinds_are_exported_as_they_are(settings, tmp_path, inputs, kind):
     chosen = settings(adapter=kind, lora_rank=4)
-    shared = {name: torch.randn_like(value) for name, value in open_adapter(chosen).state("shared").items()}
+    shared = {name: torch.randn_like(value) for name, value in open_learner(chosen).state("shared").items()}
     export_result(tmp_path / "adapter", chosen, shared, "the card")
     backbone = load_backbone(chosen.backbone)
     model = PeftModel.from_pretrained(backbone.fork(), str(tmp_path / "adapter"))
-    adapter = open_adapter(chosen)
+    adapter = open_learner(chosen)
     adapter.receive(shared)
     with torch.no_grad():
         assert torch.equal(model(**inputs).pooler_output, adapter(inputs, "student"))
@@ -157,7 +158,7 @@ def test_a_built_in_backbone_goes_by_its_name_not_by_where_it_lies(
     monkeypatch.setattr(backbones, "builtin_folder", lambda name: small_backbone)
     monkeypatch.setattr(backbones, "load_backbone", functools.cache(load_backbone.__wrapped__))
     chosen = settings(backbone="tiny-vilt")
-    export_result(tmp_path / "adapter", chosen, open_adapter(chosen).state("shared"), "the card")
+    export_result(tmp_path / "adapter", chosen, open_learner(chosen).state("shared"), "the card")
     text = (tmp_path / "adapter" / "adapter_config.json").read_text()
     assert json.loads(text)["base_model_name_or_path"] == "tiny-vilt"
     assert str(small_backbone) not in text

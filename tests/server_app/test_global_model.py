@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from app.full_model import open_model
 from torch.nn.functional import one_hot
 
+from app.adapters import adapt, adapter_config
 from app.backbones import load_backbone
-from app.dual_adapter import DualAdapter, adapter_config
 from app.examples import Examples
-from app.heads import new_head, with_classifier
+from app.heads import answer_with_new_head
+from app.methods import open_learner
+from app.methods.full import FullModel
 from app.settings import read_settings
 from server_app.global_model import GlobalModel
 
@@ -18,7 +19,7 @@ ANSWERS = 3
 @pytest.fixture
 def adapter(small_backbone):
     backbone = load_backbone(str(small_backbone))
-    return DualAdapter(backbone, adapter_config("bottleneck", reduction_factor=4, width=backbone.width), 0)
+    return adapt(backbone, adapter_config("bottleneck", reduction_factor=4, width=backbone.width), 0)
 
 
 @pytest.fixture
@@ -37,14 +38,13 @@ def examples():
 
 
 def model_of(adapter, kind="private"):
-    head = new_head(adapter.backbone.width, ANSWERS, 0, kind)
-    return GlobalModel(adapter, head, head_travels=kind == "shared")
+    answer_with_new_head(adapter, 64 if isinstance(adapter, FullModel) else 32, ANSWERS, 0, kind)
+    return GlobalModel(adapter)
 
 
 def test_arrays_come_back_as_they_were_given(adapter):
-    arrays = {name: value + 1 for name, value in adapter.initial_shared.items()}
-    arrays = with_classifier(arrays, new_head(adapter.backbone.width, ANSWERS, 5, "shared"))
     model = model_of(adapter, "shared")
+    arrays = {name: value + 1 for name, value in model.state().items()}
     model.load(arrays)
     found = model.state()
     assert found.keys() == arrays.keys()
@@ -54,7 +54,7 @@ def test_arrays_come_back_as_they_were_given(adapter):
 def test_a_ball_around_the_aggregate_by_hand(adapter):
     """Center of norm 5 √n moved by 3 √n along one axis: a radius of 0.2 leaves 1 of the 3."""
     model = model_of(adapter)
-    center = {name: torch.full_like(value, 5.0) for name, value in adapter.initial_shared.items()}
+    center = {name: torch.full_like(value, 5.0) for name, value in adapter.state("shared").items()}
     model.load({name: value + 3 for name, value in center.items()})
     model.keep_within(center, 0.7)  # 3.5 of them are allowed
     assert all(torch.all(value == 8) for value in model.state().values())
@@ -65,7 +65,7 @@ def test_a_ball_around_the_aggregate_by_hand(adapter):
 
 def test_an_own_head_learns_the_answers_and_starts_anew_each_time(adapter, examples):
     model = model_of(adapter)
-    model.load(adapter.initial_shared)
+    model.load(adapter.state("shared"))
     model.fit_own_head(examples, examples.scores, seed=0)
     first = {name: value.clone() for name, value in model.head.state_dict().items()}
     right = model.all_logits(examples).argmax(1) == examples.scores.argmax(1)
@@ -104,7 +104,7 @@ def test_running_statistics_are_shared_but_not_trained(run_config):
         "backbone": "resnet8-narrow",
         "backbone_weights": "random",
     }
-    whole = open_model(read_settings(run_config(**settings)))
+    whole = open_learner(read_settings(run_config(**settings)))
     model = model_of(whole, "shared")
     trained = {id(parameter) for parameter in model.trained("all")}
     names = {name for name, array in whole.parameters_of["shared"].items() if id(array) not in trained}

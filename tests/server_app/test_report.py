@@ -164,25 +164,27 @@ def test_the_report_says_what_was_measured_on_what(tmp_path):
 @pytest.mark.parametrize("method", ["full", "adapter"])
 def test_the_code_in_a_classifiers_card_runs(tmp_path, run_config, small_vit, method):
     import torch
-    from app.full_model import open_model
 
-    from app.heads import new_head, with_classifier
+    from app.heads import answer_with_new_head
+    from app.methods import open_learner
     from app.settings import read_settings
     from server_app.export import export_result
 
     settings = read_settings(run_config(method=method, head="shared", backbone=str(small_vit)))
-    model, head = open_model(settings), new_head(32, 3, 0, "shared")
+    model = open_learner(settings)
+    answer_with_new_head(model, 32, 3, 0, "shared")
     card = classifier_card(settings.model_dump(by_alias=True), CENTRAL)
     assert front_matter(card)["tags"][-1] == "image-classification"
-    shared = {name: value + 0.1 for name, value in model.initial_shared.items()}
-    export_result(tmp_path / "out", settings, with_classifier(shared, head), card, ("a", "b", "c"))
+    model.begin_anew()
+    shared = {name: value + 0.1 for name, value in model.shared().items()}
+    export_result(tmp_path / "out", settings, shared, card, ("a", "b", "c"))
     code = "\n".join(re.findall(r"```python\n(.*?)```", card, re.DOTALL))
     code = code.replace(f"path/to/{'model' if method == 'full' else 'adapter'}", str(tmp_path / "out"))
     names = {"image": Image.new("RGB", (40, 30), "red")}
     exec(code.replace("feddat.app", "app"), names)
     model.receive(shared)
     with torch.no_grad():
-        expected = head(model.features(model.trunk({"pixel_values": names["pixels"]}), "student"))
+        expected = model({"pixel_values": names["pixels"]}, "student")
     torch.testing.assert_close(names["logits"], expected)
 
 
@@ -323,8 +325,8 @@ def test_the_code_in_the_card_runs(tmp_path, small_vilt):
     import torch
     from peft import get_peft_model
 
+    from app.adapters import adapter_config
     from app.backbones import load_backbone
-    from app.dual_adapter import adapter_config
 
     backbone = load_backbone(str(small_vilt))
     torch.manual_seed(0)

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from app.resnet8 import ResNet8, ResNet8Config
 from torch.nn.functional import batch_norm, conv2d
+
+from app.families.resnet8 import ResNet8, ResNet8Config
 
 
 def drawn(channels, seed=0):

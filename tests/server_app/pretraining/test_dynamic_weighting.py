@@ -4,8 +4,8 @@ import datasets
 import pytest
 import torch
 
+from app.adapters import adapt, adapter_config
 from app.backbones import load_backbone
-from app.dual_adapter import DualAdapter, adapter_config
 from server_app.pretraining.dynamic_weighting import (
     DynamicWeighting,
     Student,
@@ -98,7 +98,7 @@ def test_the_frozen_models_stay_and_the_backbone_learns_but_not_what_words_mean(
 @pytest.mark.parametrize("kind", ["bottleneck", "lora"])
 def test_with_an_adapter_it_alone_learns(small_backbone, objective, kind):
     backbone = load_backbone(str(small_backbone))
-    adapter = DualAdapter(backbone, adapter_config(kind, reduction_factor=4, width=32))
+    adapter = adapt(backbone, adapter_config(kind, reduction_factor=4, width=32))
     student = Student(backbone, adapter)
     models = (objective.encoder, objective.language_model)
     with_adapter = DynamicWeighting(student, *models, objective.data, objective.held_out)

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from app.dual_adapter import open_adapter
+from app.methods import open_learner
 from app.records import from_record
 from app.settings import read_settings
 from server_app.pretraining.initial_adapter import AdapterPretraining
@@ -24,11 +24,13 @@ def same(one, other):
 
 
 def test_the_start_is_a_function_of_the_settings_and_the_adapter_is_left_as_it_was(settings, captioned):
-    adapter = open_adapter(settings)
+    adapter = open_learner(settings)
+    adapter.begin_anew()
+    first = adapter.state("shared")
     torch.manual_seed(5)
     start = AdapterPretraining(settings, adapter, captioned).run()
-    assert not same(start, adapter.initial_shared)
-    assert same(adapter.state("shared"), adapter.initial_shared)
+    assert not same(start, first)
+    assert same(adapter.state("shared"), first)
     torch.manual_seed(6)
     adapter.load("shared", {name: value + 1 for name, value in start.items()})
     assert same(AdapterPretraining(settings, adapter, captioned).run(), start)
@@ -43,7 +45,9 @@ def test_a_run_starts_from_it(federation, llava, home, pretrain):
     sent = [message for way, message in clients.wire if way == "to client"]
     first = next(message for message in sent if message.metadata.message_type == "train")
     (record,) = first.content.array_records.values()
-    made = open_adapter(read_settings(clients.run_config)).initial_shared
+    learner = open_learner(read_settings(clients.run_config))
+    learner.begin_anew()
+    made = learner.state("shared")
     assert same(from_record(record), made) == (pretrain == "none")
     assert json.loads((folder / "settings.json").read_text())["pretrain"] == pretrain
     assert (folder / "adapter" / "adapter_model.safetensors").exists()

@@ -118,7 +118,7 @@ def watched(watch: Stopwatch) -> Iterator[None]:
     """Have a stopwatch look at the real apps."""
     around: dict[str, Callable[..., Any]] = {
         "client_app.main.app": watch.message,
-        "client_app.local_training._step": watch.work,
+        "app.methods.feddat.FedDAT.step": watch.work,
         "client_app.messages.evaluate": watch.work,
         **{target: partial(watch.counted, name) for name, target in COUNTED.items()},
     }

@@ -50,7 +50,7 @@ def test_a_run_leaves_what_is_promised(finished):
         }
         # Down before training and before evaluation, up after training alone.
         assert row["bytes-down"] == 2 * row["bytes-up"] > 0
-    kept = {path.name for path in finished.folder.iterdir()}
+    kept = {path.name for path in finished.folder.iterdir() if path.name != ".lock"}
     files = {"settings.json", "metrics.jsonl", "report.md", "curves.png"}
     assert kept == files | {"adapter", "adapter-best", "checkpoints"}
     settings = json.loads((finished.folder / "settings.json").read_text())
@@ -201,7 +201,7 @@ def test_a_run_says_how_far_it_is_and_where_its_result_lies(federation, caplog, 
 
 def test_runs_without_a_name_do_not_meet(federation, home):
     federation(run_name="").serve()
-    (folder,) = (home / "runs").iterdir()
+    (folder,) = (path for path in (home / "runs").iterdir() if path.is_dir())
     assert folder.name.startswith("scenes-feddat-")
     assert (folder / "adapter").is_dir()
 

@@ -176,7 +176,7 @@ def test_a_lora_opens_in_stock_peft_without_this_package(settings, tmp_path, mon
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     overrides = {"backbone": name} if name else {}
     chosen = settings(adapter="lora", lora_rank=4, backbone_weights=weights, **overrides)
-    adapter = open_adapter(chosen)
+    adapter = open_learner(chosen)
     generator = torch.Generator().manual_seed(3)
     shared = {
         key: torch.randn(value.shape, generator=generator) / 10

@@ -171,7 +171,8 @@ def test_a_stop_in_pretraining_changes_nothing(sites, drawn, monkeypatch, moment
             runs.append(moment)
             if stops and moment == "in it":
                 raise stops.pop()
-            return {name: value + 0.01 for name, value in self.adapter.initial_shared.items()}
+            self.adapter.begin_anew()
+            return {name: value + 0.01 for name, value in self.adapter.shared().items()}
 
     def noting(run, **facts):
         if "pretrained" in facts and stops and moment == "after its checkpoint":

@@ -8,8 +8,8 @@ import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
+from app.adapters import adapt, adapter_config
 from app.backbones import load_backbone
-from app.dual_adapter import DualAdapter, adapter_config
 from app.records import to_record
 from app.source import source_hash
 from client_app import local_training, messages
@@ -23,7 +23,7 @@ KINDS = ("query", "train", "evaluate")
 @pytest.fixture(scope="module")
 def first(small_backbone):
     config = adapter_config("bottleneck", reduction_factor=4, width=32)
-    return to_record(DualAdapter(load_backbone(str(small_backbone)), config).state("shared"))
+    return to_record(adapt(load_backbone(str(small_backbone)), config).state("shared"))
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from app import backbones
 from app.adapters import adapt, adapter_config
-from app.backbones import load_backbone
+from app.backbones import load_backbone, open_backbone
 from app.heads import new_head
 from app.methods import open_learner
 from app.records import from_record
@@ -52,7 +52,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 import app.bottleneck
-from app.backbones import load_backbone
+from app.backbones import load_backbone, open_backbone
 backbone, adapter, inputs, out = sys.argv[1:]
 model = PeftModel.from_pretrained(load_backbone(backbone).fork(), adapter)
 with torch.no_grad():
@@ -191,13 +191,14 @@ def test_a_lora_opens_in_stock_peft_without_this_package(settings, tmp_path, mon
     subprocess.run(
         [sys.executable, "-I", "-c", STRANGER, *map(str, paths)], cwd=tmp_path, check=True, timeout=120
     )
-    processor = adapter.backbone.processor
+    backbone = open_backbone(chosen)
+    processor = backbone.processor
     inputs = processor.texts(["what colour is the circle?"])
     inputs["pixel_values"] = processor.normalise(processor.image(picture)[None])
     adapter.receive(shared)
     with torch.no_grad():
         expected = adapter(inputs, "student")
-        assert (expected - adapter.backbone.model(**inputs).pooler_output).abs().max() > 1e-3
+        assert (expected - backbone.model(**inputs).pooler_output).abs().max() > 1e-3
     found = load_file(tmp_path / "out")
     torch.testing.assert_close(found["features"], expected, rtol=0, atol=2e-5)
     exact, stranger = copy.deepcopy(adapter).double(), found.pop("exact")

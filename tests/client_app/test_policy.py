@@ -307,7 +307,7 @@ def test_a_run_whose_clients_send_no_scores_has_a_report(federation, monkeypatch
         ({"require-dp": "much"}, "require-dp = 'much'; allowed: 'none', 'central' or 'local'"),
         (
             {"share-metrics": "my-loss"},
-            "share-metrics = 'my-loss'; allowed: 'all', 'none', or of ce-student, ",
+            "share-metrics = 'my-loss'; allowed: 'all', 'none', or of ce-local, ce-student, ",
         ),
     ],
 )

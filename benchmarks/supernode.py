@@ -70,7 +70,7 @@ def measure(
 ) -> dict[str, dict[str, list[float]]]:
     """Run the apps in turn on one site; return seconds by app and kind of message."""
     seconds: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in apps}
-    node = ("--node-config", "partition-id=0 num-partitions=1", "--port", str(free_port()))
+    node = ("--node-config", 'partition-id=0 num-partitions=1 policy="open"', "--port", str(free_port()))
     with ExitStack() as programs:
         scratch = programs.enter_context(tempfile.TemporaryDirectory())
         machine = programs.enter_context(superlink(Path(scratch)))

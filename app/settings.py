@@ -92,6 +92,7 @@ class Settings(BaseModel):
     strategy: Strategy
     weighting: Literal["uniform", "num-examples"]
     max_change: float = Field(gt=0)
+    clip_change: float = Field(ge=0)
     min_clients: int = Field(gt=0)
     max_failure_rate: float = Field(ge=0, le=1)
     server_learning_rate: float = Field(gt=0)

@@ -7,6 +7,7 @@ from app import heavy_imports  # noqa: F401
 import logging
 from collections.abc import Mapping
 from contextlib import ExitStack
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,7 @@ def _federate(grid: Grid, settings: Settings, alone: ExitStack) -> None:
         evaluate_on=lambda server_round: evaluation is None and evaluated(server_round),
         observer=run,
         max_change=settings.max_change,
+        clip_change=settings.clip_change or inf,
         min_clients=settings.min_clients,
         max_failure_rate=settings.max_failure_rate,
         round_timeout=settings.round_timeout,

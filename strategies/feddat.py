@@ -22,6 +22,7 @@ from .inbox import Reply, Request, accept
 from .membership import Members
 from .metrics import Ranges
 from .observer import Phase, RoundObserver
+from .outliers import Limits, most_counted
 from .places import Places, Rule
 from .quorum import Quorum
 from .replies import alike, as_sent, scalars
@@ -61,6 +62,10 @@ class FedDAT(StrategyWrapper):
     max_change : float
         A reply that changes the arrays by more than so many times the median change of the round, in norm, is
         refused. With fewer than three replies the measure is the norm of what was sent, or 1 if that is more.
+    clip_change : float
+        A reply's change of an array is scaled down to at most so many times the round's lower median norm of
+        that array's change, and no count of examples weighs more than twice the lower median. Infinity, the
+        default: replies count as they are, and the result is that of `strategy`.
     min_clients : int
         Valid replies that a round of training needs.
     max_failure_rate : float
@@ -105,6 +110,7 @@ class FedDAT(StrategyWrapper):
         evaluate_on: Callable[[int], bool] | None = None,
         observer: RoundObserver | None = None,
         max_change: float = inf,
+        clip_change: float = inf,
         min_clients: int = 1,
         max_failure_rate: float = 1.0,
         round_timeout: float = 3600,
@@ -125,7 +131,7 @@ class FedDAT(StrategyWrapper):
         self.evaluate_on = evaluate_on
         self.observer = observer
         # The noise hides what a client changes by itself, not what it changes in how others are treated.
-        self.max_change = inf if is_private_mean(strategy) else max_change
+        self.limits = None if is_private_mean(strategy) else Limits(max_change, clip_change)
         self.quorum = Quorum(min_clients, max_failure_rate)
         self.round_timeout = round_timeout
         self.codec = codec
@@ -145,6 +151,10 @@ class FedDAT(StrategyWrapper):
     def partitions(self) -> dict[int, int]:
         """Partition of each node that takes part, by node id."""
         return dict(self._members.partitions)
+
+    @property
+    def _clips(self) -> bool:
+        return self.limits is not None and self.limits.clip_change < inf
 
     def gather(self, grid: Grid) -> None:
         """Wait for the expected nodes and ask them who they are; otherwise the first round does.
@@ -321,7 +331,7 @@ class FedDAT(StrategyWrapper):
             replies,
             phase == "train",
             self._weight_key,
-            self.max_change,
+            self.limits,
             self._said,
             self.codec,
             self.metrics.get(phase),
@@ -336,16 +346,26 @@ class FedDAT(StrategyWrapper):
         """Report valid replies, and make them ready for the strategy."""
         for reply in valid:
             request = self._requests[reply.message.metadata.src_node_id]
-            traffic = {"bytes-down": request.travelling.count_bytes(), "bytes-up": reply.num_bytes}
+            seen = {"bytes-down": request.travelling.count_bytes(), "bytes-up": reply.num_bytes}
+            if phase == "train" and self._clips:
+                seen["clipped"] = reply.clipped
             if reply.dropped:
-                traffic["metrics-dropped"] = len(reply.dropped)
+                seen["metrics-dropped"] = len(reply.dropped)
                 self._tell_dropped(server_round, phase, reply)
             if self.observer is not None:
-                measured = scalars(reply.message) | traffic
+                measured = scalars(reply.message) | seen
                 self.observer.replied(server_round, phase, reply.partition_id, measured)
         names = list(self._sent()) if phase == "train" else []
         messages = [reply.message for reply in valid]
-        return alike(messages, names, self._weight_key, self.weighting == "uniform")
+        return alike(
+            messages, names, self._weight_key, self.weighting == "uniform", self._most(phase, messages)
+        )
+
+    def _most(self, phase: Phase, messages: list[Message]) -> float:
+        """Return the largest weight that a reply may have."""
+        if phase == "evaluate" or not messages or not self._clips:
+            return inf
+        return most_counted(cast(float, scalars(message)[self._weight_key]) for message in messages)
 
     def _tell_dropped(self, server_round: int, phase: Phase, reply: Reply) -> None:
         """Say once a client that it measures what does not count."""

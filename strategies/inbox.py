@@ -2,17 +2,17 @@
 
 from collections.abc import Iterable, Mapping
 from copy import copy
-from dataclasses import dataclass
-from math import inf
+from dataclasses import dataclass, replace
+from math import hypot, inf
 from typing import cast
 
-from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.common.constant import SUPERLINK_NODE_ID
 
 from .checks import cause, one_line, reason_to_refuse
 from .codec import Codec
 from .metrics import Ranges, kept
-from .outliers import absurd_counts, change, far_changes
+from .outliers import Limits, absurd_counts, changes, clipped, far_changes, usual_norms
 from .replies import bytes_of, scalars
 
 STRANGER = -1
@@ -56,17 +56,20 @@ class Reply:
     partition_id : int
         Whose it is.
     message : Message
-        The reply, its arrays decoded, without the metrics that do not count.
+        The reply, its arrays decoded.
     num_bytes : int
         What its arrays took as they came, their names included.
     dropped : list[str]
         Names of the metrics that do not count.
+    clipped : float
+        How much of its change counts, in [0, 1]: less than 1 if it was clipped.
     """
 
     partition_id: int
     message: Message
     num_bytes: int
     dropped: list[str]
+    clipped: float = 1.0
 
 
 def accept(
@@ -74,7 +77,7 @@ def accept(
     replies: Iterable[Message],
     trained: bool,
     weight_key: str,
-    max_change: float,
+    limits: Limits | None,
     said: Mapping[int, float],
     codec: Codec | None = None,
     ranges: Ranges | None = None,
@@ -91,8 +94,8 @@ def accept(
         Whether the replies must hold arrays.
     weight_key : str
         The metric that weighs a reply.
-    max_change : float
-        See `outliers.far_changes`.
+    limits : Limits or None
+        What the replies set for each other. None: no reply's fate depends on another's.
     said : Mapping[int, float]
         See `outliers.absurd_counts`.
     codec : Codec, optional
@@ -149,42 +152,60 @@ def accept(
         if reason is not None:
             refused.append((partition(reply), reason))
     refused += [(silent, "no reply in time") for silent in sorted(r.partition_id for r in pending.values())]
-    if trained and good:
-        counts = {index: cast(float, scalars(reply.message)[weight_key]) for index, reply in good.items()}
-        far = absurd_counts(counts, said)
-        if max_change < inf:
-            far = _far(requests, good, max_change) | far
+    if trained and good and limits:
+        good, far = _compared(requests, good, weight_key, limits, said)
         refused += far.items()
-        good = {index: reply for index, reply in good.items() if index not in far}
     return list(good.values()), refused
 
 
-def _far(requests: Mapping[int, Request], good: Mapping[int, Reply], max_change: float) -> dict[int, str]:
+def _compared(
+    requests: Mapping[int, Request],
+    good: Mapping[int, Reply],
+    weight_key: str,
+    limits: Limits,
+    said: Mapping[int, float],
+) -> tuple[dict[int, Reply], dict[int, str]]:
+    """Hold the replies to each other: return those that count, clipped, and the reasons to refuse others."""
+    counts = {index: cast(float, scalars(reply.message)[weight_key]) for index, reply in good.items()}
+    far = absurd_counts(counts, said)
+    if limits == Limits():
+        return {index: reply for index, reply in good.items() if index not in far}, far
     sent = {request.partition_id: request.arrays for request in requests.values()}
     # Mostly one record for all: it is read once.
     records = {id(record): record for record in sent.values()}
     values = {key: {n: a.numpy() for n, a in record.items()} for key, record in records.items()}
-    changes = {
-        index: change(values[id(sent[index])], next(iter(reply.message.content.array_records.values())))
-        for index, reply in good.items()
-    }
-    return far_changes(changes, next(iter(sent.values())), max_change)
+    norms = {index: changes(values[id(sent[index])], _arrays(reply)) for index, reply in good.items()}
+    sizes = {index: hypot(*own.values()) for index, own in norms.items()}
+    far = far_changes(sizes, next(iter(sent.values())), limits.max_change) | far
+    near = {index: reply for index, reply in good.items() if index not in far}
+    if limits.clip_change < inf:
+        usual = usual_norms([norms[index] for index in near])
+        most = {name: limits.clip_change * size for name, size in usual.items()}
+        for index, reply in near.items():
+            arrays, left = clipped(values[id(sent[index])], _arrays(reply), norms[index], most)
+            if left < 1:
+                near[index] = replace(reply, message=_with(arrays, reply.message), clipped=left)
+    return near, far
+
+
+def _arrays(reply: Reply) -> ArrayRecord:
+    return next(iter(reply.message.content.array_records.values()))
+
+
+def _with(record: ArrayRecord | MetricRecord, reply: Message) -> Message:
+    """Copy a reply with another record for its one of that kind; the reply stays as it is."""
+    (name,) = (key for key, value in reply.content.items() if type(value) is type(record))
+    changed = copy(reply)
+    changed.content = RecordDict({**reply.content, name: record})
+    return changed
 
 
 def _counted(reply: Message, weight_key: str, ranges: Ranges | None) -> tuple[Message, list[str]]:
-    """Return a reply without the metrics that do not count, which stays as it is, and their names."""
-    ((name, metrics),) = reply.content.metric_records.items()
-    good, dropped = kept(metrics, weight_key, ranges)
-    if not dropped:
-        return reply, []
-    counted = copy(reply)
-    counted.content = RecordDict({**reply.content, name: good})
-    return counted, dropped
+    """Return a reply without the metrics that do not count, and their names."""
+    good, dropped = kept(next(iter(reply.content.metric_records.values())), weight_key, ranges)
+    return _with(good, reply) if dropped else reply, dropped
 
 
 def _decoded(sent: ArrayRecord, reply: Message, codec: Codec) -> Message:
     """Copy a reply with its arrays as the strategy knows them; ValueError if they are malformed."""
-    (name, arrays), *_ = reply.content.array_records.items()
-    decoded = copy(reply)
-    decoded.content = RecordDict({**reply.content, name: codec.decode(sent, arrays)})
-    return decoded
+    return _with(codec.decode(sent, next(iter(reply.content.array_records.values()))), reply)

@@ -18,7 +18,7 @@ MAX_CONFIG_KEYS = 100
 MAX_CONFIG_BYTES = 2**16
 
 # What the server counts itself, and tells the observer among the metrics.
-OF_THE_SERVER = ("bytes-down", "bytes-up", "metrics-dropped")
+OF_THE_SERVER = ("bytes-down", "bytes-up", "clipped", "metrics-dropped")
 
 # Name → smallest and largest value, both allowed.
 Ranges = Mapping[str, tuple[float, float]]

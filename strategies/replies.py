@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from copy import copy
+from math import inf
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
@@ -29,7 +30,11 @@ class _Checked(Array):
 
 
 def alike(
-    replies: Sequence[Message], array_names: Sequence[str], weight_key: str, uniform: bool
+    replies: Sequence[Message],
+    array_names: Sequence[str],
+    weight_key: str,
+    uniform: bool,
+    most_weight: float = inf,
 ) -> list[Message]:
     """Copy the replies with one order of arrays, one set of metrics and one name for each record.
 
@@ -46,6 +51,8 @@ def alike(
         The metric that weighs a reply.
     uniform : bool
         Whether every reply gets the weight 1.
+    most_weight : float
+        Otherwise, what a larger weight is lowered to.
 
     Returns
     -------
@@ -61,8 +68,8 @@ def alike(
     copies = []
     for reply in replies:
         metrics = {key: value for key, value in _metrics(reply).items() if (key, _length(value)) in common}
-        if uniform:
-            metrics[weight_key] = 1.0
+        if uniform or metrics[weight_key] > most_weight:  # type: ignore[operator]  # checked: a number
+            metrics[weight_key] = 1.0 if uniform else most_weight
         arrays = [_checked(record, array_names) for record in reply.content.array_records.values()]
         content = RecordDict(dict(reply.content.config_records))
         content.update(zip(record_names, [*arrays, MetricRecord(metrics)], strict=True))

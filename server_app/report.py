@@ -281,6 +281,7 @@ def _report(folder: Path, settings: Mapping[str, Any], rows: Rows, seconds: floa
         "backbone": f"{settings['backbone']} ({settings['backbone-weights']} weights)",
         "adapter": ("none, all weights" if full else settings["adapter"]) + size,
         "sent": _traffic(rows),
+        "clipped": _clipped(rows),
         "privacy": privacy_line(settings),
         "time": f"{seconds / 60:.1f} minutes",
     }
@@ -361,6 +362,16 @@ def _traffic(rows: Rows) -> str:
     ways = {way: [row[f"bytes-{way}"] for row in rows if f"bytes-{way}" in row] for way in ("down", "up")}
     mean = " and ".join(f"{np.mean(sent):,.0f} bytes {way}" for way, sent in ways.items() if sent)
     return mean and f"{mean} a client and round, evaluation included; {sum(map(sum, ways.values())):,} in all"
+
+
+def _clipped(rows: Rows) -> str:
+    """Say how much of what clients changed was averaged."""
+    left = [row for row in rows if "clipped" in row]
+    if not left:
+        return ""
+    mean, most = np.mean([row["clipped"] for row in left]), min(left, key=lambda row: row["clipped"])
+    who = f"{names_of(rows)[most['partition']]} in round {most['round']}"
+    return f"to {100 * mean:.0f} % of a change in the mean; the most, {who}, to {100 * most['clipped']:.2g} %"
 
 
 def _best(rows: Rows) -> str:

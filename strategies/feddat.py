@@ -169,6 +169,8 @@ class FedDAT(StrategyWrapper):
     def summary(self) -> None:
         """Log the settings, then those of the strategy inside."""
         log.info("\t├──> FedDAT: shared adapter only, weighting %s, seed %d", self.weighting, self.seed)
+        if self.limits is None:
+            log.info("\t├──> replies are not held to each other (max_change, clip_change): central privacy")
         super().summary()
 
     def configure_train(
@@ -346,7 +348,10 @@ class FedDAT(StrategyWrapper):
         """Report valid replies, and make them ready for the strategy."""
         for reply in valid:
             request = self._requests[reply.message.metadata.src_node_id]
-            seen = {"bytes-down": request.travelling.count_bytes(), "bytes-up": reply.num_bytes}
+            seen: dict[str, float | int] = {
+                "bytes-down": request.travelling.count_bytes(),
+                "bytes-up": reply.num_bytes,
+            }
             if phase == "train" and self._clips:
                 seen["clipped"] = reply.clipped
             if reply.dropped:

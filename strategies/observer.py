@@ -15,7 +15,7 @@ class RoundObserver(Protocol):
     def replied(
         self, server_round: int, phase: Phase, partition_id: int, metrics: dict[str, float | int]
     ) -> None:
-        """Take a client's metrics, with `bytes-down`, `bytes-up`, `metrics-dropped` as the server counted."""
+        """Take a client's metrics, with those `OF_THE_SERVER` (see `strategies.metrics`) as it counted."""
 
     def refused(self, server_round: int, phase: Phase, partition_id: int, reason: str) -> None:
         """Take the reason why a reply does not count; the partition is -1 when the sender was not asked."""

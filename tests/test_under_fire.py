@@ -190,5 +190,66 @@ def test_two_poisoning_clients_of_seven_cost_the_honest_ones_nothing(score):
     poisoned, protected = score(True, **settings)
     assert abs(poisoned - without) < 2
     assert all(np.array_equal(array, protected[name]) for name, array in adapter.items())
-    unprotected, _ = score(True, max_change=1e9, **settings)
+    unprotected, _ = score(True, max_change=1e9, clip_change=0.0, **settings)
     assert unprotected < without - 2
+
+
+# --- Poison below what is refused ---
+
+# Learned from nothing in seconds: a network on images of four colours, all of it averaged, the head as well.
+LEARNS = {
+    "method": "full",
+    "backbone": "resnet8-narrow",
+    "backbone_weights": "random",
+    "learning_rate": 0.005,
+    "local_epochs": 2,
+    "num_rounds": 4,
+    "evaluate_every": 4,
+    "imbalance_factor": 1.0,
+    "dirichlet_alpha": 100.0,
+}
+
+
+@pytest.fixture
+def accuracy(long_tailed):
+    """Return a run's last accuracy in points; chance is 25.
+
+    `factors` are what the last clients multiply their changes by, `says` how many examples they count.
+    """
+
+    def score(factors, says=None, **settings):
+        def alter(node, reply):
+            attacker = HONEST + ATTACKERS - 1 - (1000 - node) // 7
+            if reply.metadata.message_type == "train" and attacker < len(factors):
+                sent = next(m for way, m in clients.wire[::-1] if way == "to client").content["arrays"]
+                arrays = reply.content["arrays"]
+                for name in arrays:
+                    before = sent[name].numpy()
+                    change = factors[attacker] * (arrays[name].numpy() - before)
+                    arrays[name] = Array((before + change).astype(np.float32))
+                reply.content["metrics"]["num-examples"] = says or 10
+            return reply
+
+        clients = long_tailed(HONEST + ATTACKERS, alter=alter, **LEARNS, **settings)
+        return [100 * row["student"] for row in rows_of(clients.serve()) if "student" in row][-1]
+
+    return score
+
+
+@pytest.mark.parametrize(
+    ("factors", "says", "settings"),
+    [
+        ((-5, -5), None, {}),
+        ((-9, 1e-6), None, {}),  # the second makes little usual, so that the first is let in
+        ((-1,), 1000, {"weighting": "num-examples"}),
+        ((-5, -5), None, {"fraction_train": 0.6}),  # two of the four that train in a round
+    ],
+    ids=["factor", "median", "weight", "half of a round"],
+)
+def test_poison_below_what_is_refused_does_not_undo_what_the_others_learn(
+    accuracy, factors, says, settings, home
+):
+    assert accuracy(factors, says, run_name="off", clip_change=0.0, **settings) <= 50
+    assert accuracy(factors, says, run_name="on", **settings) >= 70
+    rows = [row for row in rows_of(home / "runs" / "on") if "clipped" in row]
+    assert all(0 <= row["clipped"] <= 1 for row in rows)

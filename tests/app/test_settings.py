@@ -45,7 +45,15 @@ SIZES = ("seed", "num-clients", "train-examples", "test-examples")  # 0 is allow
 POSITIVE = ("wait-seconds", "round-timeout", "temperature", "learning-rate", "dirichlet-alpha")
 POSITIVE = (*POSITIVE, "server-learning-rate", "fraction-train", "max-change", "pretrain-learning-rate")
 POSITIVE = (*POSITIVE, "dp-clipping-norm", "dp-noise-multiplier")
-WEIGHTS = ("alpha", "beta", "weight-decay", "warmup", "proximal-mu", "max-failure-rate")  # 0 is allowed
+WEIGHTS = (
+    "alpha",
+    "beta",
+    "weight-decay",
+    "warmup",
+    "proximal-mu",
+    "max-failure-rate",
+    "clip-change",
+)  # 0 is allowed
 TEXTS = ("run-name", "resume", "backbone", "device", "benchmark", "heterogeneity", "data-dir")
 TEXTS = (*TEXTS, "pretrain-encoder", "pretrain-language-model")
 

@@ -29,6 +29,7 @@ SETTINGS = [
     ("reduction-factor", 5, r"reduction-factor = 5; allowed: a divisor of the backbone's width, 32"),
     ("reduction-factor", 64, r"reduction-factor = 64; allowed: a divisor of the backbone's width, 32"),
     ("max-change", 0.0, r"max-change = 0\.0; allowed: greater than 0"),
+    ("clip-change", -1.0, r"clip-change = -1\.0; allowed: greater than or equal to 0"),
     ("min-clients", 0, r"min-clients = 0; allowed: greater than 0"),
     ("max-failure-rate", 1.5, r"max-failure-rate = 1\.5; allowed: less than or equal to 1"),
     ("run-name", "../elsewhere", r"run-name = '\.\./elsewhere'; allowed: .*"),

@@ -26,7 +26,13 @@ def strategies(monkeypatch):
 
 def test_settings_reach_the_strategy(federation, strategies):
     settings = {"weighting": "num-examples", "num-clients": 2, "wait-seconds": 7.0, "strategy": "fedadam"}
-    wall = {"max-change": 7.5, "min-clients": 2, "max-failure-rate": 0.25, "round-timeout": 99.0}
+    wall = {
+        "max-change": 7.5,
+        "clip-change": 1.5,
+        "min-clients": 2,
+        "max-failure-rate": 0.25,
+        "round-timeout": 99.0,
+    }
     federation(2, seed=4, node_partitions="0=1000", **settings, **wall).serve()
     (made,) = strategies
     assert type(made["strategy"]).__name__ == "FedAdam"

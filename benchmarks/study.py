@@ -14,7 +14,7 @@ import platform
 import tempfile
 import time
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -177,6 +177,50 @@ def table(plan: Plan, lines: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join([*text, "", plan.caption])
 
 
+def complete(
+    out: Path, plan: str, cells: Iterable[str], seeds: Iterable[int], run: Callable[[str, int], Scores]
+) -> list[dict[str, Any]]:
+    """Run the cells of a plan that a file does not have, seed by seed; return the plan's lines of it.
+
+    Parameters
+    ----------
+    out : Path
+        The file, one JSON object a line; other processes may add to it meanwhile.
+    plan, cells
+        Names that a line has.
+    seeds : Iterable[int]
+        What each cell is run with.
+    run : Callable
+        Cell and seed → scores, in [0, 1].
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+
+    def finished() -> list[dict[str, Any]]:
+        text = out.read_text() if out.exists() else ""
+        return [line for line in map(json.loads, text.splitlines()) if line["plan"] == plan]
+
+    cells = list(cells)
+    for seed in seeds:
+        for cell in cells:
+            if any((line["cell"], line["seed"]) == (cell, seed) for line in finished()):
+                continue
+            started = time.monotonic()
+            scores = run(cell, seed)
+            line = {
+                "plan": plan,
+                "cell": cell,
+                "seed": seed,
+                "scores": scores,
+                "seconds": round(time.monotonic() - started, 1),
+                "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+            }
+            with out.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            shown = ", ".join(f"{key} {100 * value:.1f}" for key, value in scores.items())
+            print(f"{cell}, seed {seed}: {shown}; {line['seconds']} s", flush=True)
+    return finished()
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run what is missing of a plan, then print its table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.study", description=__doc__.splitlines()[0])
@@ -191,33 +235,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = {"data-dir": options.data_dir, "teacher": options.teacher}
     given |= {key: json.loads(value) for key, _, value in (pair.partition("=") for pair in options.set)}
     study = Study(plan, given)
+    cells = {cell.name: cell for cell in plan.cells}
     TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1  # as inside a Flower task
     logging.getLogger("flwr").setLevel(logging.WARNING)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-
-    def finished() -> list[dict[str, Any]]:
-        text = options.out.read_text() if options.out.exists() else ""
-        return [line for line in map(json.loads, text.splitlines()) if line["plan"] == options.plan]
-
-    for seed in options.seeds:
-        for cell in plan.cells:
-            if any((line["cell"], line["seed"]) == (cell.name, seed) for line in finished()):
-                continue
-            started = time.monotonic()
-            scores = study.run(cell, seed)
-            line = {
-                "plan": options.plan,
-                "cell": cell.name,
-                "seed": seed,
-                "scores": scores,
-                "seconds": round(time.monotonic() - started, 1),
-                "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-            }
-            with options.out.open("a") as file:
-                file.write(json.dumps(line) + "\n")
-            shown = ", ".join(f"{key} {100 * value:.1f}" for key, value in scores.items())
-            print(f"{cell.name}, seed {seed}: {shown}; {line['seconds']} s", flush=True)
-    print(table(plan, finished()))
+    lines = complete(
+        options.out, options.plan, cells, options.seeds, lambda name, seed: study.run(cells[name], seed)
+    )
+    print(table(plan, lines))
 
 
 if __name__ == "__main__":

@@ -206,6 +206,15 @@ def test_a_line_says_how_a_round_went(rows, server_round, num_rounds, seconds, l
     assert progress_line(rows, server_round, num_rounds, seconds) == line
 
 
+def test_the_report_says_how_much_of_what_clients_changed_was_averaged(tmp_path):
+    rows = [row(1, 0, clipped=1.0), row(1, 1, clipped=0.25), row(2, 0, clipped=1.0), row(2, 1, clipped=0.75)]
+    write_report(tmp_path, SETTINGS, rows, seconds=1)
+    line = "- **clipped**: to 75 % of a change in the mean; the most, sketch in round 1, to 25 %\n"
+    assert line in (tmp_path / "report.md").read_text()
+    write_report(tmp_path, SETTINGS, ROWS, seconds=1)
+    assert "**clipped**" not in (tmp_path / "report.md").read_text()
+
+
 def test_the_report_tells_what_ran_and_what_came_out(tmp_path):
     (tmp_path / "adapter").mkdir()
     weights = {"down": np.zeros((40, 30), np.float32), "up": np.zeros(34, np.float32)}

@@ -91,6 +91,20 @@ def test_a_strategy_averages_what_clients_changed_added_to_what_it_sent_unrounde
             np.testing.assert_allclose(reply[name], value + step, rtol=0, atol=2e-2)
 
 
+def test_what_was_decoded_is_clipped(toy, clients, precision):
+    """Each array's values all change by the step, so the median step is the usual change."""
+    notes = toy.Notes()
+    arrays = ArrayRecord({name: Array(value) for name, value in SENT.items()})
+    strategy = FedDAT(flower.FedAvg(), clip_change=1.0, observer=notes, codec=WireCodec(precision))
+    result = strategy.start(clients(precision), arrays, num_rounds=1)
+    usual = sorted(STEPS)[1]
+    for name, value in SENT.items():
+        mean = value + np.mean(np.minimum(STEPS, usual))
+        np.testing.assert_allclose(result.arrays[name].numpy(), mean, rtol=0, atol=2e-2)
+    kept = [note[3]["clipped"] for note in notes if note[1] == "train"]
+    np.testing.assert_allclose(kept, np.minimum(1, usual / np.array(STEPS)), atol=2e-2)
+
+
 def test_what_goes_down_is_encoded_once_and_counted(toy, clients, precision):
     notes, grid = toy.Notes(), clients(precision)
     result = run(grid, precision, notes)

@@ -96,6 +96,9 @@ def _reason_in_arrays(sent: ArrayRecord, received: ArrayRecord) -> str | None:
         values = in_place(array)
         if values.dtype.kind in "fc" and not np.isfinite(values).all():
             return f"array '{name}' has values that are not finite"
+        # PyTorch's name in batch normalisation: below 0 one value makes the whole model's output no number.
+        if name.split(".")[-1] == "running_var" and (values < 0).any():
+            return f"array '{name}' has variances below 0"
     return None
 
 

@@ -116,6 +116,18 @@ def test_half_precision_is_looked_at_too():
     assert reason_to_refuse(sent, reply) == "array 'x' has values that are not finite"
 
 
+def test_a_variance_is_not_below_zero():
+    """Of one such value the square root in batch normalisation is no number, at every client."""
+    metrics = MetricRecord({"num-examples": 1})
+    for name in ("norm.running_var", "running_var", "norm.weight"):
+        sent = ArrayRecord({name: Array(np.ones(3, np.float32))})
+        for low in (0.0, -1e-9):
+            arrays = ArrayRecord({name: Array(np.float32([1, 2, low]))})
+            reason = reason_to_refuse(sent, RecordDict({"arrays": arrays, "metrics": metrics}))
+            is_bad = low < 0 and name != "norm.weight"
+            assert reason == (f"array '{name}' has variances below 0" if is_bad else None)
+
+
 def test_an_evaluation_brings_no_arrays():
     assert reason_to_refuse(None, RecordDict({"m": MetricRecord({"num-examples": 1})})) is None
     assert reason_to_refuse(None, content()) == "1 array records instead of 0"

@@ -277,7 +277,7 @@ def test_under_central_privacy_no_reply_depends_on_another(toy, arrays, kind):
     grid = grid_of(toy, [1, 1, 1, 1e6], [1, 1, 1, 10**9])
     for client in grid.nodes.values():
         client.alter = lambda content: content["metrics"].update({"norm_bit": 0}) or content
-    private = central_privacy(kind, flower.FedAvg(), 1e-9, 1.0)
+    private = central_privacy(kind, flower.FedAvg(), 1e-9, 1.0, 4)
     FedDAT(private, max_change=2, clip_change=1.0, observer=notes).start(grid, arrays, num_rounds=1)
     trained = [note for note in notes if note[1] == "train"]
     assert [note[2] for note in trained] == [0, 1, 2, 3]

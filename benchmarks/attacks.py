@@ -34,6 +34,8 @@ DEFENCES: dict[str, dict[str, Any]] = {
     "fedmedian, no clipping": {"clip-change": 0.0, "strategy": "fedmedian"},
     "fedtrimmedavg, no clipping": {"clip-change": 0.0, "strategy": "fedtrimmedavg"},
     "krum, no clipping": {"clip-change": 0.0, "strategy": "krum"},
+    # A control: where a score owes little to the shared adapter, to slow that down costs little.
+    "nothing is learned together": {"clip-change": 1e-6},
 }
 NOBODY, ALONE = "nobody attacks", "the honest ones alone"
 MOST_LOST, MOST_PAID = 2.0, 0.3  # points
@@ -144,6 +146,13 @@ def by_cell(lines: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str, str], di
     return found
 
 
+def clean_of(
+    found: Mapping[tuple[str, str, str], dict[int, Scores]], share: str, defence: str, attack: str
+) -> dict[int, Scores]:
+    """Return what a cell is held to: the same without an attack; without one, the same without a defence."""
+    return found.get((share, "no clipping" if attack == NOBODY else defence, NOBODY), {})
+
+
 def less(scores: Mapping[int, Scores], than: Mapping[int, Scores]) -> list[float]:
     """Return by how many points the seeds that both have are below the other, to a millionth."""
     both = [(own["mean"], than[seed]["mean"]) for seed, own in sorted(scores.items()) if seed in than]
@@ -151,7 +160,7 @@ def less(scores: Mapping[int, Scores], than: Mapping[int, Scores]) -> list[float
 
 
 def table(lines: Sequence[Mapping[str, Any]]) -> str:
-    """Return the table in Markdown, in points; lost is against the same seeds where nobody attacks."""
+    """Return the table in Markdown, in points; what is lost is against `clean_of`."""
     text = [
         "| attackers | defence | attack | seeds | honest students | lost | of honest changes kept |",
         "|---|---|---|---:|---:|---:|---:|",
@@ -160,7 +169,7 @@ def table(lines: Sequence[Mapping[str, Any]]) -> str:
     for (share, defence, attack), scores in sorted(found.items(), key=lambda cell: cell[0][:2]):
         points = np.array([100 * own["mean"] for own in scores.values()])
         spread = f" ± {points.std(ddof=1):.1f}" if len(points) > 1 else ""
-        lost = less(scores, found.get((share, defence, NOBODY), {}))
+        lost = less(scores, clean_of(found, share, defence, attack))
         shown = f"{np.mean(lost):.1f} ({', '.join(f'{one:.1f}' for one in lost)})" if lost else "–"
         kept = [100 * own["kept"] for own in scores.values() if "kept" in own]
         cells = [share, defence, attack, str(len(points)), f"{points.mean():.1f}{spread}", shown]
@@ -174,9 +183,8 @@ def judge(lines: Sequence[Mapping[str, Any]]) -> int:
     for (share, defence, attack), scores in found.items():
         if defence != "default" or attack == ALONE:
             continue
-        than = "no clipping" if attack == NOBODY else "default"
         limit = MOST_PAID if attack == NOBODY else MOST_LOST
-        if lost := less(scores, found.get((share, than, NOBODY), {})):
+        if lost := less(scores, clean_of(found, share, defence, attack)):
             text = f"{attack}, {share}: {np.mean(lost):.1f} points lost, {limit} allowed ({len(lost)} seeds)"
             codes.append(verdict(bool(np.mean(lost) <= limit), text))
     return max(codes, default=0)

@@ -123,7 +123,7 @@ LINES = [
 
 def test_the_table_by_hand():
     assert attacks.table(LINES).splitlines()[2:] == [
-        "| 2 of 7 | default | nobody attacks | 2 | 62.8 ± 1.1 | 0.0 (0.0, 0.0) | 90 % |",
+        "| 2 of 7 | default | nobody attacks | 2 | 62.8 ± 1.1 | 0.2 (0.5, 0.0) | 90 % |",
         "| 2 of 7 | default | sign flip × 9 | 2 | 61.0 ± 1.4 | 1.8 (2.0, 1.5) | 90 % |",
         "| 2 of 7 | no clipping | nobody attacks | 2 | 63.0 ± 0.7 | 0.0 (0.0, 0.0) | 90 % |",
     ]

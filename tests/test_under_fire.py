@@ -229,7 +229,8 @@ def accuracy(long_tailed):
                 for name in arrays:
                     before = sent[name].numpy()
                     change = factors[attacker] * (arrays[name].numpy() - before)
-                    arrays[name] = Array((before + change).astype(np.float32))
+                    lowest = 0 if name.endswith("running_var") else -np.inf  # a variance below 0 is refused
+                    arrays[name] = Array(np.maximum(before + change, lowest).astype(np.float32))
                 reply.content["metrics"]["num-examples"] = says or 10
             return reply
 

@@ -61,6 +61,20 @@ def test_a_run_ends_well_and_a_second_one_gives_the_same_bytes(lab, run_config, 
         np.testing.assert_allclose(array, across_processes[name], rtol=0, atol=1e-5)
 
 
+def test_states_that_travel_give_the_same_bytes_and_all_that_is_kept_is_closed(lab, run_config):
+    """Real workers are a simulation's, and have umask 022 like the rest."""
+    for name in ("files", "context"):
+        ended = run(lab, run_config(run_name=name, private_state=name))
+        assert ended["status"] == "finished:completed", ended
+    home = lab.folder / "home"
+    assert adapter_of(home / "runs" / "files") == adapter_of(home / "runs" / "context")
+    made = [
+        path for name in ("runs/context", "clients", "data", "examples") for path in (home / name).rglob("*")
+    ]
+    assert len(made) > 20
+    assert [path for path in made if path.stat().st_mode & 0o077] == []
+
+
 def test_a_wrong_setting_ends_the_run_with_its_line(lab, run_config):
     ended = run(lab, run_config(run_name="wrong", reduction_factor=5))
     assert ended["status"] == "finished:failed"

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from app.backbones import open_backbone
 from app.examples import process
+from app.home import closed_home
 from app.processor import Processor
 from app.records import from_record, to_record
 from app.settings import Settings, feddat_home, read_settings
@@ -151,11 +152,11 @@ class Study:
 @contextmanager
 def scratch_home() -> Iterator[None]:
     """Give a run a FEDDAT_HOME that goes away afterwards; data and annotations are the real one's."""
-    home = feddat_home()
     with tempfile.TemporaryDirectory() as scratch:
-        for kept in ("data", "annotations"):
-            (home / kept).mkdir(parents=True, exist_ok=True)
-            Path(scratch, kept).symlink_to(home / kept, target_is_directory=True)
+        with closed_home() as home:
+            for kept in ("data", "annotations"):
+                (home / kept).mkdir(parents=True, exist_ok=True)
+                Path(scratch, kept).symlink_to(home / kept, target_is_directory=True)
         os.environ["FEDDAT_HOME"] = scratch
         try:
             yield

@@ -122,10 +122,10 @@ def test_states_deleted_between_rounds_are_said_and_counted(federation, home, ca
 def test_one_nan_in_one_clients_round_costs_it_that_round(federation, home, monkeypatch, part):
     train_round = messages.train_round
 
-    def once(adapter, head, examples, settings, server_round, partition_id, **keywords):
-        metrics = train_round(adapter, head, examples, settings, server_round, partition_id, **keywords)
+    def once(learner, examples, settings, server_round, partition_id, **keywords):
+        metrics = train_round(learner, examples, settings, server_round, partition_id, **keywords)
         if (server_round, partition_id) == (2, 1):
-            parameters = head.parameters() if part == "head" else adapter.parameters_of[part].values()
+            parameters = learner.head.parameters() if part == "head" else learner.parameters_of[part].values()
             next(iter(parameters)).data.view(-1)[0] = torch.nan
         return metrics
 

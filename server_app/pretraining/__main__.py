@@ -14,6 +14,7 @@ import torch
 from transformers import ViltConfig
 
 from app.backbones import choose_device, load_backbone
+from app.home import closed_home
 from app.processor import Processor
 from app.settings import feddat_home
 from data_partitions.benchmarks import DataOptions, load_public, load_public_questions
@@ -105,6 +106,7 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+@closed_home()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train a backbone and save it, every so often and at the end."""
     options = read_options(arguments)

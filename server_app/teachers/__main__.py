@@ -8,6 +8,7 @@ from pathlib import Path
 from datasets import Dataset
 from datasets import Image as ImageColumn
 
+from app.home import closed_home
 from app.settings import feddat_home
 from data_partitions.benchmarks import BENCHMARKS, DataOptions, load_public
 
@@ -49,6 +50,7 @@ def _candidates(text: str) -> list[str]:
     return [part.strip() for part in parts if part.strip()]
 
 
+@closed_home()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Annotate images and keep the answers in a file."""
     parser = argparse.ArgumentParser(

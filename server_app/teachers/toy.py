@@ -39,6 +39,7 @@ from transformers import (
 )
 
 from app.backbones import choose_device
+from app.home import closed_home
 from app.settings import feddat_home
 from data_partitions.benchmarks import DataOptions, load_public, load_public_questions
 from data_partitions.scenes import COLORS, PLACES, SHAPES
@@ -338,6 +339,7 @@ which took {minutes:.1f} minutes on {machine}, with Python {python}.
 """
 
 
+@closed_home()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Make a toy teacher, train it and save it."""
     parser = argparse.ArgumentParser(

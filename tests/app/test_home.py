@@ -2,6 +2,7 @@
 
 import os
 import stat
+from pkgutil import resolve_name
 
 import pytest
 
@@ -97,3 +98,14 @@ def test_a_home_that_cannot_be_made_is_named(home):
 def test_a_folder_is_made_closed_whatever_the_umask(tmp_path, umask):
     assert mode(closed_folder("state-dir", tmp_path / "state")) == 0o700
     assert closed_folder("state-dir", tmp_path / "state") == tmp_path / "state"
+
+
+@pytest.mark.parametrize(
+    "tool", ["server_app.teachers.__main__", "server_app.teachers.toy", "server_app.pretraining.__main__"]
+)
+def test_a_tool_closes_the_home_before_it_puts_anything_there(home, umask, tool):
+    """It may be the first that runs, and what it makes must not be refused by the next."""
+    with pytest.raises(SystemExit):
+        resolve_name(tool).main(["--help"])
+    assert mode(home) == 0o700
+    assert os.umask(umask) == umask

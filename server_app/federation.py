@@ -170,7 +170,10 @@ def _begin(folder: Path, run: RunLog, first: Checkpoint) -> None:
 def _export(
     run: RunLog, settings: Settings, checkpoints: Checkpoints, last: ArrayRecord, answers: tuple[str, ...]
 ) -> None:
-    """Export the result of the last round and of the best one."""
+    """Export the result of the last round and of the best one; nothing where nothing is shared."""
+    if not last:
+        log.info("method = %r shares nothing: there is no result to export", settings.method)
+        return
     name = METHODS[settings.method].artifact
     make_card = classifier_card if answers else model_card
 

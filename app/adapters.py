@@ -18,6 +18,7 @@ def adapter_config(
     lora_rank: int = 8,
     width: int,
     lora_targets: str | Sequence[str] = ("query", "value"),
+    left_alone: str | None = None,
 ) -> PeftConfig:
     """Describe an adapter in PEFT's terms.
 
@@ -34,6 +35,8 @@ def adapter_config(
         The backbone's width.
     lora_targets : str or sequence of str
         LoRA: names of query and value in the backbone.
+    left_alone : str, optional
+        Bottleneck: modules that get none, as an expression that matches their whole name.
 
     Raises
     ------
@@ -45,7 +48,9 @@ def adapter_config(
             raise ValueError(
                 f"reduction-factor = {reduction_factor}; allowed: a divisor of the backbone's width, {width}"
             )
-        return BottleneckConfig(task_type="FEATURE_EXTRACTION", reduction_factor=reduction_factor)
+        return BottleneckConfig(
+            task_type="FEATURE_EXTRACTION", reduction_factor=reduction_factor, exclude_modules=left_alone
+        )
     if kind == "lora":
         if lora_rank > width:
             raise ValueError(f"lora-rank = {lora_rank}; allowed: 1 to the backbone's width, {width}")
@@ -80,6 +85,7 @@ class Adapter:
             lora_rank=self.lora_rank,
             width=family.adapted_width(backbone.model.config),
             lora_targets=family.lora_targets,
+            left_alone=family.left_alone,
         )
 
 

@@ -32,6 +32,8 @@ class Family(ABC):
         Names of models without trained weights → what `configure` makes them of; most families have none.
     lora_targets : str or sequence of str
         Where LoRA goes, as PEFT's ``target_modules``: query and value of every attention.
+    left_alone : str, optional
+        Modules that get no adapter of either kind, as an expression that matches their whole name.
     adapters : bool
         Whether adapters can be put into it.
     """
@@ -40,6 +42,7 @@ class Family(ABC):
     words: str
     built_in: dict[str, dict[str, Any]] = {}
     lora_targets: str | Sequence[str] = ()
+    left_alone: str | None = None
     adapters = True
 
     def architecture(self, config: Any) -> type[Any]:

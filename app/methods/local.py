@@ -22,4 +22,6 @@ class Local(SharedAdapter):
     def receive(self, learner: Learner, arrays: Mapping[str, Tensor]) -> None:
         """Take nothing; ValueError if something came."""
         if arrays:
-            raise ValueError(f"'{next(iter(arrays))}' was received with method = 'local', which sends nothing")
+            raise ValueError(
+                f"'{next(iter(arrays))}' was received with method = 'local', which sends nothing"
+            )

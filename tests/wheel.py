@@ -18,7 +18,7 @@ def build(folder: Path) -> Path:
     """Build the wheel from a copy of the sources, for a build leaves files beside them."""
     ignored = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build")
     sources = shutil.copytree(ROOT, folder / "sources", ignore=ignored)
-    options = ("--no-deps", "--no-build-isolation", "--wheel-dir", str(folder))
+    options = ("--no-index", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder))
     _run(*PIP, "wheel", *options, str(sources), folder=folder)
     shutil.rmtree(sources)
     (wheel,) = folder.glob("feddat-*.whl")

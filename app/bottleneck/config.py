@@ -19,13 +19,15 @@ class BottleneckConfig(PeftConfig):
 
     reduction_factor: int = field(
         default=16,
-        metadata={"help": "Hidden size divided by the bottleneck's width; must divide the hidden size."},
+        metadata={
+            "help": "Hidden size divided by the bottleneck's width; must divide each place's hidden size."
+        },
     )
     target_modules: list[str] | str | None = field(
         default=None,
         metadata={
             "help": "Modules whose output is adapted: a list of name suffixes, or a regular expression that "
-            "matches the whole name. None: the placement known for the model's type."
+            "matches the whole name. None: the end of the feed-forward network of every Transformer block."
         },
     )
     exclude_modules: list[str] | str | None = field(

@@ -7,6 +7,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers.activations import ACT2FN
+from transformers.pytorch_utils import Conv1D
 
 from .config import BottleneckConfig
 
@@ -20,7 +21,8 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
     ----------
     base_layer : nn.Module
         Any module that returns a tensor of shape ``(..., d)``, or a tuple that starts with one. The width d
-        is that of the last `nn.Linear` or `nn.LayerNorm` registered in it, or that it is.
+        is that of the last linear layer (`nn.Linear`, transformers' `Conv1D`, or another with
+        ``out_features``) or layer norm registered in it, or that it is. Its attributes are the layer's too.
     adapter_name : str
         Name of the first adapter.
     config : BottleneckConfig
@@ -38,8 +40,7 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: BottleneckConfig) -> None:
         super().__init__()
         self.base_layer = base_layer
-        last = _last_projection(self.get_base_layer())
-        self.hidden_size = last.out_features if isinstance(last, nn.Linear) else last.normalized_shape[-1]
+        self.hidden_size = output_width(self.get_base_layer())
         self.bottleneck_down = nn.ModuleDict()
         self.bottleneck_act = nn.ModuleDict()
         self.bottleneck_up = nn.ModuleDict()
@@ -49,10 +50,7 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
 
     def update_layer(self, adapter_name: str, config: BottleneckConfig) -> None:
         """Add an adapter of the given name; raises `ValueError` as the class does."""
-        width, rest = divmod(self.hidden_size, config.reduction_factor)
-        if rest:
-            size, factor = self.hidden_size, config.reduction_factor
-            raise ValueError(f"`reduction_factor` must divide the hidden size {size}, got {factor}.")
+        width = bottleneck_width(self.hidden_size, config.reduction_factor)
         down, up = nn.Linear(self.hidden_size, width), nn.Linear(width, self.hidden_size)
         if config.init_weights:
             for linear in (down, up):
@@ -67,9 +65,18 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
+    def __getattr__(self, name: str) -> Any:
+        # Some models read attributes of their parts, such as the kind of a block.
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "base_layer":  # a copy that is still being made
+                raise
+            return getattr(self.base_layer, name)
+
     def _get_base_layer_device_and_dtype(self, base_layer: nn.Module) -> tuple[Any, Any]:
         # A block made of several modules has no weight of its own.
-        return super()._get_base_layer_device_and_dtype(_last_projection(base_layer))
+        return super()._get_base_layer_device_and_dtype(_last_projection(base_layer)[0])
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Refuse: the non-linearity cannot be folded into the base module's weights.
@@ -85,11 +92,23 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
         """Do nothing, as nothing is ever merged."""
 
     def forward(self, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any) -> Any:
-        """Call the base module with what it takes, and `adapt` what it returns."""
+        """Call the base module with what it takes, and `adapt` what it returns.
+
+        Raises
+        ------
+        ValueError
+            If that is neither a tensor of width d nor a tuple that starts with one, or as `adapt` does.
+        """
         output = self.base_layer(*args, **kwargs)
-        if isinstance(output, tuple):
-            return (self.adapt(output[0], adapter_names), *output[1:])
-        return self.adapt(output, adapter_names)
+        hidden = output[0] if isinstance(output, tuple) else output
+        if not isinstance(hidden, torch.Tensor) or hidden.shape[-1] != self.hidden_size:
+            kind = tuple(hidden.shape) if isinstance(hidden, torch.Tensor) else type(hidden).__name__
+            raise ValueError(
+                f"`target_modules` must match modules that return (..., {self.hidden_size}), the width of "
+                f"their last projection; {type(self.get_base_layer()).__name__} returned {kind}."
+            )
+        adapted = self.adapt(hidden, adapter_names)
+        return (adapted, *output[1:]) if isinstance(output, tuple) else adapted
 
     def adapt(self, hidden: torch.Tensor, adapter_names: list[str] | None = None) -> torch.Tensor:
         """Apply the adapters to an output of the base module.
@@ -136,12 +155,41 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
         return result.to(hidden.dtype)
 
 
-def _last_projection(module: nn.Module) -> nn.Linear | nn.LayerNorm:
-    """Find the last `nn.Linear` or `nn.LayerNorm` in a module: their outputs are of one width."""
-    found = [part for part in module.modules() if isinstance(part, nn.Linear | nn.LayerNorm)]
-    if not found:
-        kind = type(module).__name__
+def output_width(module: nn.Module) -> int:
+    """Return the width d of what a module returns, as far as its parts tell; see `BottleneckLayer`.
+
+    Raises
+    ------
+    ValueError
+        If none of its parts tells.
+    """
+    return _last_projection(module)[1]
+
+
+def bottleneck_width(hidden_size: int, reduction_factor: int) -> int:
+    """Return the width of a bottleneck at a place of width `hidden_size`.
+
+    Raises
+    ------
+    ValueError
+        If `reduction_factor` does not divide it.
+    """
+    width, rest = divmod(hidden_size, reduction_factor)
+    if rest:
         raise ValueError(
-            f"`target_modules` must match modules with an nn.Linear or nn.LayerNorm, got {kind}."
+            f"`reduction_factor` must divide the hidden size {hidden_size}, got {reduction_factor}."
         )
-    return found[-1]
+    return width
+
+
+def _last_projection(module: nn.Module) -> tuple[nn.Module, int]:
+    """Find the last linear layer or layer norm in a module, and its width."""
+    for part in reversed(list(module.modules())):
+        if isinstance(part, Conv1D):
+            return part, part.nf
+        if isinstance(part, nn.LayerNorm | nn.RMSNorm):
+            return part, part.normalized_shape[-1]
+        if isinstance(width := getattr(part, "out_features", None), int):
+            return part, width
+    kind = type(module).__name__
+    raise ValueError(f"`target_modules` must match modules with a linear layer or a layer norm, got {kind}.")

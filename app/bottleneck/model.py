@@ -5,22 +5,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from peft.tuners.tuners_utils import BaseTuner
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _maybe_include_all_linear_layers
+from peft.utils.error import NoMatchingPeftModuleError
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from .config import BottleneckConfig
-from .layer import BottleneckLayer
-
-# After the feed-forward network: at the block's end where a module ends it, else before the residual sum.
-TRANSFORMERS_MODELS_TO_BOTTLENECK_TARGET_MODULES_MAPPING = {
-    "bert": r".*encoder\.layer\.\d+\.output",
-    "clip": r".*layers\.\d+\.mlp",
-    "clip_text_model": r".*layers\.\d+\.mlp",
-    "clip_vision_model": r".*layers\.\d+\.mlp",
-    "vilt": r".*encoder\.layer\.\d+\.output",
-    "vit": r".*layers\.\d+\.mlp",
-}
+from .layer import BottleneckLayer, bottleneck_width, output_width
+from .places import as_expression, feed_forward_places
 
 
 class BottleneckModel(BaseTuner):
@@ -28,7 +20,14 @@ class BottleneckModel(BaseTuner):
 
     The method is described in https://arxiv.org/abs/1902.00751 (Houlsby et al., 2019); its placement, one
     adapter a block after the feed-forward network, in https://arxiv.org/abs/2005.00247 (Pfeiffer et al.,
-    2021). The parameters are those of `BaseTuner`.
+    2021). The parameters are those of `BaseTuner`. Where a configuration names no `target_modules`, the
+    places are found by the model's structure, see `places.feed_forward_places`. Each has a bottleneck of its
+    own width.
+
+    Raises
+    ------
+    ValueError
+        If a target fits no module, or one that cannot be adapted. The model is then left as it was.
 
     Examples
     --------
@@ -40,7 +39,30 @@ class BottleneckModel(BaseTuner):
 
     prefix: str = "bottleneck_"
     tuner_layer_cls = BottleneckLayer
-    target_module_mapping = TRANSFORMERS_MODELS_TO_BOTTLENECK_TARGET_MODULES_MAPPING  # type: ignore[assignment]
+
+    def _prepare_adapter_config(  # type: ignore[override]
+        self, peft_config: BottleneckConfig, model_config: dict[str, Any]
+    ) -> BottleneckConfig:
+        if peft_config.target_modules is None:
+            places = feed_forward_places(self.model)
+            if not places:
+                raise NoMatchingPeftModuleError(
+                    f"`target_modules` must be given: no block of {type(self.model).__name__} has a "
+                    f"feed-forward network; there are {_names(self.model)}."
+                )
+            peft_config.target_modules = as_expression(places, self.model)
+        return peft_config
+
+    def _prepare_model(self, peft_config: BottleneckConfig, model: nn.Module) -> None:  # type: ignore[override]
+        # PEFT replaces one module after the other: what can go wrong is looked for before the first.
+        _maybe_include_all_linear_layers(peft_config, model)
+        _check_targets(self, peft_config, model)
+        for module in model.modules():
+            # In evaluation these two take the weights out of their parts and do not call them.
+            if isinstance(module, nn.TransformerEncoder):
+                module.use_nested_tensor = False
+            elif isinstance(module, nn.TransformerEncoderLayer):
+                module.activation_relu_or_gelu = 0
 
     @staticmethod
     def _check_target_module_exists(peft_config: BottleneckConfig, key: str) -> Any:  # type: ignore[override]
@@ -75,6 +97,20 @@ class BottleneckModel(BaseTuner):
         # PEFT also copies `child.weight`, which a block made of several modules does not have.
         setattr(parent, child_name, new_module)
 
+    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Refuse: a weighted sum of weights is not the weighted sum of what bottlenecks compute.
+
+        Raises
+        ------
+        ValueError
+            Always.
+        """
+        raise ValueError(
+            "BOTTLENECK adapters cannot be added up in their weights: they are not linear. To sum what they "
+            "compute, activate them together by `base_model.set_adapter([...])`, with weights in the layers' "
+            "`scaling`."
+        )
+
     @contextmanager
     def _enable_peft_forward_hooks(
         self, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any
@@ -100,3 +136,62 @@ class BottleneckModel(BaseTuner):
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def _check_targets(tuner: BaseTuner, config: BottleneckConfig, model: nn.Module) -> None:
+    modules = dict(model.named_modules())
+    inside = tuple(f"{name}." for name, module in modules.items() if isinstance(module, BaseTunerLayer))
+    targets = [
+        name
+        for name in modules
+        if name and not name.startswith(inside) and tuner._check_target_module_exists(config, name)  # type: ignore[arg-type]
+    ]
+    targets_given = config.target_modules or []
+    asked = [] if isinstance(targets_given, str) else targets_given
+    unused = sorted(t for t in asked if not any(f".{name}".endswith(f".{t}") for name in modules))
+    if unused or not targets:
+        narrowed = "".join(
+            f" with `{field}` = {value!r}"
+            for field in ("exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save")
+            if not unused and (value := getattr(config, field)) is not None
+        )
+        raise NoMatchingPeftModuleError(
+            f"`target_modules` = {unused or config.target_modules!r} fits nothing{narrowed} in "
+            f"{type(model).__name__}; there are {_names(model)}."
+        )
+    for name in targets:
+        parent = name.rpartition(".")[0]
+        if outer := [other for other in targets if name.startswith(f"{other}.")]:
+            raise ValueError(f"`target_modules` must not match a module and its part: {outer[0]} and {name}.")
+        target = modules[name]
+        if isinstance(target, nn.ModuleList | nn.ModuleDict):
+            kind = type(target).__name__
+            raise ValueError(f"`target_modules` must not match {name}: an nn.{kind} is never called.")
+        if isinstance(modules[parent], nn.MultiheadAttention):
+            raise ValueError(
+                f"`target_modules` must not match {name}, which nn.MultiheadAttention never calls; "
+                f"allowed: {parent}."
+            )
+        try:
+            base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
+            bottleneck_width(output_width(base), config.reduction_factor)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+
+
+def _names(model: nn.Module) -> str:
+    """List the last parts of the names of what can be adapted, as `target_modules` takes them."""
+    names = {
+        name.rpartition(".")[2]: None
+        for name, module in model.named_modules()
+        if name and not isinstance(module, nn.ModuleList | nn.ModuleDict) and _has_width(module)
+    }
+    listed, most = [name for name in names if not name.isdigit()], 40
+    return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")
+
+
+def _has_width(module: nn.Module) -> bool:
+    try:
+        return output_width(module) > 0
+    except ValueError:
+        return False

@@ -12,8 +12,7 @@ from .family import Family, Inputs
 
 
 class DualEncoder(Family):
-    """Two encoders into one space (Radford et al., 2021, arXiv 2103.00020; Zhai et al., 2023, arXiv
-    2303.15343).
+    """Two encoders into one space (Radford et al., 2021, arXiv 2103.00020; SigLIP: arXiv 2303.15343).
 
     Features are the image's and the text's embedding of length 1, and their product by entries, whose sum is
     their similarity.

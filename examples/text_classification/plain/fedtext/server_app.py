@@ -17,7 +17,8 @@ def main(grid: Grid, context: Context) -> None:
     model = get_peft_model(get_model(), LORA)
     arrays = ArrayRecord(get_peft_model_state_dict(model))
 
-    strategy = FedAvg(fraction_evaluate=context.run_config["fraction-evaluate"])
+    fraction = context.run_config["fraction-evaluate"]
+    strategy = FedAvg(fraction_evaluate=fraction)
 
     result = strategy.start(
         grid=grid,

@@ -1,4 +1,4 @@
-"""Every family that computes by whole forwards: its features, its adapters, a run on it, what stock PEFT loads."""
+"""Every family that computes by whole forwards: features, adapters, a run on it, what stock PEFT loads."""
 
 import shutil
 

@@ -138,7 +138,9 @@ class TestRecorded:
         from server_app.teachers.annotations import SCHEMA, pa
 
         pq.write_table(pa.Table.from_pylist(table, SCHEMA), recorded)
-        with pytest.raises(ValueError, match=rf"no distribution .* for image {image_sha256(pictures[0])}"):
+        with pytest.raises(
+            ValueError, match=rf"image {image_sha256(pictures[0])} needs a log-probability for each of"
+        ):
             annotate(open_teacher(str(recorded)), pictures[:4], PROMPT, CANDIDATES)
 
     def test_no_such_file(self, tmp_path):

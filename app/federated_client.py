@@ -88,7 +88,8 @@ class FedDATClient:
         trains = msg.metadata.message_type.startswith("train")
         up_to = _round_of(msg) - (1 if trains else 0)
         self.dual.receive(from_record(records[0]))
-        self.dual.load_private(self.store.load(*_who(msg, context), up_to))
+        self.dual.load_private({})
+        self.dual.load_private(self.store.load(*_who(context), up_to, self.dual.private()))
 
     def fit(
         self,
@@ -159,15 +160,14 @@ class FedDATClient:
         content = RecordDict({"arrays": to_record(shared), "metrics": MetricRecord(dict(metrics))})
         reply = Message(content, reply_to=msg)
         # Last: a round whose reply could not be made leaves the client as it was.
-        self.store.save(*_who(msg, context), _round_of(msg), private)
+        self.store.save(*_who(context), _round_of(msg), private)
         return reply
 
 
-def _who(msg: Message, context: Context) -> tuple[str, str]:
-    """Name the run and the client: by its partition where it has one, else by its node."""
-    partition = context.node_config.get("partition-id")
-    client = f"node-{context.node_id}" if partition is None else str(partition)
-    return f"run-{context.run_id}", client
+def _who(context: Context) -> tuple[int, int]:
+    """Return the run and the client: its partition where it has one, else its node."""
+    partition = context.node_config.get("partition-id", context.node_id)
+    return context.run_id, partition if isinstance(partition, int) else context.node_id
 
 
 def _round_of(msg: Message) -> int:

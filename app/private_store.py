@@ -1,52 +1,55 @@
-"""What a client keeps to itself from round to round, in files that last."""
+"""The private states of clients whose Flower project is somebody's own, on their site's disk."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
 
-from .checked_files import read_checked, write_checked
-
-KEPT_ROUNDS = 3
+from .home import feddat_home
+from .private_state import PrivateState, Shelf, load_private_state, save_private_state
 
 
 class PrivateStore:
-    """Private states on a site's disk: one safetensors file a run, client and round.
+    """Keeps what `Learner.private` gives, over rounds and processes, see `private_state`.
 
     Parameters
     ----------
     folder : Path or str, optional
-        Where they lie, closed to other users. None: ``FEDDAT_HOME/clients``, or ``~/.feddat/clients``.
+        Where the files lie, closed to other users. None: ``FEDDAT_HOME/clients``, or ``~/.feddat/clients``.
+
+    Examples
+    --------
+    >>> store = PrivateStore("/var/lib/project/private")
+    >>> client = FedDATClient(get_model(), lora, head="classifier", store=store)
     """
 
     def __init__(self, folder: Path | str | None = None) -> None:
-        home = Path(os.environ.get("FEDDAT_HOME") or "~/.feddat").expanduser().absolute()
-        self.folder = Path(folder).expanduser().absolute() if folder else home / "clients"
+        self.folder = Path(folder).expanduser().absolute() if folder else feddat_home() / "clients"
 
-    def load(self, run: str, client: str, up_to: int) -> dict[str, Tensor]:
-        """Return the newest state of a round up to `up_to`; ``{}`` if there is none."""
-        for server_round in sorted(self._rounds(run, client), reverse=True):
-            if server_round <= up_to:
-                path = self._file(run, client, server_round)
-                return read_checked(path, self._facts(run, client, server_round))
-        return {}
+    def load(self, run_id: int, client: int, up_to: int, first: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the newest good state of a round up to `up_to`; `first` if there is none.
 
-    def save(self, run: str, client: str, server_round: int, state: Mapping[str, Tensor]) -> None:
-        """Keep the state after a round, whole or not at all; those of older rounds go."""
-        path = self._file(run, client, server_round)
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_checked(path, state, self._facts(run, client, server_round))
-        for old in sorted(self._rounds(run, client), reverse=True)[KEPT_ROUNDS:]:
-            self._file(run, client, old).unlink(missing_ok=True)
+        Raises
+        ------
+        SettingsError
+            The folder is a link, another user's or open to others.
+        OSError
+            A file is there and cannot be read.
+        """
+        state, _ = load_private_state(self._shelf(run_id, client), up_to, PrivateState.of(first, {}))
+        return state.kept
 
-    def _file(self, run: str, client: str, server_round: int) -> Path:
-        return self.folder / run / client / f"round-{server_round:06d}.safetensors"
+    def save(self, run_id: int, client: int, server_round: int, state: Mapping[str, Tensor]) -> None:
+        """Keep the state after a round, whole or not at all; those of older rounds go, but the last three.
 
-    def _rounds(self, run: str, client: str) -> list[int]:
-        paths = (self.folder / run / client).glob("round-*.safetensors")
-        return [int(path.stem.removeprefix("round-")) for path in paths]
+        Raises
+        ------
+        ValueError
+            A value is not finite.
+        SettingsError, OSError
+            The file cannot be written there.
+        """
+        save_private_state(self._shelf(run_id, client), server_round, PrivateState.of(state, {}))
 
-    @staticmethod
-    def _facts(run: str, client: str, server_round: int) -> dict[str, str]:
-        return {"run": run, "client": client, "round": str(server_round)}
+    def _shelf(self, run_id: int, client: int) -> Shelf:
+        return Shelf(self.folder, "run", str(run_id), client)

@@ -9,8 +9,7 @@ from typing import cast
 from flwr.app import ConfigRecord, Context
 
 from app.files import write_atomically
-
-from .private_state import Shelf
+from app.private_state import Shelf
 
 _CARRIED = "private-files"
 

@@ -16,6 +16,7 @@ from app.examples import Examples, process
 from app.heads import answer_with_new_head
 from app.learner import Learner
 from app.methods import METHODS, Method, open_learner
+from app.private_state import PrivateState, Shelf, load_private_state, save_private_state
 from app.records import from_record
 from app.settings import RUN_NAME, Settings, feddat_home, read_settings
 from app.source import source_hash
@@ -24,7 +25,6 @@ from data_partitions.options import DataOptions
 from .carried_state import pick_up, put_down
 from .kept_examples import kept_examples
 from .policy import Policy, PublicError, in_simulation
-from .private_state import PrivateState, Shelf, load_private_state, save_private_state
 
 if TYPE_CHECKING:
     from data_partitions.benchmarks import Partition

@@ -14,13 +14,13 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 
 from app import __version__
 from app.backbones import choose_device
+from app.private_state import PrivateState, not_finite
 from app.records import SCHEMA, to_reply
 from app.source import source_hash
 
 from .client import Client
 from .local_training import evaluate, train_round
 from .policy import PublicError
-from .private_state import PrivateState, not_finite
 
 
 def introduce(message: Message, context: Context) -> Message:

@@ -16,13 +16,13 @@ from app.backbones import load_backbone, open_backbone
 from app.examples import process
 from app.heads import new_head
 from app.methods import METHODS
+from app.private_state import PrivateState, Shelf, load_private_state
 from app.records import from_record, to_record
 from app.settings import read_settings
 from app.source import source_hash
 from app.tasks import TASKS
 from client_app import client, messages
 from client_app.client import data_options
-from client_app.private_state import PrivateState, Shelf, load_private_state
 from data_partitions.benchmarks import load_partition, text_only_baseline
 
 

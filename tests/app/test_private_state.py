@@ -17,8 +17,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from app import checked_files
+from app.private_state import PrivateState, Shelf, load_private_state, save_private_state
 from app.settings import SettingsError
-from client_app.private_state import PrivateState, Shelf, load_private_state, save_private_state
 
 ROOT = Path(__file__).parents[2]
 
@@ -444,7 +444,7 @@ def test_a_folder_that_cannot_be_made_is_named(shelf, save):
 
 CHILD = """
 import sys, torch
-from client_app.private_state import PrivateState, Shelf, save_private_state
+from app.private_state import PrivateState, Shelf, save_private_state
 from pathlib import Path
 
 shelf = Shelf(Path(sys.argv[1]), "test", "0123abcd", 3)

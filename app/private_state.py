@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from app.checked_files import read_checked, write_checked
-from app.home import closed_folder
+from .checked_files import read_checked, write_checked
+from .home import closed_folder
 
 log = logging.getLogger("flwr")
 

@@ -130,7 +130,7 @@ def train_round(
                     factor = schedule(done, total, settings.warmup, settings.schedule)
                     group["lr"] = settings.learning_rate * factor
                 inputs, scores = examples.batch(rows, learner.device)
-                if settings.augment:
+                if settings.augment and "pixel_values" in inputs:
                     inputs["pixel_values"] = augmented(inputs["pixel_values"], chance)
                 with mixed_precision(learner.device):
                     measured = method.step(learner, optimizer, inputs, scores, distillation, settings)

@@ -88,6 +88,10 @@ class Student(nn.Module):
         self.adapter = adapter
         self.model: PreTrainedModel = adapter.model if adapter else copy.deepcopy(backbone.model)
         config: Any = self.model.config
+        if not hasattr(config, "image_size"):
+            raise ValueError(
+                f"backbone = {backbone.name!r} has no grid of patches to pretrain; allowed: a ViLT or a ViT"
+            )
         self.grid = config.image_size // config.patch_size
         empty = self.processor.texts([""])
         # A backbone for images alone reads no text.

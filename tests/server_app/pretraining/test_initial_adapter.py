@@ -51,3 +51,25 @@ def test_a_run_starts_from_it(federation, llava, home, pretrain):
     assert same(from_record(record), made) == (pretrain == "none")
     assert json.loads((folder / "settings.json").read_text())["pretrain"] == pretrain
     assert (folder / "adapter" / "adapter_model.safetensors").exists()
+
+
+def test_a_backbone_for_images_alone_is_pretrained_too(run_config, llava, small_vit, captioned):
+    settings = read_settings(run_config(**FEW, pretrain_encoder=str(llava), backbone=str(small_vit)))
+    adapter = open_learner(settings)
+    adapter.begin_anew()
+    first = adapter.state("shared")
+    assert not same(AdapterPretraining(settings, adapter, captioned).run(), first)
+
+
+def test_a_backbone_without_patches_is_refused_in_one_line(run_config, llava, captioned, tmp_path):
+    from transformers import BertConfig, BertModel, BertTokenizer
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    (tmp_path / "words").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a"]))
+    BertModel(BertConfig(**sizes, vocab_size=6)).save_pretrained(tmp_path / "bert")
+    BertTokenizer(str(tmp_path / "words")).save_pretrained(tmp_path / "bert")
+    settings = read_settings(run_config(**FEW, pretrain_encoder=str(llava), backbone=str(tmp_path / "bert")))
+    with pytest.raises(
+        ValueError, match=r"^backbone = '.*bert' has no grid of patches .*; allowed: a ViLT or a ViT$"
+    ):
+        AdapterPretraining(settings, open_learner(settings), captioned)

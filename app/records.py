@@ -1,4 +1,4 @@
-"""Tensors as Flower's records, and back. The only file of the core that knows Flower.
+"""Tensors as Flower's records, and back. Of the core, this file and `federated_client` alone know Flower.
 
 A record below float32 has the names, shapes and dtypes of what it stands for. Its `stype`, which is what
 Flower calls the way in which an array is written, is one of our own: nobody takes its bytes for NumPy's.

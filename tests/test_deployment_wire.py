@@ -96,7 +96,8 @@ def in_process(tmp_path_factory, drawn, run_config):
                 return None
         return reply
 
-    federation = Federation(run_config(**SETTINGS), SITES, alter=lose)
+    site = {"policy": "closed", "min-examples": 8}  # as `tests.deployment` has them
+    federation = Federation(run_config(**SETTINGS), SITES, node_config=site, alter=lose)
     with own_home(tmp_path_factory.mktemp("in-process"), drawn):
         return federation, federation.serve()
 

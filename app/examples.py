@@ -11,6 +11,9 @@ from torch import Tensor
 
 from .processor import Processor
 
+# Not all that Pillow opens: for some formats it starts another program.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+
 if TYPE_CHECKING:
     from datasets import Dataset
 
@@ -92,7 +95,7 @@ def _pictures(stored: list[dict], processor: Processor) -> tuple[Tensor, Tensor]
         if key not in index_of:
             index_of[key] = len(pixels)
             try:
-                pixels.append(processor.image(Image.open(BytesIO(image["bytes"]))))
+                pixels.append(processor.image(Image.open(BytesIO(image["bytes"]), formats=FORMATS)))
             # Pillow's decoders raise whatever a broken file makes them raise.
             except Exception as error:
                 reason = " ".join(str(error).split()) or type(error).__name__

@@ -93,11 +93,10 @@ def train_round(
     settings: Settings,
     server_round: int,
     partition_id: int,
-    proximal_mu: float = 0.0,
 ) -> dict[str, Any]:
     """Train what the run's method trains, in place, for one round; what was received is where it begins.
 
-    `proximal_mu` pulls all that is shared, see `pulled`.
+    The setting `proximal-mu` pulls all that is shared, see `pulled`.
 
     Returns
     -------
@@ -121,7 +120,7 @@ def train_round(
     if learner.head is not None and learner.head_travels:
         shared += learner.head.parameters()
     sums: dict[str, Tensor] = {}
-    with training(learner), pulled(shared, proximal_mu):
+    with training(learner), pulled(shared, settings.proximal_mu):
         for epoch in range(settings.local_epochs):
             key = (settings.seed, partition_id, server_round, epoch)
             chance = generator(*key, 1)

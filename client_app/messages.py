@@ -69,7 +69,6 @@ def train(message: Message, context: Context) -> Message:
         client.settings,
         server_round,
         client.partition_id,
-        proximal_mu=config.get("proximal-mu", 0.0),
     )
     sent, private = client.method.travelling(learner), learner.private()
     if name := not_finite({f"shared.{name}": value for name, value in sent.items()} | private):

@@ -16,6 +16,8 @@ from .partition import SPLITS
 
 TEXT_COLUMNS = ("image_id", "question", "answer", "split")
 SPLIT_OF = {"train": "train", "val": "validation", "test": "test"}
+# Not all that Pillow opens: for some formats it starts another program.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 LARGEST_IMAGE = 64_000_000  # pixels: 192 MB when decoded, whatever its bytes are
 LONGEST_TEXT = 10_000  # characters of a question or an answer
 _BATCH = 64  # rows in memory at a time
@@ -189,7 +191,7 @@ def _fault(row: dict[str, Any], image_faults: dict[bytes, str]) -> str:
 
 def _image_fault(encoded: bytes) -> str:
     try:
-        with Image.open(io.BytesIO(encoded)) as image:
+        with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
             if (pixels := image.width * image.height) > LARGEST_IMAGE:
                 return f"image has {pixels} pixels, more than LARGEST_IMAGE = {LARGEST_IMAGE}"
             # All that becomes of it later: the whole of it, turned upright, in colours.

@@ -2,7 +2,7 @@
 
 import json
 from itertools import count
-from math import isfinite, nan
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,7 @@ def _is_good(said: dict[str, Any], key: str) -> bool:
         return isinstance(value, str) and value == one_line(value, 60)
     if value is None:
         return key not in RESERVED
-    if type(value) not in (int, float) or not isfinite(value) or key in RESERVED:
+    if type(value) not in (int, float) or key in RESERVED:
         return False
     bounds = (-_LARGEST, _LARGEST) if said["partition"] == SERVER else _RANGES.get(key)
     return bounds is not None and bounds[0] <= value <= bounds[1]

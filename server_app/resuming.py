@@ -80,7 +80,7 @@ def _without_damage(kept: dict[str, Any]) -> dict[str, Any]:
     """Drop what the run itself wrote and does not read as it wrote it, saying what that costs."""
     token, resumed = kept.get("run-token"), kept.get("resumed-after", [])
     damage = {}
-    if not isinstance(token, str) or not re.fullmatch("[0-9a-f]+", token):
+    if not isinstance(token, str) or not re.fullmatch("[0-9a-f]{1,64}", token):
         damage["run-token"] = "clients do not find their private states of this run and begin anew"
     if not isinstance(resumed, list) or not all(type(number) is int for number in resumed):
         damage["resumed-after"] = "earlier stops are not known, and no privacy budget counts them"

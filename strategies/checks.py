@@ -90,6 +90,11 @@ def _reason_in_arrays(sent: ArrayRecord, received: ArrayRecord) -> str | None:
             return f"array '{name}' is missing"
         if reason := _reason_in_layout(sent[name], received[name]):
             return f"array '{name}' {reason}"
+    return reason_in_values(received)
+
+
+def reason_in_values(received: ArrayRecord) -> str | None:
+    """Say which array of the right layout has values that must not reach the aggregate; None if none has."""
     for name, array in received.items():
         if array.stype != SType.NUMPY:
             continue  # the codec that reads them looks at the values

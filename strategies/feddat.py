@@ -27,7 +27,7 @@ from .places import Places, Rule
 from .quorum import Quorum
 from .replies import alike, as_sent, scalars
 from .sampling import MembersGrid, seeded
-from .wrapper import StrategyWrapper, is_private_mean, weight_key
+from .wrapper import StrategyWrapper, is_private_mean, needed_bit, weight_key
 
 log = logging.getLogger("flwr")
 
@@ -145,7 +145,7 @@ class FedDAT(StrategyWrapper):
         self._said: dict[int, float] = {}  # by partition: the first count of examples
         self._told: set[int] = set()  # partitions of which it was said that metrics were dropped
         self._trained_in: dict[int, int] = {}  # by partition: the last round whose reply was averaged
-        self._weight_key = weight_key(strategy)
+        self._weight_key, self._needed_bit = weight_key(strategy), needed_bit(strategy)
 
     @property
     def partitions(self) -> dict[int, int]:
@@ -337,6 +337,7 @@ class FedDAT(StrategyWrapper):
             self._said,
             self.codec,
             self.metrics.get(phase),
+            self._needed_bit if phase == "train" else None,
         )
         for partition_id, reason in refused:
             log.warning("round %d, %s: partition %d refused: %s", server_round, phase, partition_id, reason)

@@ -9,7 +9,7 @@ from typing import cast
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.common.constant import SUPERLINK_NODE_ID
 
-from .checks import cause, one_line, reason_to_refuse
+from .checks import cause, one_line, reason_in_values, reason_to_refuse
 from .codec import Codec
 from .metrics import Ranges, kept
 from .outliers import Limits, absurd_counts, changes, clipped, far_changes, usual_norms
@@ -81,6 +81,7 @@ def accept(
     said: Mapping[int, float],
     codec: Codec | None = None,
     ranges: Ranges | None = None,
+    bit: str | None = None,
 ) -> tuple[list[Reply], list[tuple[int, str]]]:
     """Tell the replies that count from those that do not.
 
@@ -102,6 +103,8 @@ def accept(
         What wrote the arrays that were sent. None: Flower.
     ranges : Ranges, optional
         Which metrics count, see `metrics.kept`.
+    bit : str, optional
+        A metric that every reply must have, 0 or 1.
 
     Returns
     -------
@@ -144,6 +147,8 @@ def accept(
                 try:
                     decoded = _decoded(request.arrays, reply, codec) if codec and trained else reply
                     counted, dropped = _counted(decoded, weight_key, ranges)
+                    if bit is not None and (said_bit := scalars(counted).get(bit)) not in (0, 1):
+                        raise ValueError(f"metric '{bit}' is {said_bit}; 0 or 1 is needed")
                     good[request.partition_id] = Reply(
                         request.partition_id, counted, bytes_of(reply), dropped
                     )
@@ -208,4 +213,7 @@ def _counted(reply: Message, weight_key: str, ranges: Ranges | None) -> tuple[Me
 
 def _decoded(sent: ArrayRecord, reply: Message, codec: Codec) -> Message:
     """Copy a reply with its arrays as the strategy knows them; ValueError if they are malformed."""
-    return _with(codec.decode(sent, next(iter(reply.content.array_records.values()))), reply)
+    decoded = codec.decode(sent, next(iter(reply.content.array_records.values())))
+    if reason := reason_in_values(decoded):
+        raise ValueError(reason)
+    return _with(decoded, reply)

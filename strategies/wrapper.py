@@ -5,9 +5,14 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAvg, Strategy
+from flwr.serverapp.strategy import (
+    DifferentialPrivacyClientSideAdaptiveClipping,
+    FedAvg,
+    Strategy,
+)
 from flwr.serverapp.strategy.dp_adaptive_clipping import DifferentialPrivacyAdaptiveBase
 from flwr.serverapp.strategy.dp_fixed_clipping import DifferentialPrivacyFixedClippingBase
+from flwr.supercore.differential_privacy import KEY_NORM_BIT
 
 CENTRAL_PRIVACY = (DifferentialPrivacyFixedClippingBase, DifferentialPrivacyAdaptiveBase)
 
@@ -94,6 +99,14 @@ def _check_order(strategy: Strategy) -> None:
                     f"{name} must stand around FedAvg's mean, not around {type(inside).__name__};"
                     f" the right order: FedDAT({name}(FedAvg()))"
                 )
+
+
+def needed_bit(strategy: Strategy) -> str | None:
+    """Name of the metric, 0 or 1, without which a strategy, or the one it wraps, ends a run in an error."""
+    adaptive = (
+        isinstance(layer, DifferentialPrivacyClientSideAdaptiveClipping) for layer in layers(strategy)
+    )
+    return KEY_NORM_BIT if any(adaptive) else None
 
 
 def weight_key(strategy: Strategy) -> str:

@@ -88,3 +88,22 @@ def test_a_reply_of_too_many_metrics_is_refused_and_the_rest_is_averaged(federat
     assert refused[0]["refused"].endswith("metrics; allowed: 100")
     assert len(text) < 5000
     assert load_file(folder / "adapter" / "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize("bit", [7, [0], None, 0.5], ids=str)
+def test_a_bit_that_the_strategy_needs_is_the_clients_own_affair(federation, bit):
+    """Flower's adaptive clipping ends a run in which one reply has none."""
+
+    def alter(node, reply):
+        if node == 993 and reply.metadata.message_type == "train":
+            del reply.content["metrics"]["norm_bit"]
+            if bit is not None:
+                reply.content["metrics"]["norm_bit"] = bit
+        return reply
+
+    clients = federation(3, alter=alter, dp="client-adaptive", num_rounds=1, **{"num-clients": 3})
+    folder = clients.serve()
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    refused = [(row["partition"], row["refused"]) for row in rows if "refused" in row]
+    assert [partition for partition, _ in refused] == [1]
+    assert refused[0][1].endswith("0 or 1 is needed")

@@ -207,6 +207,11 @@ def test_training_learns(client, examples, settings):
     assert metrics["train-student"] > before
 
 
+def pull(mu):
+    """Return the settings of a pull."""
+    return {"strategy": "fedprox", "proximal_mu": mu} if mu else {}
+
+
 def test_fedprox_adds_its_term_to_the_gradient_of_the_shared_adapter_alone(
     client, examples, settings, monkeypatch
 ):
@@ -232,7 +237,7 @@ def test_fedprox_adds_its_term_to_the_gradient_of_the_shared_adapter_alone(
             return {}
 
         monkeypatch.setattr(METHODS["feddat"], "step", spy)
-        train_round(client(), examples, settings(), 1, 0, proximal_mu=strength)
+        train_round(client(), examples, settings(**pull(strength)), 1, 0)
 
     record(0.0)
     record(mu)
@@ -246,15 +251,15 @@ def test_fedprox_adds_its_term_to_the_gradient_of_the_shared_adapter_alone(
 
 
 def test_a_strong_pull_keeps_the_shared_adapter_where_it_was(client, examples, settings):
-    chosen = settings(local_epochs=20, num_rounds=1, weight_decay=0.0)
-    moved = {mu: train_round(client(), examples, chosen, 1, 0, proximal_mu=mu) for mu in (0.0, 1e4)}
+    chosen = {"local_epochs": 20, "num_rounds": 1, "weight_decay": 0.0}
+    moved = {mu: train_round(client(), examples, settings(**chosen, **pull(mu)), 1, 0) for mu in (0.0, 1e4)}
     assert moved[1e4]["delta-shared"] < 0.25 * moved[0.0]["delta-shared"]
     assert moved[1e4]["delta-local"] > 0.5 * moved[0.0]["delta-local"]
 
 
 def test_the_pull_ends_with_the_round(client, examples, settings):
     adapter = client()
-    train_round(adapter, examples, settings(), 1, 0, proximal_mu=1.0)
+    train_round(adapter, examples, settings(**pull(1.0)), 1, 0)
     assert not any(parameter._backward_hooks for parameter in adapter.parameters_of["shared"].values())
 
 
@@ -265,8 +270,8 @@ def test_the_pull_reaches_a_head_that_travels(examples, settings, client):
         head = answer_with_new_head(adapter, 32, ANSWERS, 0, "shared")
         before = head.weight.detach().clone()
         adapter.begin_anew()
-        chosen = settings(head="shared", method="adapter", local_epochs=20, num_rounds=1, weight_decay=0.0)
-        train_round(adapter, examples, chosen, 1, 0, proximal_mu=mu)
+        own = {"head": "shared", "method": "adapter", "local_epochs": 20, "num_rounds": 1}
+        train_round(adapter, examples, settings(**own, weight_decay=0.0, **pull(mu)), 1, 0)
         moved[mu] = (head.weight - before).norm().item()
     assert moved[1e4] < 0.25 * moved[0.0]
 

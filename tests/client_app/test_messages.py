@@ -21,7 +21,7 @@ from app.records import from_record, to_record
 from app.settings import read_settings
 from app.source import source_hash
 from app.tasks import TASKS
-from client_app import client, messages
+from client_app import client, local_training, messages
 from client_app.client import data_options
 from data_partitions.benchmarks import load_partition, text_only_baseline
 
@@ -469,15 +469,13 @@ def test_the_baseline_has_one_branch(federation, call):
     assert not {"local", "teacher"} & set(metrics)
 
 
-def test_the_pull_comes_with_the_message(federation, call, monkeypatch):
-    seen, train_round = [], messages.train_round
-    monkeypatch.setattr(
-        messages, "train_round", lambda *a, **k: seen.append(k["proximal_mu"]) or train_round(*a, **k)
-    )
-    clients = federation()
-    call(clients, "train")
-    call(clients, "train", **{"proximal-mu": 0.25})
-    assert seen == [0, 0.25]
+def test_the_pull_is_the_runs_whatever_a_message_says(federation, call, monkeypatch):
+    """A message with one of its own could make all but a round's last example count for nothing."""
+    seen, pulled = [], local_training.pulled
+    monkeypatch.setattr(local_training, "pulled", lambda w, mu: seen.append(mu) or pulled(w, mu))
+    call(federation(), "train", **{"proximal-mu": 0.25})
+    call(federation(strategy="fedprox", proximal_mu=0.5), "train", **{"proximal-mu": 0.25})
+    assert seen == [0, 0.5]
 
 
 @pytest.mark.parametrize("kind", ["train", "evaluate"])

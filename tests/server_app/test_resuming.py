@@ -128,6 +128,9 @@ DAMAGES = {
     "cut": lambda path, lines: path.write_bytes(b"".join(lines)[:-400]),
     "no text": lambda path, lines: path.write_bytes(b"\x00\xff\n" * 9 + b"".join(lines)),
     "no rows": lambda path, lines: path.write_bytes(b'[1]\n"x"\n3\nnull\n{}\n' + b"".join(lines)),
+    "a number of 400 digits": lambda path, lines: path.write_bytes(
+        b"".join(lines) + b'{"round":1,"partition":0,"student":1' + b"0" * 400 + b"}\n"
+    ),
     "nested": lambda path, lines: path.write_bytes(b"[" * 10**6 + b"\n" + b"".join(lines)),
     "of the old code": lambda path, lines: path.write_text(f"{json.dumps(HOSTILE)}\n" * 2),
     "wrong types": lambda path, lines: path.write_text(
@@ -176,6 +179,7 @@ def test_damaged_settings_are_one_line(folder, refusal, content):
         ({"resumed-after": 3}, "settings.json has no resumed-after that can be read: "),
         ({"resumed-after": ["x"]}, "settings.json has no resumed-after that can be read: "),
         ({"run-token": None}, "settings.json has no run-token that can be read: clients do not find "),
+        ({"run-token": "a" * 65}, "settings.json has no run-token that can be read: clients do not find "),
         ({"run-token": "../x"}, "settings.json has no run-token that can be read: clients do not find "),
         ({"source-hash": [3], "flwr": {}, "more": None}, "source-hash was [3] when the run was begun"),
     ],

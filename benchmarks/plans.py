@@ -7,6 +7,7 @@ CE: dict[str, Any] = {"align-beta": 0.0}
 KL = {"align-labels": "none"}
 POOLED = {"align-target": "pooled"}
 HEAD = {"align-part": "head", "align-learning-rate": 0.003}
+PLAIN = {"clip-change": 0.0}  # as published, and so comparable to it
 Parts = dict[str, dict[str, Any]]
 PUBLISHED: Parts = {"CE": CE, "KL": KL, "CE + KL": {}}
 POOLED_PART: Parts = {"CE + pooled KL (ours)": POOLED}
@@ -104,6 +105,7 @@ def _long_tail(imbalance: float) -> Plan:
             "align-steps": 50,
             "align-learning-rate": 0.0005,
             "align-radius": 0.2,
+            **PLAIN,
         },
         cells=_cells(
             "FedAvg",
@@ -134,6 +136,7 @@ def _scenes() -> Plan:
             "evaluate-every": 4,
             "public-examples": 1000,
             "align-learning-rate": 0.0005,
+            **PLAIN,
         },
         cells=_cells(
             "FedDAT",

@@ -12,7 +12,7 @@ import torch
 from peft import get_peft_model
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertModel, ViltModel, ViTModel
+from transformers import AlbertConfig, AlbertModel, ViltModel, ViTModel
 
 import app.backbones
 from app.backbones import builtin_folder, choose_device, fingerprint, load_backbone
@@ -181,7 +181,7 @@ def cut_a_weight(folder):
 
 def put_another_architecture(folder):
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
-    BertModel(BertConfig(**sizes, vocab_size=64)).save_pretrained(folder)
+    AlbertModel(AlbertConfig(**sizes, vocab_size=64, embedding_size=16)).save_pretrained(folder)
 
 
 def break_the_configuration(folder):

@@ -6,6 +6,7 @@ of the client's own A_c.
 """
 
 import copy
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -97,6 +98,8 @@ class DualAdapter(Learner):
         split: Callable[[Any], Split | None] | None = None,
     ) -> None:
         super().__init__()
+        if head is not None:  # before the model is changed: with the right name it can be given again
+            _check_head(model, head)
         self.peft = _adapted(model, config, seed)
         self.peft.eval()
         self.parameters_of = {role: dict(_named(self.peft, role)) for role in ROLES}
@@ -112,7 +115,7 @@ class DualAdapter(Learner):
         self._forward = forward or _logits_of
         self._inner = False
         if head is not None:
-            self.answer_with(_submodule(self.model, head).requires_grad_(True))
+            self.answer_with(_unadapted(self.model, head).requires_grad_(True))
             self._inner = True
         self.load("frozen", self.state("shared"))
         for role in ROLES:
@@ -144,6 +147,8 @@ class DualAdapter(Learner):
             raise ValueError(f"branch = {branch!r}; allowed: {', '.join(map(repr, BRANCHES))}")
         if branch is not None:
             super().activate(branch)
+        if self.model.training:  # by the host's own hand: `model.train()`
+            self.peft.eval()
         shares = BRANCHES[branch] if branch else {}
         for layer, scales in zip(self._layers, self._scales, strict=True):
             # PEFT's own `set_adapter` would switch gradients on and off as well.
@@ -185,8 +190,6 @@ class DualAdapter(Learner):
         return self(*features) if isinstance(features, Whole) else super().classify(features)
 
     def _run(self, batch: Any, branch: Branch) -> Tensor:
-        if self.model.training:
-            self.peft.eval()
         with self.branch(branch):
             return self._forward(self.model, batch)
 
@@ -221,13 +224,14 @@ def _adapted(model: nn.Module, config: PeftConfig, seed: int) -> PeftModel:
             peft = PeftModel(model, copy.deepcopy(config), adapter_name="shared")
             for role in ROLES[1:]:
                 peft.add_adapter(role, copy.deepcopy(config))
-    except (ValueError, TypeError, AttributeError, NotImplementedError) as error:
-        reason = " ".join(str(error).split())
+    except Exception as error:  # whatever a model lacks; a module without weights ends in StopIteration
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{type(model).__name__} cannot be adapted by PEFT: {reason}") from error
     return peft
 
 
-def _submodule(model: nn.Module, name: str) -> nn.Module:
+def _check_head(model: nn.Module, name: str) -> None:
+    """Refuse a head that is not there, or of which a part is frozen elsewhere."""
     try:
         head = model.get_submodule(name) if name else None
     except AttributeError:
@@ -235,12 +239,16 @@ def _submodule(model: nn.Module, name: str) -> nn.Module:
     if head is None:
         there = ", ".join(child for child, _ in model.named_children())
         raise ValueError(f"head = {name!r} is no submodule of {type(model).__name__}; it has {there}")
-    parts = name.split(".")
     if shared := _tied(model, head):
         raise ValueError(
             f"head = {name!r} shares a weight with {shared!r}, which must not be trained; allowed: a head of"
             " its own weights, or None"
         )
+
+
+def _unadapted(model: nn.Module, name: str) -> nn.Module:
+    """Return the head, in and around which no adapter may be."""
+    head, parts = model.get_submodule(name), name.split(".")
     around = [model.get_submodule(".".join(parts[:end])) for end in range(1, len(parts))]
     if any(isinstance(module, BaseTunerLayer) for module in (*around, *head.modules())):
         raise ValueError(
@@ -275,8 +283,9 @@ def _logits_of(model: Any, batch: Any) -> Tensor:
 
 
 def _named(model: PeftModel, role: str) -> Iterator[tuple[str, nn.Parameter]]:
-    # Names of the model's own parameters may hold a role's name too, but not the tuner's prefix.
-    marker, prefix = f".{role}", cast(Any, model.base_model).prefix
+    # Modules of the model may bear a role's name as well: the adapter's name is the one after the tuner's.
+    prefix = re.escape(cast(Any, model.base_model).prefix)
+    marker = re.compile(rf"(.*\.{prefix}\w*)\.{role}(\..*)?")
     for name, parameter in model.named_parameters():
-        if f"{marker}." in f"{name}." and f".{prefix}" in name:
-            yield name.replace(marker, "", 1), parameter
+        if found := marker.fullmatch(name):
+            yield found[1] + (found[2] or ""), parameter

@@ -46,13 +46,14 @@ class Answers:
 
     def pair(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Flatten all but the classes; class indices of -100 are left out, with their logits."""
-        _check_logits(logits)
+        _check_tensors(logits, targets)
         if targets.is_floating_point():
             if targets.shape != logits.shape:
                 raise ValueError(
                     f"targets: scores of shape {tuple(targets.shape)} with logits of shape "
                     f"{tuple(logits.shape)}; allowed: the same shape, or class indices"
                 )
+            _check_scores(targets)
             return logits.flatten(0, -2), targets.flatten(0, -2)
         _check_indices(logits, targets)
         return _counted(logits.flatten(0, -2), targets.flatten())
@@ -80,7 +81,7 @@ class Tokens:
 
     def pair(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Shift by one position, and leave out those with a target of -100."""
-        _check_logits(logits)
+        _check_tensors(logits, targets)
         _check_indices(logits, targets)
         if logits.ndim != 3:
             raise ValueError(
@@ -124,10 +125,18 @@ def divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     return kl_div(log_softmax(student / temperature, dim=-1), target, reduction="batchmean") * temperature**2
 
 
-def _check_logits(logits: Tensor) -> None:
+def _check_tensors(logits: Tensor, targets: Tensor) -> None:
     if not isinstance(logits, Tensor) or logits.ndim < 2:
         given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(f"logits: {given}; allowed: a tensor of shape (n, classes)")
+    if not isinstance(targets, Tensor):
+        raise ValueError(f"targets: {type(targets).__name__}; allowed: a tensor")
+
+
+def _check_scores(scores: Tensor) -> None:
+    # A GPU would be waited for.
+    if scores.device.type == "cpu" and scores.numel() and not 0 <= scores.min() <= scores.max() <= 1:
+        raise ValueError(f"targets: scores of {scores.min():g} to {scores.max():g}; allowed: 0 to 1")
 
 
 def _check_indices(logits: Tensor, targets: Tensor) -> None:
@@ -140,7 +149,7 @@ def _check_indices(logits: Tensor, targets: Tensor) -> None:
 
 def _counted(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     counted = targets != IGNORED
-    logits, targets = logits[counted], targets[counted]
+    logits, targets = logits[counted], targets[counted].long()
     if not len(targets):
         raise ValueError(f"targets: all are {IGNORED}, nothing counts; allowed: at least one that does")
     # A GPU would be waited for.

@@ -4,147 +4,18 @@ The other side is made of stock PEFT layers, of losses written out, and of PyTor
 """
 
 import copy
-from types import SimpleNamespace
 
 import pytest
 import torch
-import transformers
-from peft import LoraConfig, get_peft_model
+from peft import get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from app import Distillation, DualAdapter, mkd_step, reference_step
+from tests.app.tiny_models import CLASSES, IDS, KINDS, bert, drawn, lora
 
-SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
-TEXT = {**SIZES, "vocab_size": 50, "max_position_embeddings": 16, "pad_token_id": 0}
-SEEN = {**SIZES, "image_size": 32, "patch_size": 16}
 METHOD = {"alpha": 0.7, "beta": 1.6, "temperature": 2.0}
 RATE, STEPS = 1e-3, 4
-
-
-def drawn(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def tokens(*shape):
-    return torch.randint(4, 50, shape, generator=torch.Generator().manual_seed(0))
-
-
-IDS, PIXELS = tokens(4, 7), drawn(4, 3, 32, 32)
-ANSWERS = torch.where(torch.arange(7) < 3, -100, IDS)
-CLASSES = torch.tensor([0, 2, 1, 2])
-
-
-class Nobodys(nn.Module):
-    """A module of nobody's library: it takes a tensor and gives one."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.second, self.head = nn.Linear(6, 32), nn.Linear(32, 32), nn.Linear(32, 3)
-
-    def forward(self, x):
-        return self.head(self.second(self.first(x).relu()).tanh())
-
-
-class Clip(nn.Module):
-    """A host's own classifier on both encoders of a CLIP."""
-
-    def __init__(self):
-        super().__init__()
-        config = transformers.CLIPConfig(
-            text_config={**TEXT, "bos_token_id": 2, "eos_token_id": 3}, vision_config=SEEN, projection_dim=16
-        )
-        self.clip, self.head = transformers.CLIPModel(config), nn.Linear(32, 3)
-
-    def forward(self, **batch):
-        output = self.clip(**batch)
-        logits = self.head(torch.cat([output.image_embeds, output.text_embeds], 1))
-        return SimpleNamespace(logits=2 * logits)  # the head is not the end
-
-
-def blip_tokens(model, batch):
-    seen = model.vision_model(pixel_values=batch["pixel_values"]).last_hidden_state
-    asked = model.text_encoder(input_ids=batch["input_ids"], encoder_hidden_states=seen).last_hidden_state
-    return model.text_decoder(input_ids=batch["answer"], encoder_hidden_states=asked).logits
-
-
-def bert():
-    config = transformers.BertConfig(**TEXT, num_labels=3)
-    return transformers.BertForSequenceClassification(config), {"input_ids": IDS}, CLASSES
-
-
-def vit():
-    model = transformers.ViTForImageClassification(transformers.ViTConfig(**SEEN, num_labels=3))
-    return model, {"pixel_values": PIXELS}, torch.eye(3)[CLASSES]
-
-
-def siglip():
-    config = transformers.SiglipConfig(text_config=TEXT, vision_config=SEEN)
-    config.num_labels = 3
-    return transformers.SiglipForImageClassification(config), {"pixel_values": PIXELS}, CLASSES
-
-
-def clip():
-    # Read at the end token; at the first, attention has nothing to choose, and gradients are rounding alone.
-    ends = torch.cat([IDS, torch.full((4, 1), 3)], dim=1)
-    return Clip(), {"input_ids": ends, "pixel_values": PIXELS}, CLASSES
-
-
-def blip():
-    text = {**TEXT, "encoder_hidden_size": 32, "bos_token_id": 2, "sep_token_id": 3}
-    model = transformers.BlipForQuestionAnswering(
-        transformers.BlipConfig(text_config=text, vision_config=SEEN)
-    )
-    return model, {"input_ids": IDS, "pixel_values": PIXELS, "answer": IDS}, ANSWERS
-
-
-def llama():
-    config = transformers.LlamaConfig(**TEXT, num_key_value_heads=1)
-    return transformers.LlamaForCausalLM(config), {"input_ids": IDS}, ANSWERS
-
-
-def t5():
-    sizes = {"d_model": 32, "d_kv": 16, "d_ff": 48, "num_layers": 2, "num_heads": 2, "vocab_size": 50}
-    model = transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes, decoder_start_token_id=0))
-    return model, {"input_ids": IDS, "decoder_input_ids": IDS.roll(1, 1)}, ANSWERS
-
-
-def llava():
-    config = transformers.LlavaConfig(
-        vision_config=transformers.CLIPVisionConfig(**SEEN),
-        text_config=transformers.LlamaConfig(**TEXT, num_key_value_heads=1),
-        image_token_index=3,
-        vision_feature_layer=-1,
-    )
-    ids = torch.cat([torch.full((4, 4), 3), IDS], dim=1)
-    targets = torch.cat([torch.full((4, 4), -100), ANSWERS], dim=1)
-    return (
-        transformers.LlavaForConditionalGeneration(config),
-        {"input_ids": ids, "pixel_values": PIXELS},
-        targets,
-    )
-
-
-def nobodys():
-    return Nobodys(), drawn(4, 6), CLASSES
-
-
-# Kind → what makes it, where LoRA goes, the head, the loss, the host's own forward.
-KINDS = {
-    "BERT": (bert, ["query", "value"], "classifier", "cross-entropy", None),
-    "ViT": (vit, ["q_proj", "v_proj"], "classifier", "bce-scores", None),
-    "SigLIP": (siglip, ["q_proj", "v_proj"], "classifier", "cross-entropy", None),
-    "CLIP": (clip, ["q_proj", "v_proj"], "head", "cross-entropy", None),
-    "BLIP": (blip, ["query", "value"], None, "next-token", blip_tokens),
-    "causal LM": (llama, ["q_proj", "v_proj"], None, "next-token", None),
-    "T5": (t5, ["q", "v"], None, "cross-entropy", None),
-    "LLaVA": (llava, r".*language_model.*\.(q_proj|v_proj)", None, "next-token", None),
-    "nobody's": (nobodys, ["first", "second"], "head", "cross-entropy", lambda model, batch: model(batch)),
-}
-
-
-def lora(targets):
-    return LoraConfig(r=3, lora_alpha=6, target_modules=targets, init_lora_weights=False)
 
 
 class Plain:
@@ -252,3 +123,75 @@ def test_four_steps_are_those_of_three_plain_forwards_and_two_updates(kind, step
         torch.testing.assert_close(after[f"head.{name}"], weight, atol=5e-5, rtol=0)
     with dual.branch("student"), torch.no_grad():
         assert torch.equal(dual.logits(batch), dual(batch, "student"))
+
+
+DROPOUT = {"hidden_dropout_prob": 0.5, "attention_probs_dropout_prob": 0.5, "classifier_dropout": 0.5}
+
+
+@pytest.mark.parametrize("step", [mkd_step, reference_step], ids=["mkd", "reference"])
+def test_dropout_is_left_out_also_in_training_mode(step):
+    """A draw of its own in each of the passes would be among what the branches teach each other."""
+
+    def trained(dropout, mode):
+        torch.manual_seed(0)
+        model, batch, targets = bert(**DROPOUT if dropout else dict.fromkeys(DROPOUT, 0.0))
+        dual = DualAdapter(
+            model, lora(["query", "value"], lora_dropout=0.5 if dropout else 0.0), head="classifier"
+        )
+        optimizer = torch.optim.AdamW(dual.trained_parameters(), lr=RATE)
+        for _ in range(STEPS):
+            mode(dual)
+            step(dual, optimizer, batch, targets, Distillation(**METHOD))
+        mode(dual)
+        with dual.branch("teacher"), torch.no_grad():
+            # The host's own test function, on the model itself.
+            seen = {"logits": dual.logits(batch), "host's": dual.model(**batch).logits}
+        return {**dual.shared(), **dual.private(), **seen}
+
+    expected = trained(False, lambda dual: dual.eval())
+    for mode in (lambda dual: dual.train(), lambda dual: dual.model.train(), lambda dual: dual.peft.train()):
+        after = trained(True, mode)
+        assert [name for name in expected if not torch.equal(after[name], expected[name])] == []
+
+    model = bert(**DROPOUT)[0].train()
+    assert not torch.equal(model(input_ids=IDS).logits, model(input_ids=IDS).logits)
+
+
+class Namesake(nn.Module):
+    """Its own parts bear the adapters' names."""
+
+    def __init__(self):
+        super().__init__()
+        self.shared, self.frozen = nn.Sequential(nn.Linear(6, 8)), nn.Linear(8, 8)
+        self.local, self.lora_ = nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.lora_(self.local(self.frozen(self.shared(x).relu()).relu()).relu())
+
+
+def test_parts_of_a_model_may_bear_the_adapters_names():
+    dual = DualAdapter(
+        Namesake(), lora(["0", "frozen", "local", "lora_"]), forward=lambda model, batch: model(batch)
+    )
+    names = [
+        f"base_model.model.{part}.lora_{which}.weight"
+        for part in ("frozen", "local", "lora_", "shared.0")
+        for which in "AB"
+    ]
+    assert [sorted(dual.parameters_of[role]) for role in ("shared", "frozen", "local")] == [names] * 3
+    trained = {id(weight) for weight in dual.trained_parameters()}
+    assert len(trained) == 2 * len(names)
+    layers = [module for module in dual.modules() if isinstance(module, LoraLayer)]
+    for role in ("shared", "frozen", "local"):
+        own = [layer.lora_A[role].weight for layer in layers] + [
+            layer.lora_B[role].weight for layer in layers
+        ]
+        assert {id(weight) for weight in own} == {id(weight) for weight in dual.parameters_of[role].values()}
+        assert (role == "frozen") == (not trained & {id(weight) for weight in own})
+    before = dual.state("frozen"), dual.shared(), dual.private()
+    optimizer = torch.optim.AdamW(dual.trained_parameters(), lr=RATE)
+    mkd_step(dual, optimizer, drawn(4, 6), CLASSES, Distillation())
+    after = dual.state("frozen"), dual.shared(), dual.private()
+    assert all(torch.equal(after[0][name], value) for name, value in before[0].items())
+    for was, has in zip(before[1:], after[1:], strict=True):
+        assert not any(torch.equal(has[name], value) for name, value in was.items())

@@ -89,14 +89,14 @@ def test_four_steps_are_those_of_three_plain_forwards_and_two_updates(kind, step
     plain = Plain(copy.deepcopy(model), lora(targets_of), head, loss, forward)
     dual = DualAdapter(model, lora(targets_of), head=head, seed=0, forward=forward)
 
-    dual.receive({name: drawn(*v.shape, seed=1) * 0.3 for name, v in dual.shared().items()})
+    received = {name: drawn(*v.shape, seed=1) * 0.3 for name, v in dual.shared().items()}
+    dual.receive(received)
     first = {name: drawn(*v.shape, seed=2) * 0.3 for name, v in dual.private().items()}
     dual.load_private(first)
     with torch.no_grad():
         for role in ("shared", "frozen", "local"):
-            state = dual.state(role)
             for name, weight in plain.weights(role).items():
-                weight.copy_(state[name])
+                weight.copy_(first[f"local.{name}"] if role == "local" else received[name])
         for name, weight in plain.head.state_dict().items() if head else ():
             weight.copy_(first[f"head.{name}"])
     branches = {}

@@ -12,6 +12,7 @@ import numpy as np
 
 from strategies.outliers import usual_norms
 
+NOBODY, FEW = "nobody attacks", ", 0.6 of the clients a round"
 FAR = 1e3  # many times what any defence lets through: what is left is the defence's own limit
 
 
@@ -157,9 +158,9 @@ ATTACKS: dict[str, Attack] = {
     "little is enough, by all": Attack(little_is_enough),
     "against the mean, at the bar": Attack(against_the_mean),
     "against the mean, one round in three": Attack(against_the_mean, every=3),
-    "against the mean, 0.6 of the clients a round": Attack(
-        against_the_mean, settings={"fraction-train": 0.6}
-    ),
+    f"against the mean{FEW}": Attack(against_the_mean, settings={"fraction-train": 0.6}),
+    # No attack, but what the one above is held to.
+    f"{NOBODY}{FEW}": Attack(scaled(1), trains=True, settings={"fraction-train": 0.6}),
     "one direction, at the bar": Attack(one_direction),
     "the whole norm in one array": Attack(one_array),
     "a lowered median": Attack(lowered_median),

@@ -22,7 +22,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from server_app import federation as room
 
-from .attackers import ATTACKS, Attack, View
+from .attackers import ATTACKS, FEW, NOBODY, Attack, View
 from .figures import verdict
 from .in_process import Federation
 from .study import ROOT, Scores, complete, mean_and_worst, scratch_home
@@ -37,7 +37,7 @@ DEFENCES: dict[str, dict[str, Any]] = {
     # A control: where a score owes little to the shared adapter, to slow that down costs little.
     "nothing is learned together": {"clip-change": 1e-6},
 }
-NOBODY, ALONE = "nobody attacks", "the honest ones alone"
+ALONE = "the honest ones alone"
 MOST_LOST, MOST_PAID = 2.0, 0.3  # points
 
 
@@ -150,7 +150,8 @@ def clean_of(
     found: Mapping[tuple[str, str, str], dict[int, Scores]], share: str, defence: str, attack: str
 ) -> dict[int, Scores]:
     """Return what a cell is held to: the same without an attack; without one, the same without a defence."""
-    return found.get((share, "no clipping" if attack == NOBODY else defence, NOBODY), {})
+    nobody = NOBODY + FEW * attack.endswith(FEW)
+    return found.get((share, "no clipping" if attack == nobody else defence, nobody), {})
 
 
 def less(scores: Mapping[int, Scores], than: Mapping[int, Scores]) -> list[float]:
@@ -183,7 +184,7 @@ def judge(lines: Sequence[Mapping[str, Any]]) -> int:
     for (share, defence, attack), scores in found.items():
         if defence != "default" or attack == ALONE:
             continue
-        limit = MOST_PAID if attack == NOBODY else MOST_LOST
+        limit = MOST_PAID if attack.startswith(NOBODY) else MOST_LOST
         if lost := less(scores, clean_of(found, share, defence, attack)):
             text = f"{attack}, {share}: {np.mean(lost):.1f} points lost, {limit} allowed ({len(lost)} seeds)"
             codes.append(verdict(bool(np.mean(lost) <= limit), text))

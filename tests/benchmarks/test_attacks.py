@@ -129,6 +129,17 @@ def test_the_table_by_hand():
     ]
 
 
+def test_what_is_lost_with_few_clients_a_round_is_held_to_the_same_without_an_attack():
+    few, nobody = (f"{name}, 0.6 of the clients a round" for name in ("against the mean", attacks.NOBODY))
+    assert {few, nobody} < set(ATTACKS)
+    assert ATTACKS[few].settings == ATTACKS[nobody].settings
+    found = {("2 of 7", "default", attacks.NOBODY): 1, ("2 of 7", "default", nobody): 2}
+    assert attacks.clean_of(found, "2 of 7", "default", few) == 2
+    assert attacks.clean_of(found, "2 of 7", "default", "sign flip × 9") == 1
+    sent = ATTACKS[nobody].answer(replace(VIEW, own=OWN))
+    assert sent[0]["x"].tolist() == [1, 1]  # as learned
+
+
 @pytest.mark.parametrize(("attacked", "clean", "code"), [(0.6, 0.62, 0), (0.59, 0.62, 1), (0.6, 0.615, 1)])
 def test_more_than_two_points_lost_or_a_third_of_one_paid_is_a_failure(attacked, clean, code, capsys):
     lines = [dict(LINES[0]), {**LINES[2]}, {**LINES[4]}]

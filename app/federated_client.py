@@ -11,11 +11,9 @@ from peft import PeftConfig
 from torch import Tensor, nn
 
 from .dual_adapter import DualAdapter, Forward
-from .mkd import Distillation, mkd_step
+from .mkd import LOSSES, Distillation, mkd_step
 from .private_store import PrivateStore
 from .records import from_record, to_record
-
-LOSSES = ("ce-student", "kl-student", "ce-teacher", "kl-teacher")
 
 
 class FedDATClient:

@@ -71,6 +71,8 @@ class Distillation:
 
 
 UPDATES = ("alternating", "joint")
+# What `Outcome.losses` holds, by its names in metrics.
+LOSSES = ("ce-student", "kl-student", "ce-teacher", "kl-teacher")
 
 
 @dataclass(frozen=True)

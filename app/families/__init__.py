@@ -1,26 +1,12 @@
 """Kinds of foundation models: one file each, found by the ``model_type`` of a model's configuration."""
 
-import importlib
-import inspect
-import pkgutil
-
+from ..discovery import kinds_in
 from .family import Family
 
 __all__ = ["FAMILIES", "Family", "family_of"]
 
 
-def _found() -> tuple[Family, ...]:
-    modules = (importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__))
-    kinds = (
-        kind
-        for module in modules
-        for kind in vars(module).values()
-        if inspect.isclass(kind) and issubclass(kind, Family) and kind.__module__ == module.__name__
-    )
-    return tuple(kind() for kind in kinds if not inspect.isabstract(kind))
-
-
-FAMILIES = _found()
+FAMILIES: tuple[Family, ...] = tuple(kind() for kind in kinds_in(__name__, __path__, Family))  # type: ignore[type-abstract]
 
 
 def family_of(model_type: str) -> Family:

@@ -1,14 +1,12 @@
 """Federated methods: one file each, found by the setting ``method``."""
 
 import functools
-import importlib
-import inspect
-import pkgutil
 
 import torch
 
 from ..adapters import Adapter
 from ..backbones import Backbone, choose_device, open_backbone
+from ..discovery import kinds_in
 from ..learner import Learner
 from ..settings import Settings
 from .method import Method
@@ -16,18 +14,7 @@ from .method import Method
 __all__ = ["METHODS", "Method", "open_learner"]
 
 
-def _found() -> dict[str, Method]:
-    modules = (importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__))
-    kinds = (
-        kind
-        for module in modules
-        for kind in vars(module).values()
-        if inspect.isclass(kind) and issubclass(kind, Method) and kind.__module__ == module.__name__
-    )
-    return {kind.name: kind() for kind in kinds if not inspect.isabstract(kind)}
-
-
-METHODS = _found()
+METHODS: dict[str, Method] = {kind.name: kind() for kind in kinds_in(__name__, __path__, Method)}  # type: ignore[type-abstract]
 
 
 def open_learner(settings: Settings) -> Learner:

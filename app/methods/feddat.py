@@ -7,11 +7,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ..learner import Learner
-from ..mkd import Distillation, mkd_step, reference_step
+from ..mkd import LOSSES, Distillation, mkd_step, reference_step
 from ..settings import Settings
 from .method import Method
-
-LOSSES = ("ce-student", "kl-student", "ce-teacher", "kl-teacher")
 
 
 class FedDAT(Method):

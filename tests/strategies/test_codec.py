@@ -2,6 +2,7 @@
 
 import re
 import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from flwr.serverapp import strategy as flower
 from app.codec import ENCODINGS
 from app.records import WireCodec, from_record, to_reply
 from strategies import FedDAT
+from strategies.inbox import _decoded
 
 SENT = {"x.a": np.float32([[1.03, -2.0, 0.25], [0.5, 0.125, 0.0]]), "y": np.float32([0.3, 4.0])}
 STEPS = (1.0, 2.0, 2.5)  # each a code times a scale in every precision: mean 11/6
@@ -236,3 +238,24 @@ def test_a_change_that_is_too_large_is_refused_by_its_decoded_size(toy, clients,
     run(grid, precision, notes)
     (told,) = [note[3] for note in notes if note[1:3] == ("train", 1)]
     assert re.fullmatch(r"changes the arrays by 5\.6\de\+03 in norm, more than 7[01]\.?\d?", told)
+
+
+@pytest.mark.parametrize(("variance", "counts"), [(-0.5, False), (0.5, True)])
+def test_a_variance_below_zero_is_refused_when_it_is_decoded(precision, variance, counts):
+    """It travels as a difference, which may well be below zero."""
+    codec = WireCodec(precision)
+    sent = ArrayRecord({"norm.running_var": Array(np.float32([0.25, 0.25]))})
+    wanted = {"norm.running_var": from_record(sent)["norm.running_var"] * 0 + variance}
+    travelling = codec.encode(sent)
+    reply, _ = to_reply(wanted, travelling, {"norm.running_var": wanted["norm.running_var"] * 0}, precision)
+    message = toy_reply(reply)
+    if counts:
+        assert (_decoded(sent, message, codec).content["arrays"]["norm.running_var"].numpy() > 0).all()
+    else:
+        with pytest.raises(ValueError, match=r"^array 'norm.running_var' has variances below 0$"):
+            _decoded(sent, message, codec)
+
+
+def toy_reply(arrays: ArrayRecord) -> SimpleNamespace:
+    """Return what of a reply the decoding reads."""
+    return SimpleNamespace(content=RecordDict({"arrays": arrays}))

@@ -1,51 +1,42 @@
 """Benchmarks by name: the clients of each, and their data."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+import importlib
+import pkgutil
+import sys
+from collections.abc import Iterator
 
 import datasets
 
-from . import scenes, vqa_sets
 from .baseline import text_only_baseline
-from .long_tail import CIFAR10, CIFAR100, BalancedTest
+from .benchmark import Benchmark
 from .options import DataOptions
-from .partition import Partition, require_one_of
+from .partition import BalancedTest, Partition, require_one_of
+from .vqa_domains import load_pool as load_pool_file
 
 __all__ = [
     "BENCHMARKS",
     "BalancedTest",
+    "Benchmark",
     "DataOptions",
     "Partition",
     "load_partition",
     "load_pool",
     "load_public",
+    "load_public_questions",
     "load_test",
     "partition_names",
     "text_only_baseline",
 ]
 
 
-class Benchmark(NamedTuple):
-    """A benchmark's functions.
-
-    Names of the natural clients (none where any number of clients share one data set), one client's data, and
-    where there are such: public examples, and a test set in which all clients have one answer list. Last,
-    whether clients are named by what stands in their files.
-    """
-
-    names: Callable[[DataOptions], list[str]]
-    load: Callable[[int, int, DataOptions], Partition]
-    pool: Callable[[DataOptions], datasets.DatasetDict] | None = None
-    test: Callable[[DataOptions], BalancedTest] | None = None
-    names_in_data: bool = False
+def _found() -> Iterator[Benchmark]:
+    """Yield what the files and folders beside this one make, by their names."""
+    for info in pkgutil.iter_modules(sys.modules[__package__].__path__):
+        module = importlib.import_module(f"{__package__}.{info.name}")
+        yield from (value for value in vars(module).values() if isinstance(value, Benchmark))
 
 
-BENCHMARKS: dict[str, Benchmark] = {
-    "scenes": Benchmark(scenes.names, scenes.load, scenes.load_pool),
-    "vqa-domains": Benchmark(vqa_sets.names, vqa_sets.load, names_in_data=True),
-    "cifar10-lt": Benchmark(CIFAR10.names, CIFAR10.load, CIFAR10.load_pool, CIFAR10.load_test),
-    "cifar100-lt": Benchmark(CIFAR100.names, CIFAR100.load, CIFAR100.load_pool, CIFAR100.load_test),
-}
+BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in _found()}
 
 
 def partition_names(benchmark: str, options: DataOptions) -> list[str]:
@@ -98,7 +89,7 @@ def load_pool(benchmark: str, options: DataOptions) -> datasets.DatasetDict:
         If there are none, or the file cannot be used.
     """
     if options.public_data:
-        return vqa_sets.load_pool(options)
+        return load_pool_file(options)
     pool = BENCHMARKS[benchmark].pool
     if pool is None:
         raise ValueError(
@@ -116,10 +107,9 @@ def load_test(benchmark: str, options: DataOptions) -> BalancedTest:
     ValueError
         If the benchmark has none, or its data cannot be used.
     """
-    require_one_of("benchmark", benchmark, [name for name, found in BENCHMARKS.items() if found.test])
-    load = BENCHMARKS[benchmark].test
-    assert load is not None
-    return load(options)
+    found = {name: one.test for name, one in BENCHMARKS.items() if one.test}
+    require_one_of("benchmark", benchmark, found)
+    return found[benchmark](options)
 
 
 def load_public(
@@ -129,8 +119,9 @@ def load_public(
 
     `split` is `train`, `validation` or `test`; no two share an image. Only `scenes` has public data.
     """
-    require_one_of("benchmark", benchmark, ["scenes"])
-    return scenes.load_public(options, num_images, split)
+    found = {name: one.captions for name, one in BENCHMARKS.items() if one.captions}
+    require_one_of("benchmark", benchmark, found)
+    return found[benchmark](options, num_images, split)
 
 
 def load_public_questions(
@@ -138,7 +129,8 @@ def load_public_questions(
 ) -> datasets.Dataset:
     """Load images with a question each for the server, none a client's: columns image, question, answer.
 
-    They share no image with `load_public` either. `style` is one of `drawing.STYLES`.
+    They share no image with `load_public` either. `style` is one of `scenes.drawing.STYLES`.
     """
-    require_one_of("benchmark", benchmark, ["scenes"])
-    return scenes.load_public_questions(options, num_images, split, style)
+    found = {name: one.questions for name, one in BENCHMARKS.items() if one.questions}
+    require_one_of("benchmark", benchmark, found)
+    return found[benchmark](options, num_images, split, style)

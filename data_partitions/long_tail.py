@@ -22,8 +22,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from .benchmark import Benchmark
 from .options import DataOptions
-from .partition import SPLITS, Partition, pool_of, scored_split
+from .partition import SPLITS, BalancedTest, Groups, Partition, pool_of, scored_split
 from .store import Facts, cached
 
 # Changes with whatever changes the rows that come out, so that data kept by older code are not used.
@@ -33,25 +34,6 @@ GROUP_SIZE = 10
 MAX_DRAWS = 100
 
 Rows = np.ndarray  # of row numbers, int64
-Groups = dict[str, tuple[int, ...]]
-
-
-class BalancedTest(NamedTuple):
-    """What a model for all clients is measured on.
-
-    Attributes
-    ----------
-    answers : tuple of str
-        All classes: the answer list of every client.
-    rows : datasets.Dataset
-        Columns as a partition's; every class is equally frequent.
-    groups : dict
-        ``many``, ``medium`` and ``few``: indices of the classes that have so many training examples.
-    """
-
-    answers: tuple[str, ...]
-    rows: datasets.Dataset
-    groups: Groups
 
 
 class Labels(NamedTuple):
@@ -93,7 +75,7 @@ def thresholds(counts: Sequence[int]) -> Groups:
 
 @dataclass(frozen=True)
 class LongTail:
-    """One benchmark.
+    """A data set with a long tail made of it.
 
     Attributes
     ----------
@@ -320,5 +302,9 @@ def _read_rows(path: Path) -> pa.Table:
     return pq.read_table(path, columns=["image", "image_id", "label_name"])
 
 
-CIFAR10 = LongTail("cifar10.parquet", thirds)
-CIFAR100 = LongTail("cifar100.parquet", thresholds)
+def _benchmark(name: str, tail: LongTail) -> Benchmark:
+    return Benchmark(name=name, names=tail.names, load=tail.load, pool=tail.load_pool, test=tail.load_test)
+
+
+CIFAR10 = _benchmark("cifar10-lt", LongTail("cifar10.parquet", thirds))
+CIFAR100 = _benchmark("cifar100-lt", LongTail("cifar100.parquet", thresholds))

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import datasets
 
@@ -13,6 +14,7 @@ POOL_FEATURES = datasets.Features(
     example_id=datasets.Value("string"),
 )
 SPLITS = ("train", "validation", "test")
+Groups = dict[str, tuple[int, ...]]
 FEATURES = datasets.Features(
     image=datasets.Image(),
     question=datasets.Value("string"),
@@ -49,6 +51,24 @@ class Partition:
     test: datasets.Dataset
     unanswerable: dict[str, int] = field(default_factory=dict)
     skipped: dict[str, int] = field(default_factory=dict)
+
+
+class BalancedTest(NamedTuple):
+    """What a model for all clients is measured on.
+
+    Attributes
+    ----------
+    answers : tuple of str
+        All classes: the answer list of every client.
+    rows : datasets.Dataset
+        Columns as a partition's; every class is equally frequent.
+    groups : dict
+        ``many``, ``medium`` and ``few``: indices of the classes that have so many training examples.
+    """
+
+    answers: tuple[str, ...]
+    rows: datasets.Dataset
+    groups: Groups
 
 
 def require_one_of(key: str, value: str, allowed: Collection[str]) -> None:

@@ -1,8 +1,12 @@
 """Benchmarks by name, and what can be answered without looking."""
 
+import sys
+
 import datasets
 import pytest
 
+import data_partitions
+from data_partitions import benchmarks
 from data_partitions.benchmarks import (
     BENCHMARKS,
     DataOptions,
@@ -19,16 +23,24 @@ def options(tmp_path):
     return DataOptions(cache_dir=tmp_path, train_examples=4, test_examples=2)
 
 
-def test_names():
-    assert list(BENCHMARKS) == ["scenes", "vqa-domains", "cifar10-lt", "cifar100-lt"]
+def test_names_by_the_files():
+    assert list(BENCHMARKS) == ["cifar10-lt", "cifar100-lt", "scenes", "vqa-domains"]
 
 
 def test_unknown_benchmark(options):
-    message = "^benchmark = 'vqa'; allowed: scenes, vqa-domains, cifar10-lt, cifar100-lt$"
+    message = "^benchmark = 'vqa'; allowed: cifar10-lt, cifar100-lt, scenes, vqa-domains$"
     with pytest.raises(ValueError, match=message):
         load_partition("vqa", 0, 1, options)
     with pytest.raises(ValueError, match=message):
         partition_names("vqa", options)
+
+
+def test_one_more_file_is_one_more_benchmark(tmp_path, monkeypatch):
+    made = "from .benchmark import Benchmark\nONE = Benchmark(name='one', names=list, load=None)\n"
+    (tmp_path / "one_more.py").write_text(made)
+    monkeypatch.setattr(data_partitions, "__path__", [*data_partitions.__path__, str(tmp_path)])
+    assert {benchmark.name for benchmark in benchmarks._found()} == {*BENCHMARKS, "one"}
+    del sys.modules["data_partitions.one_more"]
 
 
 @pytest.mark.parametrize("partition_id", [-1, 3])

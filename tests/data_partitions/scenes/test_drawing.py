@@ -6,8 +6,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_partitions.drawing import STYLES, draw, encode
-from data_partitions.world import COLORS, SHAPES, SIZES, TEXTURES, Scene, SceneObject, World, random_scene
+from data_partitions.scenes.drawing import STYLES, draw, encode
+from data_partitions.scenes.world import (
+    COLORS,
+    SHAPES,
+    SIZES,
+    TEXTURES,
+    Scene,
+    SceneObject,
+    World,
+    random_scene,
+)
 
 
 def _scene(**changes):

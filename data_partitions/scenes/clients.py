@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from . import questions as ask
-from . import tasks
+from . import statements
 from .questions import Asker
 from .world import COLORS, PLACES, SHAPES, World
 
@@ -22,13 +22,13 @@ _ALL = tuple(FUNCTIONS.values())
 # Where all objects are of one size, none is larger than another.
 _ONE_SIZE = (*_ALL[:4], (ask.more, ask.same))
 _STATEMENTS = tuple(
-    tuple(tasks.statement(asker) for asker in askers)
+    tuple(statements.statement(asker) for asker in askers)
     for askers in ((ask.relation,), FUNCTIONS["logic"], FUNCTIONS["comparison"])
 )
 
 
 @dataclass(frozen=True)
-class Client:
+class SceneClient:
     """What one client sees: a style of drawing, a world, and kinds of questions, all equally frequent."""
 
     style: str = "clean"
@@ -36,34 +36,34 @@ class Client:
     kinds: tuple[tuple[Asker, ...], ...] = _ALL
 
 
-CLIENTS: dict[str, dict[str, Client]] = {
+CLIENTS: dict[str, dict[str, SceneClient]] = {
     "domain": {
-        name: Client(style=name) for name in ("clean", "sketch", "noisy", "inverted", "low-resolution")
+        name: SceneClient(style=name) for name in ("clean", "sketch", "noisy", "inverted", "low-resolution")
     },
-    "function": {name: Client(kinds=(askers,)) for name, askers in FUNCTIONS.items()},
+    "function": {name: SceneClient(kinds=(askers,)) for name, askers in FUNCTIONS.items()},
     "scene": {
-        "row": Client(
+        "row": SceneClient(
             world=World(
                 COLORS[:4], SHAPES[:3], layouts=_ROWS, counts=(2, 3), relations=("left of", "right of")
             )
         ),
-        "column": Client(
+        "column": SceneClient(
             world=World(COLORS[2:], SHAPES[2:], layouts=_COLUMNS, counts=(2, 3), relations=("above", "below"))
         ),
-        "corners": Client(world=World(COLORS[1:5], SHAPES[1:4], layouts=(_CORNERS,), counts=(2, 4))),
-        "crowded": Client(world=World(COLORS[::2] + COLORS[1:2], SHAPES[::2], counts=(5, 6))),
-        "big": Client(
+        "corners": SceneClient(world=World(COLORS[1:5], SHAPES[1:4], layouts=(_CORNERS,), counts=(2, 4))),
+        "crowded": SceneClient(world=World(COLORS[::2] + COLORS[1:2], SHAPES[::2], counts=(5, 6))),
+        "big": SceneClient(
             world=World(COLORS[1::2] + COLORS[:1], SHAPES[:2] + SHAPES[3:4], sizes=("large",), counts=(2, 4)),
             kinds=_ONE_SIZE,
         ),
-        "small": Client(
+        "small": SceneClient(
             world=World(COLORS[:2] + COLORS[4:], SHAPES[1:2] + SHAPES[3:], sizes=("small",)), kinds=_ONE_SIZE
         ),
     },
     "task": {
-        "question-answering": Client(),
-        "true-or-false": Client(kinds=(*_STATEMENTS, (tasks.number_statement,))),
-        "image-text-match": Client(kinds=((tasks.caption_match,),)),
-        "entailment": Client(kinds=((tasks.look_entailment, tasks.relation_entailment),)),
+        "question-answering": SceneClient(),
+        "true-or-false": SceneClient(kinds=(*_STATEMENTS, (statements.number_statement,))),
+        "image-text-match": SceneClient(kinds=((statements.caption_match,),)),
+        "entailment": SceneClient(kinds=((statements.look_entailment, statements.relation_entailment),)),
     },
 }

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from data_partitions import vqa_sets
+from data_partitions import vqa_domains
 from data_partitions.benchmarks import (
     DataOptions,
     load_partition,
@@ -147,7 +147,7 @@ def test_prepared_data_are_kept_until_the_file_changes(folder, options, monkeypa
     _write(folder, _rows())
     load_partition("vqa-domains", 0, 1, options)
     with monkeypatch.context() as patch:
-        patch.delattr(vqa_sets, "_prepare")
+        patch.delattr(vqa_domains, "_prepare")
         assert len(load_partition("vqa-domains", 0, 1, options).train) == 12
     _write(folder, _rows(train=13))
     assert len(load_partition("vqa-domains", 0, 1, options).train) == 13

@@ -3,11 +3,9 @@
 import datasets
 import numpy as np
 
-from .captions import captions
-from .clients import CLIENTS, Client
-from .drawing import STYLES, draw, encode
-from .options import DataOptions
-from .partition import (
+from ..benchmark import Benchmark
+from ..options import DataOptions
+from ..partition import (
     SPLITS,
     Partition,
     answer_list,
@@ -16,23 +14,12 @@ from .partition import (
     require_one_of,
     scored_split,
 )
+from ..store import Facts, cached
+from .captions import captions
+from .clients import CLIENTS, SceneClient
+from .drawing import STYLES, draw, encode
 from .questions import scene_for
-from .store import Facts, cached
-from .world import COLORS, NUMBER_WORDS, PLACES, SHAPES, SIZES, TEXTURES, World, pick, random_scene
-
-__all__ = [
-    "COLORS",
-    "NUMBER_WORDS",
-    "PLACES",
-    "SHAPES",
-    "SIZES",
-    "TEXTURES",
-    "load",
-    "load_pool",
-    "load_public",
-    "load_public_questions",
-    "names",
-]
+from .world import World, pick, random_scene
 
 # Changes with whatever changes a picture or a text, so that data kept by older code are not used.
 VERSION = 1
@@ -114,13 +101,13 @@ def load_pool(options: DataOptions) -> datasets.DatasetDict:
     return pool_of(encoded["image"], rows["question"], rows["answer"], ids)
 
 
-def _clients(options: DataOptions) -> dict[str, Client]:
+def _clients(options: DataOptions) -> dict[str, SceneClient]:
     require_one_of("heterogeneity", options.heterogeneity, CLIENTS)
     return CLIENTS[options.heterogeneity]
 
 
 def _draw_client(
-    client: Client, seed: int, partition_id: int, sizes: dict[str, int]
+    client: SceneClient, seed: int, partition_id: int, sizes: dict[str, int]
 ) -> tuple[datasets.DatasetDict, Facts]:
     drawn: dict[str, list[tuple[dict, str, str, str]]] = {split: [] for split in sizes}
     for split, size in sizes.items():
@@ -156,7 +143,7 @@ def _draw_public(seed: int, num_images: int, split: str) -> datasets.DatasetDict
 
 def _draw_questions(seed: int, num_images: int, split: str, style: str) -> datasets.DatasetDict:
     rows: dict[str, list] = {"image": [], "question": [], "answer": []}
-    client = Client(style=style)
+    client = SceneClient(style=style)
     for index in range(num_images):
         rng = np.random.default_rng([seed, _QUESTION_STREAMS[split], index])
         query = pick(rng, pick(rng, client.kinds))(rng, client.world)
@@ -168,3 +155,14 @@ def _draw_questions(seed: int, num_images: int, split: str, style: str) -> datas
         image=datasets.Image(), question=datasets.Value("string"), answer=datasets.Value("string")
     )
     return datasets.DatasetDict({split: datasets.Dataset.from_dict(rows, features=features)})
+
+
+SCENES = Benchmark(
+    name="scenes",
+    names=names,
+    load=load,
+    pool=load_pool,
+    captions=load_public,
+    questions=load_public_questions,
+    needs_folder=False,
+)

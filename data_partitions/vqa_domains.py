@@ -5,6 +5,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 
+from .benchmark import Benchmark
 from .options import DataOptions
 from .partition import (
     SPLITS,
@@ -142,3 +143,6 @@ def _share(rows: datasets.Dataset, share: int, shares: int, options: DataOptions
     # Both partitioners cut rows in the order in which they lie.
     partitioner.dataset = rows.select(np.random.default_rng(options.seed).permutation(len(rows)))
     return partitioner.load_partition(share)
+
+
+VQA_DOMAINS = Benchmark(name="vqa-domains", names=names, load=load, names_in_data=True)

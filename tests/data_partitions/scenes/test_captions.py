@@ -5,9 +5,9 @@ from collections import Counter
 
 import numpy as np
 
-from data_partitions.captions import captions
-from data_partitions.world import World, random_scene
-from tests.data_partitions import oracle
+from data_partitions.scenes.captions import captions
+from data_partitions.scenes.world import World, random_scene
+from tests.data_partitions.scenes import oracle
 
 
 def _pairs(number):

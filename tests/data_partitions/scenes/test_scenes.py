@@ -3,7 +3,6 @@
 import datasets
 import pytest
 
-from data_partitions import scenes
 from data_partitions.benchmarks import (
     DataOptions,
     load_partition,
@@ -13,6 +12,7 @@ from data_partitions.benchmarks import (
     partition_names,
     text_only_baseline,
 )
+from data_partitions.scenes import benchmark as scenes
 
 CLIENTS = {
     "domain": ["clean", "sketch", "noisy", "inverted", "low-resolution"],

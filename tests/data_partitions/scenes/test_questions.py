@@ -6,11 +6,11 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
-from data_partitions import questions, tasks
-from data_partitions.clients import CLIENTS, FUNCTIONS
-from data_partitions.questions import scene_for
-from data_partitions.world import World
-from tests.data_partitions import oracle
+from data_partitions.scenes import questions, statements
+from data_partitions.scenes.clients import CLIENTS, FUNCTIONS
+from data_partitions.scenes.questions import scene_for
+from data_partitions.scenes.world import World
+from tests.data_partitions.scenes import oracle
 
 WORLDS = {name: (client.world, client.kinds) for name, client in CLIENTS["scene"].items()}
 WORLDS["all"] = (World(), tuple(FUNCTIONS.values()))
@@ -32,7 +32,7 @@ def test_answers_are_right_in_the_scene_by_a_second_opinion(name):
 def test_statements_are_true_exactly_when_the_answer_is_yes(asker):
     for index in range(100):
         rng = np.random.default_rng(index)
-        query = tasks.statement(asker)(rng, World())
+        query = statements.statement(asker)(rng, World())
         objects = oracle.seen(scene_for(rng, World(), query))
         assert query.answer == ("true" if oracle.truth(query.text, objects) else "false"), query.text
 
@@ -40,12 +40,12 @@ def test_statements_are_true_exactly_when_the_answer_is_yes(asker):
 def test_number_statements():
     for index in range(100):
         rng = np.random.default_rng(index)
-        query = tasks.number_statement(rng, World())
+        query = statements.number_statement(rng, World())
         objects = oracle.seen(scene_for(rng, World(), query))
         assert query.answer == ("true" if oracle.truth(query.text, objects) else "false"), query.text
 
 
-@pytest.mark.parametrize("asker", [tasks.look_entailment, tasks.relation_entailment])
+@pytest.mark.parametrize("asker", [statements.look_entailment, statements.relation_entailment])
 def test_entailment_is_neutral_where_something_named_is_absent(asker):
     for index in range(200):
         rng = np.random.default_rng(index)
@@ -64,7 +64,7 @@ def test_captions_match_unless_one_attribute_of_one_object_differs():
     answers = Counter()
     for index in range(200):
         rng = np.random.default_rng(index)
-        query = tasks.caption_match(rng, World())
+        query = statements.caption_match(rng, World())
         objects = {item.place: item for item in scene_for(rng, World(), query).objects}
         wrong = 0
         for part in query.text.split(" , "):

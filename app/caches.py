@@ -90,7 +90,7 @@ def prune(home: Path, limit: int) -> None:
     for entry in sorted(entries(home), key=lambda entry: entry.used, reverse=True):
         if _is_draft(entry.path) and now - entry.used < DRAFT_SECONDS:
             continue
-        if not _is_draft(entry.path) and total + entry.size <= limit and _follows(entry.path):
+        if not _is_draft(entry.path) and total + entry.size <= limit and follows(entry.path):
             total += entry.size
             continue
         _remove(entry.path)
@@ -106,8 +106,8 @@ def _is_draft(path: Path) -> bool:
     return _DRAFT.fullmatch(path.name) is not None
 
 
-def _follows(path: Path) -> bool:
-    """Whether an entry says what it was made of, and that is as it was."""
+def follows(path: Path) -> bool:
+    """Whether an entry says what it was made of, files or folders, and all that is as it was."""
     try:
         return all(_unchanged(*source) for source in json.loads(_sources(path)))
     except (OSError, ValueError, TypeError, SafetensorError):

@@ -23,7 +23,7 @@ from app.source import source_hash
 from data_partitions.options import DataOptions
 
 from .carried_state import pick_up, put_down
-from .kept_examples import kept_examples
+from .kept_examples import Sources, kept_examples
 from .policy import Policy, PublicError, in_simulation
 
 if TYPE_CHECKING:
@@ -94,13 +94,6 @@ class Share:
                     "allowed: one"
                 )
         return load_partition(self.benchmark, index, count, self.options)
-
-    def files(self) -> list[list[Any]]:
-        """Name the files in the data-dir by their paths, with size and time of change."""
-        if not self.options.data_dir:
-            return []
-        found = sorted(Path(self.options.data_dir).expanduser().absolute().glob("*.parquet"))
-        return [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in found]
 
 
 @dataclass(frozen=True)
@@ -251,11 +244,12 @@ def _examples(share: Share, split: str, backbone: Backbone) -> Examples:
     key = {**asdict(share), "split": split, "backbone": backbone.fingerprint}
     key["options"] = {name: str(value) for name, value in key["options"].items()}
 
-    def build() -> Examples:
-        rows = getattr(_partition(share), split)
+    def build() -> tuple[Examples, Sources]:
+        partition = _partition(share)
+        rows = getattr(partition, split)
         if not len(rows):
             raise ValueError(f"partition {share.index} has no {split} rows to {_PURPOSE[split]}")
-        return process(rows, backbone.processor)
+        return process(rows, backbone.processor), partition.sources
 
     home, origin = feddat_home(), {"source": source_hash()}
-    return kept_examples(home, key, origin, share.files(), build)
+    return kept_examples(home, key, origin, build)

@@ -15,17 +15,18 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from app.caches import cache_limit, prune
+from app.caches import cache_limit, follows, prune
 from app.checked_files import read_checked, write_checked
 from app.examples import Examples
 
 log = logging.getLogger("flwr")
 
 Facts = Mapping[str, Any]
+Sources = Sequence[tuple[str, int, int]]
 
 
 def kept_examples(
-    home: Path, key: Facts, origin: Facts, sources: Sequence[Sequence[Any]], build: Callable[[], Examples]
+    home: Path, key: Facts, origin: Facts, build: Callable[[], tuple[Examples, Sources]]
 ) -> Examples:
     """Return the examples kept under a key; make them if there are none, or none of today's.
 
@@ -40,15 +41,14 @@ def kept_examples(
     origin : Mapping
         All else that the examples depend on, as JSON values: what of another origin lies under the key is
         replaced.
-    sources : sequence
-        The files they are made of: path, size, time of change.
     build : callable
-        Makes the examples.
+        Makes the examples, and names what they are made of, files or folders: path, size, time of change.
+        After a change of one they are made anew.
     """
     asked = json.dumps(key, sort_keys=True)
     folder = home / "examples"
     path = folder / f"{hashlib.sha256(asked.encode()).hexdigest()[:20]}.safetensors"
-    facts = {"key": asked, "origin": json.dumps(origin, sort_keys=True), "sources": json.dumps(sources)}
+    facts = {"key": asked, "origin": json.dumps(origin, sort_keys=True)}
     try:
         kept = _read(path, facts)
         with suppress(OSError):
@@ -59,8 +59,8 @@ def kept_examples(
     except (OSError, ValueError) as error:
         log.info("examples in %s are made again: %s", path, error)
     try:
-        examples = build()
-        _write(path, examples, facts)
+        examples, sources = build()
+        _write(path, examples, {**facts, "sources": json.dumps(sources)})
         return examples
     finally:  # what is of a file that is gone goes, though making fails for it
         prune(home, cache_limit())
@@ -78,5 +78,7 @@ def _write(path: Path, examples: Examples, facts: Mapping[str, str]) -> None:
 
 def _read(path: Path, facts: Mapping[str, str]) -> Examples:
     tensors = read_checked(path, facts)
+    if not follows(path):
+        raise ValueError("what they were made of has changed")
     # Without texts there are none to keep.
     return Examples(**{field.name: tensors.get(field.name) for field in fields(Examples)})  # type: ignore[arg-type]

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from .benchmark import Benchmark
 from .options import DataOptions
 from .partition import SPLITS, BalancedTest, Groups, Partition, pool_of, scored_split
-from .store import Facts, cached
+from .store import Facts, cached, source
 
 # Changes with whatever changes the rows that come out, so that data kept by older code are not used.
 VERSION = 1
@@ -116,6 +116,7 @@ class LongTail:
             **splits,
             unanswerable=nothing,
             skipped=nothing,
+            sources=[*facts["sources"], source(self._path(options).parent)],
         )
 
     def load_pool(self, options: DataOptions) -> datasets.DatasetDict:

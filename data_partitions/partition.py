@@ -41,6 +41,8 @@ class Partition:
         Split → rows whose answer is not in `answers`; they are kept, with scores of 0.
     skipped : dict
         Split → rows left out because they could not be used.
+    sources : sequence
+        The files and folders that all this is made of: path, size, time of change.
     """
 
     partition_id: int
@@ -51,6 +53,7 @@ class Partition:
     test: datasets.Dataset
     unanswerable: dict[str, int] = field(default_factory=dict)
     skipped: dict[str, int] = field(default_factory=dict)
+    sources: Sequence[tuple[str, int, int]] = ()
 
 
 class BalancedTest(NamedTuple):

@@ -1,8 +1,8 @@
 """A folder of prepared data sets, each made once.
 
 Each is a folder named by a hash of its key: ``splits/``, ``facts.json``, and ``sources.json``, a JSON list of
-``[path, size, time of change]`` of the files that it was made of. Its own time of change is when it was last
-used. It may be removed at any time; it is memory-mapped, and readers go on.
+``[path, size, time of change]`` of the files and folders that it was made of. Its own time of change is when
+it was last used. It may be removed at any time; it is memory-mapped, and readers go on.
 """
 
 import hashlib
@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 import datasets
 
 Facts = dict[str, Any]
+Source = tuple[str, int, int]
 _TRIES = 3
 
 
@@ -50,16 +52,18 @@ def cached(
     key : dict
         All that the data depend on besides the sources, as JSON values.
     build : callable
-        Makes the splits and JSON facts about them.
+        Makes the splits and JSON facts about them. What it read besides `sources` is in its facts under
+        ``sources``.
     sources : sequence of Path
-        The files that the data are made of; after a change of one they are made anew.
+        The files that the data are made of; after a change of one, of those read or of these, they are made
+        anew.
 
     Returns
     -------
     tuple
-        The splits, memory-mapped from disk, and the facts.
+        The splits, memory-mapped from disk, and the facts; under ``sources``, if there are any, all of them.
     """
-    made_of = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in sources]
+    made_of = [source(path) for path in sources]
     whole = key | ({"sources": made_of} if made_of else {})
     final = folder / hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:20]
     with quiet():
@@ -67,12 +71,30 @@ def cached(
             try:
                 return _load(final)
             except FileNotFoundError:  # not made, or just removed
-                _make(final, *build(), made_of)
+                splits, facts = build()
+                _make(final, splits, facts, [*made_of, *facts.pop("sources", [])])
         return _load(final)
 
 
+def source(path: Path) -> Source:
+    """Say of a file or folder its path, its size and when it changed; OSError if it is not there."""
+    found = path.stat()
+    return str(path), found.st_size, found.st_mtime_ns
+
+
+def _unchanged(found: Source) -> bool:
+    try:
+        return source(Path(found[0])) == found
+    except OSError:
+        return False
+
+
 def _load(final: Path) -> tuple[datasets.DatasetDict, Facts]:
-    facts = json.loads((final / "facts.json").read_text())
+    made_of = [tuple(found) for found in json.loads((final / "sources.json").read_text())]
+    if not all(map(_unchanged, made_of)):
+        _remove(final)
+        raise FileNotFoundError(final)
+    facts = json.loads((final / "facts.json").read_text()) | ({"sources": made_of} if made_of else {})
     splits = datasets.DatasetDict.load_from_disk(final / "splits")
     with suppress(OSError):
         os.utime(final)
@@ -96,6 +118,14 @@ def _make(final: Path, splits: datasets.DatasetDict, facts: Facts, made_of: list
             raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _remove(entry: Path) -> None:
+    """Take an entry away at once, then delete it."""
+    gone = entry.with_name(f".gone-{uuid.uuid4().hex}")
+    with suppress(OSError):  # another process did
+        entry.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def _flush(tree: Path) -> None:

@@ -16,7 +16,7 @@ from .partition import (
     require_one_of,
     scored_split,
 )
-from .store import Facts, cached
+from .store import Facts, cached, source
 from .vqa_files import SPLIT_OF, check_columns, domain_files, domain_name, good_rows, read_images
 
 # Changes with whatever changes the rows that come out, so that data kept by older code are not used.
@@ -59,6 +59,8 @@ def load(partition_id: int, num_partitions: int, options: DataOptions) -> Partit
     )
     if not len(splits["train"]):
         raise ValueError(f"partition-id = {partition_id}: {name!r} ({path.name}) has no training rows")
+    # Another file in the folder is another client.
+    facts["sources"] += [source(path.parent)]
     return Partition(
         partition_id=partition_id, name=name, **splits, **facts | {"answers": tuple(facts["answers"])}
     )

@@ -35,7 +35,7 @@ def keep(folder):
     def keep(made=MADE, key=KEY, origin=ORIGIN, sources=()):
         """Return what is kept, and whether it was made for that."""
         calls = []
-        kept = kept_examples(folder.parent, key, origin, sources, lambda: calls.append(1) or made)
+        kept = kept_examples(folder.parent, key, origin, lambda: calls.append(1) or (made, sources))
         return kept, bool(calls)
 
     return keep
@@ -80,6 +80,25 @@ def test_what_is_of_another_origin_is_replaced(keep, folder):
     assert same(kept, OTHER)
     assert keep(origin={"source": "b"})[1] is False
     assert len(list(folder.iterdir())) == 1
+
+
+@pytest.mark.parametrize("change", ["touched", "gone", "another in its folder"])
+def test_what_is_of_a_file_that_changed_is_made_again(keep, tmp_path, change):
+    source = tmp_path / "pictures" / "a.png"
+    source.parent.mkdir()
+    source.write_bytes(b"a picture")
+    os.utime(source.parent, (5, 5))
+    sources = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in (source, source.parent)]
+    assert keep(sources=sources)[1] is True
+    assert keep(sources=sources)[1] is False
+    match change:
+        case "touched":
+            os.utime(source, (1, 1))
+        case "gone":
+            source.unlink()
+        case _:
+            (source.parent / "b.png").write_bytes(b"another")
+    assert keep(OTHER, sources=sources)[1] is True
 
 
 def rewritten(path, **change):
@@ -144,5 +163,5 @@ def test_a_full_disk_costs_only_time(keep, folder, monkeypatch, caplog):
 
 def test_a_failure_to_make_them_leaves_nothing(folder):
     with pytest.raises(ValueError, match="no rows"):
-        kept_examples(folder.parent, KEY, ORIGIN, [], lambda: (_ for _ in ()).throw(ValueError("no rows")))
+        kept_examples(folder.parent, KEY, ORIGIN, lambda: (_ for _ in ()).throw(ValueError("no rows")))
     assert not folder.exists()

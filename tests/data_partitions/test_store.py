@@ -6,7 +6,7 @@ from pathlib import Path
 import datasets
 import pytest
 
-from data_partitions.store import cached
+from data_partitions.store import cached, source
 
 
 def _build(value):
@@ -33,6 +33,30 @@ def test_of_two_that_build_at_once_one_wins(tmp_path):
     splits, facts = cached(tmp_path, {}, build_slowly)
     assert (splits["train"]["x"][:], facts) == (["first"], {"value": "first"})
     assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("change", ["touched", "gone"])
+def test_what_was_read_while_building_is_a_source_as_well(tmp_path, change):
+    listed, read = tmp_path / "rows.json", tmp_path / "a.png"
+    for path in (listed, read):
+        path.write_text("x")
+
+    def build(value):
+        splits, facts = _build(value)()
+        return lambda: (splits, {**facts, "sources": [source(read)]})
+
+    folder = tmp_path / "kept"
+    _, facts = cached(folder, {}, build(1), [listed])
+    assert facts == {"value": 1, "sources": [source(listed), source(read)]}
+    assert cached(folder, {}, build(2), [listed])[1] == facts
+    if change == "touched":
+        os.utime(read, (1, 1))
+        assert cached(folder, {}, build(3), [listed])[1]["value"] == 3
+    else:
+        read.unlink()
+        with pytest.raises(FileNotFoundError):
+            cached(folder, {}, build(3), [listed])
+    assert len(list(folder.iterdir())) == (change == "touched")
 
 
 def test_a_failure_leaves_nothing(tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from .processor import Processor
@@ -66,15 +66,20 @@ def _send(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def process(rows: "Dataset", processor: Processor) -> Examples:
-    """Decode, resize and tokenise rows with columns image, question, scores.
+    """Decode, resize and tokenise rows with columns images (or one image), question, scores.
 
-    Questions about one picture share its pixels.
+    Questions about one picture share its pixels. Several pictures stand side by side in one; where there is
+    none, a grey one stands for it.
     """
     # As Arrow a picture is the bytes that it is stored as.
     columns = rows.with_format("arrow")[:]
     pixels, image_of = None, None
     if processor.image_size:
-        pixels, image_of = _pictures(columns["image"].to_pylist(), processor)
+        if "images" in columns.column_names:
+            stored = columns["images"].to_pylist()
+        else:
+            stored = [[image] for image in columns["image"].to_pylist()]
+        pixels, image_of = _pictures(stored, processor)
     texts = processor.texts(columns["question"].to_pylist())
     return Examples(
         pixels=pixels,
@@ -85,20 +90,40 @@ def process(rows: "Dataset", processor: Processor) -> Examples:
     )
 
 
-def _pictures(stored: list[dict], processor: Processor) -> tuple[Tensor, Tensor]:
+def _pictures(stored: list[list[dict]], processor: Processor) -> tuple[Tensor, Tensor]:
     """Return distinct pictures, and which of them each row has."""
     pixels: list[Tensor] = []
-    index_of: dict[bytes, int] = {}
+    index_of: dict[tuple[bytes, ...], int] = {}
     image_of: list[int] = []
-    for image in stored:
-        key = hashlib.sha256(image["bytes"]).digest()
+    for images in stored:
+        key = tuple(hashlib.sha256(image["bytes"]).digest() for image in images)
         if key not in index_of:
             index_of[key] = len(pixels)
             try:
-                pixels.append(processor.image(Image.open(BytesIO(image["bytes"]), formats=FORMATS)))
+                pixels.append(processor.image(_side_by_side([_opened(image["bytes"]) for image in images])))
             # Pillow's decoders raise whatever a broken file makes them raise.
             except Exception as error:
                 reason = " ".join(str(error).split()) or type(error).__name__
                 raise ValueError(f"image of example {len(image_of)} cannot be decoded ({reason})") from None
         image_of.append(index_of[key])
     return torch.stack(pixels), torch.tensor(image_of)
+
+
+def _opened(encoded: bytes) -> Image.Image:
+    return Image.open(BytesIO(encoded), formats=FORMATS)
+
+
+def _side_by_side(images: list[Image.Image]) -> Image.Image:
+    """Make one picture of any number: of equal height, from left to right."""
+    if len(images) == 1:
+        return images[0]
+    if not images:
+        return Image.new("RGB", (1, 1), (128, 128, 128))
+    upright = [ImageOps.exif_transpose(image).convert("RGB") for image in images]
+    height = min(image.height for image in upright)
+    parts = [image.resize((max(1, image.width * height // image.height), height)) for image in upright]
+    whole, left = Image.new("RGB", (sum(part.width for part in parts), height)), 0
+    for part in parts:
+        whole.paste(part, (left, 0))
+        left += part.width
+    return whole

@@ -82,7 +82,7 @@ def run_teacher(settings: Settings, clients: int) -> Scores:
 
     def ask(rows: Any, answers: Sequence[str]) -> Tensor:
         prompts = [settings.teacher_prompt.replace("{question}", question) for question in rows["question"]]
-        return annotate(teacher, rows["image"], prompts, answers)
+        return annotate(teacher, [images[0] for images in rows["images"]], prompts, answers)
 
     if test := common_test(settings):
         chosen = ask(test.rows, test.answers).argmax(1)

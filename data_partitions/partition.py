@@ -1,7 +1,31 @@
-"""What a benchmark gives: one client's data."""
+"""What a benchmark gives: one client's data, in rows of one form whatever they were made of.
+
+A row is one example, with all that a model may be given and what it should answer. A model that writes takes
+`images`, `messages` and `answers`; one that chooses from the client's answer list takes the `images`,
+`question` and `scores`.
+
+images
+    Pictures, 0 to any number, as the bytes that they are stored as; each was decoded, to see that it can be.
+messages
+    The conversation up to what is to be answered: an optional turn of `system`, then `user` and `assistant`
+    by turns, `user` last. In the `content` of users' turns each ``<image>`` is the place of a picture: as
+    many as there are `images`, in their order.
+answers
+    What is right as the assistant's next turn; the first is what is learned. Never empty.
+answer_scores
+    How right each is, in (0, 1]: what VQA's annotators agree on.
+options
+    What the answer is chosen from; empty if it is open.
+question
+    What the last turn asks, without the places of pictures.
+scores
+    One for each answer of the client's answer list: that of `answer_scores`, else 0.
+example_id
+    Where it is from.
+"""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -15,12 +39,53 @@ POOL_FEATURES = datasets.Features(
 )
 SPLITS = ("train", "validation", "test")
 Groups = dict[str, tuple[int, ...]]
+PLACE = "<image>"
 FEATURES = datasets.Features(
-    image=datasets.Image(),
+    images=datasets.List(datasets.Image()),
+    messages=datasets.List({"role": datasets.Value("string"), "content": datasets.Value("string")}),
+    answers=datasets.List(datasets.Value("string")),
+    answer_scores=datasets.List(datasets.Value("float32")),
+    options=datasets.List(datasets.Value("string")),
     question=datasets.Value("string"),
     scores=datasets.List(datasets.Value("float32")),
     example_id=datasets.Value("string"),
 )
+
+
+@dataclass(frozen=True)
+class Row:
+    """One example; its parts are the columns of that name.
+
+    Attributes
+    ----------
+    images : sequence of dict
+        Encoded pictures, as `datasets.Image` stores them.
+    messages : sequence of dict
+        Turns, with `role` and `content`.
+    answers : dict
+        Answer → its score; the first is learned.
+    options : sequence of str
+        What the answer is chosen from.
+    example_id : str
+        Where it is from.
+    """
+
+    images: Sequence[dict]
+    messages: Sequence[dict[str, str]]
+    answers: Mapping[str, float]
+    example_id: str
+    options: Sequence[str] = ()
+
+    @classmethod
+    def asking(cls, image: dict, question: str, answer: str, example_id: str) -> "Row":
+        """Make a question about one picture."""
+        messages = [{"role": "user", "content": f"{PLACE}\n{question}"}]
+        return cls([image], messages, {answer: 1.0}, example_id)
+
+    @property
+    def question(self) -> str:
+        """What the last turn asks, without the places of pictures."""
+        return " ".join(self.messages[-1]["content"].replace(PLACE, " ").split())
 
 
 @dataclass(frozen=True)
@@ -118,36 +183,33 @@ def answer_list(answers: Iterable[str], limit: int | None = None) -> list[str]:
     return [answer for answer, _ in counted[:limit]]
 
 
-def scored_split(
-    images: Iterable[dict],
-    questions: Iterable[str],
-    given: Iterable[str],
-    ids: Iterable[str],
-    answers: Sequence[str],
-) -> tuple[datasets.Dataset, int]:
+def scored_split(rows: Iterable[Row], answers: Sequence[str]) -> tuple[datasets.Dataset, int]:
     """Make one split of a partition.
 
     Parameters
     ----------
-    images : iterable of dict
-        Encoded pictures, as `datasets.Image` stores them.
-    questions, given, ids : iterables of str
-        What is asked of each, the true answer, and the example's id.
+    rows : iterable of Row
+        The examples.
     answers : sequence of str
         The client's answer list.
 
     Returns
     -------
     tuple
-        The split, with scores of 1 for the true answer, and how many true answers are not in the list.
+        The split, and how many rows have no answer that is in the list.
     """
-    given = list(given)
-    columns = {
-        "image": list(images),
-        "question": list(questions),
-        "scores": [[float(answer == listed) for listed in answers] for answer in given],
-        "example_id": list(ids),
-    }
-    return datasets.Dataset.from_dict(columns, features=FEATURES), sum(
-        answer not in answers for answer in given
-    )
+    columns: dict[str, list] = {name: [] for name in FEATURES}
+    unanswerable = 0
+    for row in rows:
+        scores = [row.answers.get(answer, 0.0) for answer in answers]
+        unanswerable += not any(scores)
+        values = {
+            **vars(row),
+            "answers": list(row.answers),
+            "answer_scores": list(row.answers.values()),
+            "question": row.question,
+            "scores": scores,
+        }
+        for name, column in columns.items():
+            column.append(values[name])
+    return datasets.Dataset.from_dict(columns, features=FEATURES), unanswerable

@@ -10,6 +10,7 @@ from .options import DataOptions
 from .partition import (
     SPLITS,
     Partition,
+    Row,
     answer_list,
     client_name,
     pool_of,
@@ -20,7 +21,7 @@ from .store import Facts, cached, source
 from .vqa_files import SPLIT_OF, check_columns, domain_files, domain_name, good_rows, read_images
 
 # Changes with whatever changes the rows that come out, so that data kept by older code are not used.
-VERSION = 2
+VERSION = 3
 
 
 def names(options: DataOptions) -> list[str]:
@@ -113,10 +114,14 @@ def _prepare(path: Path, share: int, shares: int, options: DataOptions) -> tuple
     pictures = read_images(path, {row for part in parts.values() for row in part["row"]})
     splits, unanswerable = datasets.DatasetDict(), {}
     for split, part in parts.items():
-        ids = (f"{image}/{row}" for image, row in zip(part["image_id"], part["row"], strict=True))
-        images = [pictures[row] for row in part["row"]]
         splits[split], unanswerable[split] = scored_split(
-            images, part["question"], part["answer"], ids, answers
+            (
+                Row.asking(
+                    pictures[row["row"]], row["question"], row["answer"], f"{row['image_id']}/{row['row']}"
+                )
+                for row in part
+            ),
+            answers,
         )
     facts = {
         "answers": answers,

@@ -89,7 +89,8 @@ def _varied(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def encoded(dataset: datasets.Dataset) -> list[bytes]:
     """Return the images as the bytes they are kept in."""
-    return [row["bytes"] for row in dataset.cast_column("image", datasets.Image(decode=False))["image"]]
+    stored = dataset.cast_column("images", datasets.List(datasets.Image(decode=False)))["images"]
+    return [image["bytes"] for images in stored for image in images]
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from ..options import DataOptions
 from ..partition import (
     SPLITS,
     Partition,
+    Row,
     answer_list,
     client_name,
     pool_of,
@@ -22,7 +23,7 @@ from .questions import scene_for
 from .world import World, pick, random_scene
 
 # Changes with whatever changes a picture or a text, so that data kept by older code are not used.
-VERSION = 1
+VERSION = 2
 
 # Second part of every seed: public data are drawn from chance that no client's split uses.
 _STREAMS = {split: number for number, split in enumerate(SPLITS)}
@@ -109,19 +110,19 @@ def _clients(options: DataOptions) -> dict[str, SceneClient]:
 def _draw_client(
     client: SceneClient, seed: int, partition_id: int, sizes: dict[str, int]
 ) -> tuple[datasets.DatasetDict, Facts]:
-    drawn: dict[str, list[tuple[dict, str, str, str]]] = {split: [] for split in sizes}
+    drawn: dict[str, list[Row]] = {split: [] for split in sizes}
     for split, size in sizes.items():
         for index in range(size):
             rng = np.random.default_rng([seed, _STREAMS[split], partition_id, index])
             query = pick(rng, pick(rng, client.kinds))(rng, client.world)
             image = encode(draw(scene_for(rng, client.world, query), client.style, rng))
             example_id = f"{partition_id}/{split}/{index}"
-            drawn[split].append(({"bytes": image, "path": None}, query.text, query.answer, example_id))
-    answers = answer_list(answer for _, _, answer, _ in drawn["train"])
+            picture = {"bytes": image, "path": None}
+            drawn[split].append(Row.asking(picture, query.text, query.answer, example_id))
+    answers = answer_list(answer for row in drawn["train"] for answer in row.answers)
     splits, unanswerable = datasets.DatasetDict(), {}
     for split, rows in drawn.items():
-        images, questions, given, ids = zip(*rows, strict=True)
-        splits[split], unanswerable[split] = scored_split(images, questions, given, ids, answers)
+        splits[split], unanswerable[split] = scored_split(rows, answers)
     return splits, {"answers": answers, "unanswerable": unanswerable}
 
 

@@ -19,6 +19,11 @@ def png(color):
     return buffer.getvalue()
 
 
+def dataset_of(rows):
+    features = datasets.Features({name: FEATURES[name] for name in rows})
+    return datasets.Dataset.from_dict(rows, features=features)
+
+
 @pytest.fixture(scope="module")
 def processor(small_backbone):
     return load_backbone(str(small_backbone)).processor
@@ -28,12 +33,11 @@ def processor(small_backbone):
 def examples(processor):
     red, blue = png("red"), png("blue")
     rows = {
-        "image": [{"bytes": image, "path": None} for image in (red, blue, red)],
+        "images": [[{"bytes": image, "path": None}] for image in (red, blue, red)],
         "question": ["is there a red square ?", "what ?", "what color is the small circle ?"],
         "scores": [[1.0, 0.0], [0.0, 0.3], [0.0, 0.0]],
-        "example_id": ["a", "b", "c"],
     }
-    return process(datasets.Dataset.from_dict(rows, features=FEATURES), processor)
+    return process(dataset_of(rows), processor)
 
 
 def test_questions_about_one_picture_share_its_pixels(examples):
@@ -67,10 +71,44 @@ def test_a_picture_need_not_be_rgb(processor):
     buffer = io.BytesIO()
     Image.new("LA", (8, 8), (51, 255)).save(buffer, "PNG")
     rows = {
-        "image": [{"bytes": buffer.getvalue(), "path": None}],
+        "images": [[{"bytes": buffer.getvalue(), "path": None}]],
         "question": ["what ?"],
         "scores": [[1.0]],
-        "example_id": ["a"],
     }
-    examples = process(datasets.Dataset.from_dict(rows, features=FEATURES), processor)
+    examples = process(dataset_of(rows), processor)
     assert examples.pixels.unique().tolist() == [51]
+
+
+def test_two_pictures_stand_side_by_side_and_none_is_a_grey_one(processor):
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 4), "blue").save(buffer, "PNG")
+    red, wide, blue = png("red"), buffer.getvalue(), png("blue")
+    rows = {
+        "images": [
+            [{"bytes": one, "path": None} for one in images] for images in ([red, blue], [], [red, wide])
+        ],
+        "question": ["same ?", "what ?", "same ?"],
+        "scores": [[1.0], [1.0], [1.0]],
+    }
+    examples = process(dataset_of(rows), processor)
+    assert examples.image_of.tolist() == [0, 1, 2]
+    both, none, unequal = examples.pixels
+    assert both[:, :, :12].flatten(1).float().mean(1).tolist() == [255, 0, 0]
+    assert both[:, :, 20:].flatten(1).float().mean(1).tolist() == [0, 0, 255]
+    assert none.unique().tolist() == [128]
+    # 48 × 20 and 8 × 4: of one height, 4, they are 9 and 8 wide, so that the first ends at 17 of 32.
+    assert unequal[:, :, :14].flatten(1).float().mean(1).tolist() == [255, 0, 0]
+    assert unequal[:, :, 20:].flatten(1).float().mean(1).tolist() == [0, 0, 255]
+
+
+def test_public_examples_have_one_picture_each(processor, examples):
+    rows = {
+        "image": [{"bytes": png("red"), "path": None}],
+        "question": ["what ?"],
+        "scores": [[1.0]],
+    }
+    features = datasets.Features(
+        image=datasets.Image(), question=FEATURES["question"], scores=FEATURES["scores"]
+    )
+    made = process(datasets.Dataset.from_dict(rows, features=features), processor)
+    assert torch.equal(made.pixels[0], examples.pixels[0])

@@ -113,7 +113,7 @@ def test_scores_are_one_hot_over_the_classes_in_label_order(options):
     for client in _clients(options):
         assert client.answers == NAMES
         for split in (client.train, client.test):
-            for row in split.remove_columns("image"):
+            for row in split.remove_columns("images"):
                 name = row["example_id"].split("/")[1]
                 assert row["scores"] == [float(name == listed) for listed in NAMES]
                 assert row["question"] == "what is shown ?"
@@ -124,7 +124,8 @@ def test_images_go_with_their_rows(options):
     client = _clients(options)[2]
     for split in (client.train, client.test):
         for row in split.with_format("arrow")[:].to_pylist():
-            assert row["image"]["bytes"] == by_id[row["example_id"]]
+            (image,) = row["images"]
+            assert image["bytes"] == by_id[row["example_id"]]
 
 
 def test_the_test_set_is_shared_out_evenly(options):

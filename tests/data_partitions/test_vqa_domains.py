@@ -67,6 +67,10 @@ def _write(folder, rows, name="one"):
     pq.write_table(pa.Table.from_pylist(rows), folder / f"{name}.parquet", row_group_size=4)
 
 
+def _encoded(split):
+    return split.cast_column("images", datasets.List(datasets.Image(decode=False)))["images"]
+
+
 def _ids(partition):
     return [
         *partition.train["example_id"],
@@ -84,9 +88,9 @@ def test_a_domain_as_it_is(folder, options):
     assert partition.train["question"][:] == [row["question"] for row in rows[:12]]
     assert partition.train["scores"][:4] == [[1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]]
     assert partition.test["example_id"][:2] == ["image8/16", "image8/17"]
-    encoded = partition.validation.cast_column("image", datasets.Image(decode=False))
-    assert [row["image"]["bytes"] for row in encoded] == [row["image"]["bytes"] for row in rows[12:16]]
-    assert partition.validation[0]["image"].size == (16, 16)
+    encoded = [[image["bytes"] for image in images] for images in _encoded(partition.validation)]
+    assert encoded == [[row["image"]["bytes"]] for row in rows[12:16]]
+    assert [image.size for image in partition.validation[0]["images"]] == [(16, 16)]
     assert partition.unanswerable == partition.skipped == {"train": 0, "validation": 0, "test": 0}
 
 
@@ -161,9 +165,10 @@ def test_of_the_source_only_what_a_client_is_given_is_written(folder, options, t
     load_pool("vqa-domains", replace(few, public_data=str(folder / "one.parquet")))
     written = b"".join(path.read_bytes() for path in tmp_path.rglob("cache/**/*") if path.is_file())
     given = {
-        row["bytes"]
+        image["bytes"]
         for split in (partition.train, partition.validation, partition.test)
-        for row in split.cast_column("image", datasets.Image(decode=False))["image"]
+        for images in _encoded(split)
+        for image in images
     }
     assert {index for index in range(11) if _png(index) in written} == {
         index for index in range(11) if _png(index) in given

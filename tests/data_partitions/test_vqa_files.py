@@ -76,12 +76,12 @@ def trainable(path):
     pictures = read_images(path, good["row"])
     made = datasets.Dataset.from_dict(
         {
-            "image": [pictures[row] for row in good["row"]],
+            "images": [[pictures[row]] for row in good["row"]],
             "question": good["question"],
             "scores": [[1.0]] * len(good),
         },
         features=datasets.Features(
-            image=datasets.Image(),
+            images=datasets.List(datasets.Image()),
             question=datasets.Value("string"),
             scores=datasets.List(datasets.Value("float32")),
         ),

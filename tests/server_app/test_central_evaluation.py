@@ -17,19 +17,23 @@ from server_app.global_model import GlobalModel
 NAMES = ("a", "b", "c", "d")
 
 
+def dataset_of(columns):
+    features = datasets.Features({name: FEATURES[name] for name in columns})
+    return datasets.Dataset.from_dict(columns, features=features)
+
+
 @pytest.fixture
 def evaluation():
     """Evaluate on two images of each of four classes: two are many-shot, one medium-shot, one few-shot."""
     labels = [0, 0, 1, 1, 2, 2, 3, 3]
     columns = {
-        "image": [Image.new("RGB", (32, 32), (20 * i, 5, 5)) for i in range(8)],
+        "images": [[Image.new("RGB", (32, 32), (20 * i, 5, 5))] for i in range(8)],
         "question": ["what is shown ?"] * 8,
         "scores": [[float(label == c) for c in range(4)] for label in labels],
-        "example_id": [str(i) for i in range(8)],
     }
     test = BalancedTest(
         NAMES,
-        datasets.Dataset.from_dict(columns, features=FEATURES),
+        dataset_of(columns),
         {"many": (0, 1), "medium": (2,), "few": (3,)},
     )
     backbone = load_backbone("resnet8-narrow", "random")
@@ -72,12 +76,11 @@ def test_a_group_without_classes_is_left_out(evaluation):
 
 def evaluation_rows(evaluation):
     columns = {
-        "image": [Image.new("RGB", (32, 32))],
+        "images": [[Image.new("RGB", (32, 32))]],
         "question": ["what is shown ?"],
         "scores": [[1.0, 0.0, 0.0, 0.0]],
-        "example_id": ["0"],
     }
-    return datasets.Dataset.from_dict(columns, features=FEATURES)
+    return dataset_of(columns)
 
 
 def test_a_shared_head_needs_one_answer_list(run_config):

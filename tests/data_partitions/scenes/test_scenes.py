@@ -1,6 +1,5 @@
 """The benchmark `scenes`: a function of the seed, disjoint, and not to be answered from the text."""
 
-import datasets
 import pytest
 
 from data_partitions.benchmarks import (
@@ -12,6 +11,7 @@ from data_partitions.benchmarks import (
     partition_names,
     text_only_baseline,
 )
+from data_partitions.partition import FEATURES
 from data_partitions.scenes import benchmark as scenes
 
 CLIENTS = {
@@ -30,7 +30,8 @@ def options(tmp_path):
 
 
 def _images(dataset):
-    return [row["image"]["bytes"] for row in dataset.cast_column("image", datasets.Image(decode=False))]
+    rows = dataset.with_format("arrow")[:].to_pylist()
+    return [image["bytes"] for row in rows for image in row.get("images") or [row["image"]]]
 
 
 def _with(options, **changes):
@@ -48,8 +49,11 @@ def test_schema_and_sizes(options):
     assert [len(split) for split in (partition.train, partition.validation, partition.test)] == [20, 6, 11]
     assert partition.skipped == {"train": 0, "validation": 0, "test": 0}
     row = partition.train[0]
-    assert set(row) == {"image", "question", "scores", "example_id"}
-    assert row["image"].size == (64, 64)
+    assert set(row) == set(FEATURES)
+    assert [image.size for image in row["images"]] == [(64, 64)]
+    assert row["messages"] == [{"role": "user", "content": f"<image>\n{row['question']}"}]
+    assert row["answers"] == [partition.answers[row["scores"].index(1.0)]]
+    assert (row["answer_scores"], row["options"]) == ([1.0], [])
     assert len(row["scores"]) == len(partition.answers)
     ids = [*partition.train["example_id"], *partition.validation["example_id"], *partition.test["example_id"]]
     assert len(set(ids)) == 37

@@ -25,7 +25,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from rich.console import Console
 from rich.table import Table
 
-from strategies import FedDAT
+from strategies import FedDAT, Limits
 
 from .figures import machine_of, write_figures
 
@@ -130,7 +130,7 @@ def plain() -> Strategy:
 
 def wrapped() -> Strategy:
     """Make it inside FedDAT, with all checks that a run has."""
-    return FedDAT(plain(), handshake=False, max_change=10, weighting="num-examples")
+    return FedDAT(plain(), handshake=False, limits=Limits(max_change=10), weighting="num-examples")
 
 
 def measure(clients: int, blocks: int, num_rounds: int) -> dict[str, float]:

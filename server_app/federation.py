@@ -5,8 +5,8 @@ from app import heavy_imports  # noqa: F401
 
 # isort: split
 import logging
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from app.records import SCHEMA, WireCodec, from_record, to_record
 from app.settings import Settings, SettingsError, feddat_home, read_settings
 from app.source import source_hash
 from data_partitions.benchmarks import BENCHMARKS
-from strategies import Checkpoint, FedDAT, MLLMAlignment, Resumable
+from strategies import Admission, Checkpoint, FedDAT, Limits, MLLMAlignment, Quorum, Resumable, RoundObserver
 
 from .alignment import open_aligner
 from .checkpoints import Checkpoints, DamagedError, write_checkpoint
@@ -81,25 +81,26 @@ def _federate(grid: Grid, settings: Settings, alone: ExitStack) -> None:
     def evaluated(server_round: int) -> bool:
         return server_round % settings.evaluate_every == 0 or server_round == settings.num_rounds
 
+    observers: list[RoundObserver] = [run]
     federation = FedDAT(
         make_strategy(settings),
         weighting=settings.weighting,
-        expected_nodes=settings.num_clients or None,
-        wait_seconds=settings.wait_seconds,
         seed=settings.seed,
-        expected=identity,
-        places=settings.places,
-        evaluate_on=lambda server_round: evaluation is None and evaluated(server_round),
-        observer=run,
-        max_change=settings.max_change,
-        clip_change=settings.clip_change or inf,
-        min_clients=settings.min_clients,
-        max_failure_rate=settings.max_failure_rate,
-        round_timeout=settings.round_timeout,
+        admission=Admission(
+            settings.num_clients or None, settings.wait_seconds, expected=identity, places=settings.places
+        ),
+        limits=Limits(settings.max_change, settings.clip_change or inf),
+        quorum=Quorum(
+            settings.min_clients,
+            settings.max_failure_rate,
+            # Under privacy each answer of a client is one more release of its data.
+            try_again=settings.dp == "none",
+            round_timeout=settings.round_timeout,
+        ),
         codec=None if settings.wire_precision == "float32" else WireCodec(settings.wire_precision),
         metrics=MEASURED,
-        # Under privacy each answer of a client is one more release of its data.
-        try_again=settings.dp == "none",
+        evaluate_on=lambda server_round: evaluation is None and evaluated(server_round),
+        observers=observers,
     )
     strategy: Strategy = federation
     if settings.align != "none":
@@ -109,7 +110,7 @@ def _federate(grid: Grid, settings: Settings, alone: ExitStack) -> None:
             aligner,
             every=1 if settings.align == "each-round" else "end",
             last_round=settings.num_rounds,
-            observer=run,
+            observers=observers,
         )
     resumable = Resumable(strategy, checkpoints, checkpoint)
     pretraining = None
@@ -137,10 +138,14 @@ def _federate(grid: Grid, settings: Settings, alone: ExitStack) -> None:
         if not server_round:
             return
         if evaluation and evaluated(server_round):
-            run.measured(server_round, evaluation(from_record(arrays)))
-        run.end_round(server_round)
+            measured = evaluation(from_record(arrays))
+            for observer in observers:
+                observer.measured(server_round, measured)
+        for observer in observers:
+            observer.round_ended(server_round)
 
     config: dict[str, Any] = {**identity, "run": run.name, "run-token": run.token}
+    alone.enter_context(told(observers, run, checkpoint.server_round if checkpoint else 0))
     try:
         result = resumable.start(
             grid,
@@ -158,6 +163,21 @@ def _federate(grid: Grid, settings: Settings, alone: ExitStack) -> None:
     write_report(run.folder, run.facts, run.rows, run.seconds)
     Console().print(results_table(run.rows))
     log.info("the run is in %s", run.folder)
+
+
+@contextmanager
+def told(observers: Sequence[RoundObserver], run: RunLog, done: int) -> Iterator[None]:
+    """Tell observers of the run's beginning and, whatever comes, of its end."""
+    for observer in observers:
+        observer.run_began(run.name, run.facts, done)
+    try:
+        yield
+    except BaseException as error:
+        for observer in observers:
+            observer.run_ended(error)
+        raise
+    for observer in observers:
+        observer.run_ended(None)
 
 
 def _begin(folder: Path, run: RunLog, first: Checkpoint) -> None:

@@ -14,7 +14,8 @@ from typing import Any
 from app.files import write_atomically
 from app.measurements import SAID
 from app.settings import Settings, SettingsError, feddat_home
-from strategies import one_line
+from strategies import RoundObserver, one_line
+from strategies.observer import Phase
 
 from .kept_rows import read_rows
 from .report import progress_line
@@ -27,10 +28,8 @@ FACTS = {"name": "", "text-only": 0.0, "unanswerable": 0.0}
 COUNTS = {"natural-partitions": 0, "skipped": 0}
 
 
-class RunLog:
+class RunLog(RoundObserver):
     """Collects one row a round and client, keeps ``settings.json`` and ``metrics.jsonl``.
-
-    It observes the strategy (`strategies.RoundObserver`).
 
     Parameters
     ----------
@@ -139,7 +138,7 @@ class RunLog:
                 log.warning("%s: %d rows that cannot be read were skipped", answer["name"], skipped)
 
     def replied(
-        self, server_round: int, phase: str, partition_id: int, metrics: Mapping[str, float | int]
+        self, server_round: int, phase: Phase, partition_id: int, metrics: Mapping[str, float | int]
     ) -> None:
         """Add what a client measured to its row of the round."""
         row = self._round.setdefault(partition_id, {})
@@ -162,13 +161,13 @@ class RunLog:
         """Add what the server measured itself to its own row of the round."""
         self._round.setdefault(SERVER, {"round": server_round, "partition": SERVER}).update(metrics)
 
-    def refused(self, server_round: int, phase: str, partition_id: int, reason: str) -> None:
+    def refused(self, server_round: int, phase: Phase, partition_id: int, reason: str) -> None:
         """Add a row for a reply that did not count."""
         self._write(
             [{"round": server_round, "partition": partition_id, "phase": phase, "refused": reason}],
         )
 
-    def end_round(self, server_round: int) -> None:
+    def round_ended(self, server_round: int) -> None:
         """Write the round's rows and say how far the run is."""
         self._write([self._round[partition] for partition in sorted(self._round)])
         self._round = {}

@@ -1,21 +1,30 @@
 """Flower strategies around Flower strategies; needs flwr and numpy only."""
 
-from .checks import is_private, one_line, reason_to_refuse
+from .checked import Checked
+from .checks import one_line, reason_to_refuse
 from .codec import Codec
 from .feddat import FedDAT
+from .membership import Admission
 from .mllm_alignment import Aligner, MLLMAlignment
+from .names import is_private
 from .observer import RoundObserver
+from .outliers import Limits
 from .privacy import central_privacy
+from .quorum import Quorum
 from .resume import Checkpoint, CheckpointStore, Resumable
 from .wrapper import StrategyWrapper
 
 __all__ = [
+    "Admission",
     "Aligner",
+    "Checked",
     "Checkpoint",
     "CheckpointStore",
     "Codec",
     "FedDAT",
+    "Limits",
     "MLLMAlignment",
+    "Quorum",
     "Resumable",
     "RoundObserver",
     "StrategyWrapper",

@@ -1,5 +1,6 @@
-"""What an array may be called and a reply may hold. Nothing a client sent is parsed here, only compared."""
+"""What a reply may hold. Nothing a client sent is parsed here, only compared."""
 
+from collections.abc import Callable
 from functools import lru_cache
 from io import BytesIO
 from math import prod
@@ -9,13 +10,9 @@ from flwr.app import Array, ArrayRecord, Error, RecordDict
 from flwr.common.constant import SType
 
 from .metrics import excess
+from .names import is_private
 
 MAX_WEIGHT = 2**53  # beyond it a float no longer counts one by one, and a sum of weights may overflow
-
-
-def is_private(name: str) -> bool:
-    """Whether an array's name is of what belongs to a client alone: a local or frozen adapter, or a head."""
-    return any(part in ("local", "frozen") or part.startswith(("head", "clf_")) for part in name.split("."))
 
 
 def one_line(text: object, limit: int = 200) -> str:
@@ -32,7 +29,10 @@ def cause(error: Error) -> str:
 
 
 def reason_to_refuse(
-    sent: ArrayRecord | None, content: RecordDict, weight_key: str = "num-examples"
+    sent: ArrayRecord | None,
+    content: RecordDict,
+    weight_key: str = "num-examples",
+    is_private: Callable[[str], bool] = is_private,
 ) -> str | None:
     """Say why a reply must not reach the aggregate.
 
@@ -43,13 +43,15 @@ def reason_to_refuse(
     Parameters
     ----------
     sent : ArrayRecord or None
-        What the client was sent to train, as it travelled. None: the reply is to an evaluation, which returns
-        metrics alone.
+        What the client was sent to train, as it travelled. None: the reply is to an evaluation, of which
+        the metrics count; what arrays it has are not looked at, but none may be private.
     content : RecordDict
-        The reply: one ArrayRecord (none after an evaluation), one MetricRecord and some ConfigRecords, of
-        which none is too large (`metrics.excess`).
+        The reply: one ArrayRecord (any number after an evaluation), one MetricRecord and some ConfigRecords,
+        of which none is too large (`metrics.excess`).
     weight_key : str
         The metric that weighs the reply; a positive number.
+    is_private : Callable[[str], bool]
+        Which arrays no reply may hold, by name.
 
     Returns
     -------
@@ -57,8 +59,8 @@ def reason_to_refuse(
         One line; None for a good reply.
     """
     records, metrics = list(content.array_records.values()), list(content.metric_records.values())
-    if len(records) != (sent is not None):
-        return f"{len(records)} array records instead of {int(sent is not None)}"
+    if sent is not None and len(records) != 1:
+        return f"{len(records)} array records instead of 1"
     if len(metrics) != 1:
         return f"{len(metrics)} metric records instead of 1"
     if much := excess(content):
@@ -66,6 +68,11 @@ def reason_to_refuse(
     weight = metrics[0].get(weight_key)
     if not isinstance(weight, int | float) or not 0 < weight <= MAX_WEIGHT:
         return f"metric '{weight_key}' is {one_line(weight, 40)}; a positive number is needed"
+    for name in (name for record in records for name in record if sent is None or name not in sent):
+        if is_private(name):
+            return f"array {one_line(name, 100)!r} has a private name"
+        if sent is not None:
+            return f"array {one_line(name, 100)!r} was not sent"
     return None if sent is None else _reason_in_arrays(sent, records[0])
 
 
@@ -81,10 +88,6 @@ def in_place(array: Array) -> np.ndarray:
 
 
 def _reason_in_arrays(sent: ArrayRecord, received: ArrayRecord) -> str | None:
-    for name in received:
-        if name not in sent:
-            why = "has a private name" if is_private(name) else "was not sent"
-            return f"array {one_line(name, 100)!r} {why}"
     for name in sent:
         if name not in received:
             return f"array '{name}' is missing"

@@ -6,7 +6,10 @@ from flwr.app import ArrayRecord
 
 
 class Codec(Protocol):
-    """Whoever writes arrays in fewer bytes, and reads what clients send back in the same way."""
+    """Whoever writes arrays in fewer bytes, and reads what clients send back in the same way.
+
+    Clients must read and write them in that way too: Flower's own `Array.numpy` refuses them.
+    """
 
     def encode(self, arrays: ArrayRecord) -> ArrayRecord:
         """Return the same names, dtypes and shapes, written with a `stype` of its own.

@@ -1,6 +1,6 @@
 """Which of a round's replies count."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass, replace
 from math import hypot, inf
@@ -12,6 +12,7 @@ from flwr.common.constant import SUPERLINK_NODE_ID
 from .checks import cause, one_line, reason_in_values, reason_to_refuse
 from .codec import Codec
 from .metrics import Ranges, kept
+from .names import is_private
 from .outliers import Limits, absurd_counts, changes, clipped, far_changes, usual_norms
 from .replies import bytes_of, scalars
 
@@ -82,6 +83,7 @@ def accept(
     codec: Codec | None = None,
     ranges: Ranges | None = None,
     bit: str | None = None,
+    is_private: Callable[[str], bool] = is_private,
 ) -> tuple[list[Reply], list[tuple[int, str]]]:
     """Tell the replies that count from those that do not.
 
@@ -92,7 +94,7 @@ def accept(
     replies : Iterable[Message]
         What came back, in any order.
     trained : bool
-        Whether the replies must hold arrays.
+        Whether the replies must hold arrays. Those of others are dropped.
     weight_key : str
         The metric that weighs a reply.
     limits : Limits or None
@@ -105,6 +107,8 @@ def accept(
         Which metrics count, see `metrics.kept`.
     bit : str, optional
         A metric that every reply must have, 0 or 1.
+    is_private : Callable[[str], bool]
+        Which arrays no reply may hold, by name.
 
     Returns
     -------
@@ -141,11 +145,14 @@ def accept(
             reason: str | None = "second reply" if asked else f"node {node} was not asked"
         elif reply.has_error():
             reason = cause(reply.error)
+            if codec and "Unsupported serialization type" in reason:
+                reason += " (its ClientApp does not read what the codec writes: see `strategies.Codec`)"
         else:
-            reason = reason_to_refuse(request.travelling if trained else None, reply.content, weight_key)
+            sent = request.travelling if trained else None
+            reason = reason_to_refuse(sent, reply.content, weight_key, is_private)
             if reason is None:
                 try:
-                    decoded = _decoded(request.arrays, reply, codec) if codec and trained else reply
+                    decoded = _decoded(request.arrays, reply, codec) if trained else _without_arrays(reply)
                     counted, dropped = _counted(decoded, weight_key, ranges)
                     if bit is not None and (said_bit := scalars(counted).get(bit)) not in (0, 1):
                         raise ValueError(f"metric '{bit}' is {said_bit}; 0 or 1 is needed")
@@ -211,8 +218,19 @@ def _counted(reply: Message, weight_key: str, ranges: Ranges | None) -> tuple[Me
     return _with(good, reply) if dropped else reply, dropped
 
 
-def _decoded(sent: ArrayRecord, reply: Message, codec: Codec) -> Message:
-    """Copy a reply with its arrays as the strategy knows them; ValueError if they are malformed."""
+def _without_arrays(reply: Message) -> Message:
+    """Return a reply without its arrays; the one that came stays as it is."""
+    if not reply.content.array_records:
+        return reply
+    bare = copy(reply)
+    bare.content = RecordDict({**reply.content.metric_records, **reply.content.config_records})
+    return bare
+
+
+def _decoded(sent: ArrayRecord, reply: Message, codec: Codec | None) -> Message:
+    """Return a reply with its arrays as the strategy knows them; ValueError if they are malformed."""
+    if codec is None:
+        return reply
     decoded = codec.decode(sent, next(iter(reply.content.array_records.values())))
     if reason := reason_in_values(decoded):
         raise ValueError(reason)

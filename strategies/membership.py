@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from time import monotonic, sleep
 from typing import cast
 
@@ -9,13 +10,37 @@ from flwr.app import ConfigRecord
 from flwr.serverapp import Grid
 
 from .handshake import Answer, agreed_size, ask, judge
-from .places import Places
+from .places import Places, Rule
 
 log = logging.getLogger("flwr")  # Flower's own logger: what it gets is in `flwr log`
 
 POLL_SECONDS = 0.5
 PROGRESS_SECONDS = 5.0
 LATE_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Admission:
+    """Whom a federation waits for, and who may take part in it.
+
+    Attributes
+    ----------
+    expected_nodes : int, optional
+        Nodes to wait for before the first round. None: as many as most say there are (``num-partitions`` in
+        the handshake), else one.
+    wait_seconds : float
+        How long to wait for nodes, and for their answers to the handshake; then the run ends with an error.
+    expected : Mapping[str, str | int]
+        What a node must say of itself in the handshake, such as the backbone's fingerprint.
+    places : {"first", "any"} or Mapping[int, int]
+        Whose partition is whose: the node's that held it first; whoever's when its node has left, for
+        SuperNodes without keys; or the node ids of given partitions. See `places.Places`.
+    """
+
+    expected_nodes: int | None = None
+    wait_seconds: float = 120
+    expected: Mapping[str, str | int] = field(default_factory=dict)
+    places: Rule = "first"
 
 
 class Members:
@@ -26,19 +51,12 @@ class Members:
 
     Parameters
     ----------
-    expected_nodes : int or None
-        Nodes to wait for before the first round. None: as many as most say there are (``num-partitions``
-        in the handshake), else one.
-    wait_seconds : float
-        How long to wait for nodes, and for their answers to the handshake.
-    expected : Mapping[str, str | int]
-        What a node must say of itself, see `handshake.judge`.
+    admission : Admission
+        Whom to wait for, and who may take part.
     handshake : bool
         False: nodes are not asked; the partition is the rank of the node id.
     on_joined : Callable
         Told what newly admitted nodes say of themselves, by partition.
-    places : Places, optional
-        Whose partition is whose. None: the first node's that holds it.
 
     Attributes
     ----------
@@ -48,19 +66,16 @@ class Members:
 
     def __init__(
         self,
-        expected_nodes: int | None,
-        wait_seconds: float,
-        expected: Mapping[str, str | int],
+        admission: Admission,
         handshake: bool,
         on_joined: Callable[[dict[int, ConfigRecord]], None],
-        places: Places | None = None,
     ) -> None:
-        self.expected_nodes = expected_nodes
-        self.wait_seconds = wait_seconds
-        self.expected = expected
+        self.expected_nodes = admission.expected_nodes
+        self.wait_seconds = admission.wait_seconds
+        self.expected = admission.expected
         self.handshake = handshake
         self.on_joined = on_joined
-        self.places = places or Places()
+        self.places = Places(admission.places)
         self.partitions: dict[int, int] = {}
         self._answers: dict[int, ConfigRecord] = {}  # of all that were admitted
         self._refused: dict[int, tuple[int, int]] = {}  # node → how often, and the round to ask it again

@@ -6,7 +6,7 @@ steps on its own data, under the supervision of a multimodal LLM.
 """
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, Protocol
 
 from flwr.app import Array, ArrayRecord, Message, MetricRecord
@@ -41,7 +41,7 @@ class MLLMAlignment(StrategyWrapper):
         Align after every so many rounds; "end": only after the last one.
     last_round : int, optional
         Which that is; "end" needs it.
-    observer : RoundObserver, optional
+    observers : sequence of RoundObserver
         Told of every alignment.
 
     Raises
@@ -56,7 +56,7 @@ class MLLMAlignment(StrategyWrapper):
         aligner: Aligner,
         every: int | Literal["end"] = 1,
         last_round: int | None = None,
-        observer: RoundObserver | None = None,
+        observers: Sequence[RoundObserver] = (),
     ) -> None:
         super().__init__(strategy)
         if every != "end" and (not isinstance(every, int) or isinstance(every, bool) or every < 1):
@@ -64,7 +64,7 @@ class MLLMAlignment(StrategyWrapper):
         if every == "end" and last_round is None:
             raise ValueError("last_round is None with every = 'end'; allowed: the number of rounds")
         self.aligner = aligner
-        self.observer = observer
+        self.observers = observers
         self.every = every
         self.last_round = last_round
 
@@ -89,8 +89,8 @@ class MLLMAlignment(StrategyWrapper):
             return arrays, metrics
         aligned, measured = self.aligner.align(server_round, arrays)
         named = {f"align/{name}": float(value) for name, value in measured.items()}
-        if self.observer is not None and named:
-            self.observer.measured(server_round, named)
+        for observer in self.observers if named else ():
+            observer.measured(server_round, named)
         return _like(aligned, arrays), MetricRecord({**(metrics or {}), **named})
 
     def _due(self, server_round: int) -> bool:

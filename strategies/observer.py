@@ -1,13 +1,26 @@
-"""What a run's record is told of each reply."""
+"""What whoever keeps a run's record, or shows it, is told."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 Phase = Literal["train", "evaluate"]
 
 
-class RoundObserver(Protocol):
-    """Whoever keeps the record of a run; called in the order of the partitions."""
+class RoundObserver:
+    """Told of a run as it goes, of replies in the order of the partitions; a subclass writes what it needs.
+
+    Strategies tell of nodes, replies and measurements. The run's beginning and end, and a round's end, are
+    known to whoever starts them, and told by them.
+    """
+
+    def run_began(self, name: str, settings: Mapping[str, Any], done: int) -> None:
+        """Take the run's name, its settings, and how many rounds are over: more than 0 when it goes on."""
+
+    def run_ended(self, error: BaseException | None) -> None:
+        """Take why the run ended; None: it went well."""
+
+    def round_ended(self, server_round: int) -> None:
+        """Note that there is nothing more to be told of a round."""
 
     def joined(self, answers: Mapping[int, Mapping[str, Any]]) -> None:
         """Take what newly admitted nodes say of themselves in the handshake, by partition."""

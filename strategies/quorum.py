@@ -16,10 +16,16 @@ class Quorum:
         Valid replies needed.
     max_failure_rate : float
         Largest share of the clients asked that may give none, in [0, 1].
+    try_again : bool
+        False: a round without enough ends the run at once, so that no client answers it twice.
+    round_timeout : float
+        Seconds to wait for replies when a round is tried again; at first it is the `timeout` of `start`.
     """
 
-    min_clients: int
-    max_failure_rate: float
+    min_clients: int = 1
+    max_failure_rate: float = 1.0
+    try_again: bool = True
+    round_timeout: float = 3600
 
     def lack(self, asked: int, valid: int, reasons: Sequence[str]) -> str | None:
         """Say in one line what is missing, with the `reasons` of the refusals; None if nothing is."""

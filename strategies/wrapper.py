@@ -8,6 +8,8 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import (
     DifferentialPrivacyClientSideAdaptiveClipping,
     FedAvg,
+    FedXgbBagging,
+    FedXgbCyclic,
     Strategy,
 )
 from flwr.serverapp.strategy.dp_adaptive_clipping import DifferentialPrivacyAdaptiveBase
@@ -89,8 +91,11 @@ def _check_order(strategy: Strategy) -> None:
         name = type(layer).__name__
         if isinstance(layer, Strategy) and type(layer).start is not Strategy.start:
             raise ValueError(
-                f"{name} has a loop of its own, so it belongs outermost: {name}(FedDAT(FedAvg()))"
+                f"{name} has a loop of its own, which would not run in here; allowed: that loop on what"
+                f" stands outermost, class Own(FedDAT): start = {name}.start"
             )
+        if isinstance(layer, FedXgbBagging | FedXgbCyclic):
+            raise ValueError(f"{name} collects trees, not arrays of one shape; allowed: what averages arrays")
         if isinstance(layer, CENTRAL_PRIVACY):
             inside = layer.strategy
             # Elsewhere its noise would not be what hides one client in the result.

@@ -37,14 +37,16 @@ def test_settings_reach_the_strategy(federation, strategies):
     (made,) = strategies
     assert type(made["strategy"]).__name__ == "FedAdam"
     assert made["weighting"] == "num-examples"
-    assert (made["expected_nodes"], made["wait_seconds"], made["seed"]) == (2, 7.0, 4)
-    assert {key: made[key.replace("-", "_")] for key in wall} == wall
-    assert made["places"] == {0: 1000}
+    admission = made["admission"]
+    assert (admission.expected_nodes, admission.wait_seconds, made["seed"]) == (2, 7.0, 4)
+    assert admission.places == {0: 1000}
+    reached = {**vars(made["limits"]), **vars(made["quorum"])}
+    assert {key: reached[key.replace("-", "_")] for key in wall} == wall
 
 
 def test_all_nodes_of_the_federation_are_expected_by_default(federation, strategies):
     federation().serve()
-    assert strategies[0]["expected_nodes"] is None
+    assert strategies[0]["admission"].expected_nodes is None
 
 
 def test_clients_must_run_the_servers_source_backbone_and_version(federation, strategies, small_backbone):
@@ -56,7 +58,7 @@ def test_clients_must_run_the_servers_source_backbone_and_version(federation, st
         "version": room.__version__,
         "schema": SCHEMA,
     }
-    assert strategies[0]["expected"] == identity
+    assert strategies[0]["admission"].expected == identity
     for way, message in clients.wire:
         if way == "to client" and message.metadata.message_type != "query":
             assert message.content["config"].items() >= identity.items()

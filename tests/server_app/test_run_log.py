@@ -31,9 +31,9 @@ def test_a_row_is_what_a_client_measured_in_both_phases(make):
     run.replied(1, "train", 0, {"num-examples": 5, "ce-student": 3.0, "bytes-down": 100, "bytes-up": 90})
     run.replied(1, "evaluate", 1, {"num-examples": 8, "student": 0.5, "bytes-down": 70, "bytes-up": 0})
     assert run.rows == []
-    run.end_round(1)
+    run.round_ended(1)
     run.replied(2, "train", 0, {"num-examples": 5, "bytes-down": 1, "bytes-up": 2})
-    run.end_round(2)
+    run.round_ended(2)
     facts = {"text-only": 0.25, "unanswerable": 0.0}
     clean = {"round": 1, "partition": 0, "name": "clean", "num-examples": 5, "ce-student": 3.0, **facts}
     sketch = {"round": 1, "partition": 1, "name": "sketch", "num-examples": 12, "ce-student": 2.0, **facts}
@@ -58,7 +58,7 @@ def test_a_client_cannot_write_into_the_row_of_another(make):
     run.folder.mkdir(parents=True)
     run.joined({0: answer("clean"), 1: answer("sketch")})
     run.replied(1, "train", 0, {"partition": 1, "round": 7, "name": "sketch", "text-only": 0.9})
-    run.end_round(1)
+    run.round_ended(1)
     (row,) = rows_of(run)
     assert (row["round"], row["partition"], row["name"], row["text-only"]) == (1, 0, "clean", 0.25)
 
@@ -68,7 +68,7 @@ def test_a_client_cannot_write_what_marks_a_row(make):
     run.folder.mkdir(parents=True)
     run.joined({0: answer("clean")})
     run.replied(1, "train", 0, {"refused": 1.0, "phase": 2.0, "ce-student": 0.5})
-    run.end_round(1)
+    run.round_ended(1)
     (row,) = rows_of(run)
     assert row.keys() == {"round", "partition", "name", "text-only", "unanswerable", "ce-student"}
 
@@ -79,7 +79,7 @@ def test_what_a_client_says_of_its_data_is_in_its_range(make, number):
     run.folder.mkdir(parents=True)
     run.joined({0: answer("clean", 10**18, **{"text-only": number, "unanswerable": number, "skipped": -1})})
     run.replied(1, "train", 0, {"num-examples": 12})
-    run.end_round(1)
+    run.round_ended(1)
     (row,) = rows_of(run)
     assert not {"text-only", "unanswerable"} & row.keys()
 
@@ -89,7 +89,7 @@ def test_what_is_not_a_number_is_none_in_the_file(make):
     run.folder.mkdir(parents=True)
     run.joined({0: answer("clean")})
     run.replied(1, "train", 0, {"ce-student": float("nan")})
-    run.end_round(1)
+    run.round_ended(1)
     assert "NaN" not in (run.folder / "metrics.jsonl").read_text()
     assert rows_of(run)[0]["ce-student"] is None
 
@@ -121,7 +121,7 @@ def test_a_client_that_went_back_to_an_earlier_state_is_said_and_kept(make, capl
     run.joined({0: answer("clean")})
     run.replied(4, "train", 0, {"num-examples": 12, "state-recovered": 1})
     assert caplog.messages[-1].startswith("round 4, train: partition 0 lost its newest private state")
-    run.end_round(4)
+    run.round_ended(4)
     assert rows_of(run)[0]["state-recovered"] == 1
 
 
@@ -133,7 +133,7 @@ def test_what_a_client_should_not_say_of_itself_ends_nothing(make, name):
     words = {"name": name, "text-only": "much", "natural-partitions": 2.5, "skipped": True}
     run.joined({0: {key: value for key, value in words.items() if value is not None}})
     run.replied(1, "train", 0, {"num-examples": 12})
-    run.end_round(1)
+    run.round_ended(1)
     (row,) = rows_of(run)
     assert not {"text-only", "unanswerable"} & row.keys()
     assert row["name"] == ("[2J" if name == "\n\x1b[2J" else "partition 0")

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, MetricRecord, RecordDict
 
-from strategies.checks import cause, is_private, one_line, reason_to_refuse
+from strategies import is_private
+from strategies.checks import cause, one_line, reason_to_refuse
 
 A, B = np.arange(6, dtype=np.float32).reshape(2, 3), np.float32([1, 2])
 
@@ -128,9 +129,12 @@ def test_a_variance_is_not_below_zero():
             assert reason == (f"array '{name}' has variances below 0" if is_bad else None)
 
 
-def test_an_evaluation_brings_no_arrays():
+def test_an_evaluations_arrays_are_not_looked_at_but_for_their_names():
+    """Flower ignores them, and some of its own examples send them."""
     assert reason_to_refuse(None, RecordDict({"m": MetricRecord({"num-examples": 1})})) is None
-    assert reason_to_refuse(None, content()) == "1 array records instead of 0"
+    assert reason_to_refuse(None, content({"any": Array(B)})) is None
+    refused = reason_to_refuse(None, content({"any": Array(B)}), "num-examples", "any".__eq__)
+    assert refused == "array 'any' has a private name"
 
 
 @pytest.mark.parametrize(
@@ -138,6 +142,7 @@ def test_an_evaluation_brings_no_arrays():
 )
 def test_private_names(name):
     assert is_private(name)
+    assert is_private(name, ["other"]) == bool({"local", "frozen"} & set(name.split(".")))
 
 
 @pytest.mark.parametrize(

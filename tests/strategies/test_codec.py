@@ -11,7 +11,7 @@ from flwr.serverapp import strategy as flower
 
 from app.codec import ENCODINGS
 from app.records import WireCodec, from_record, to_reply
-from strategies import FedDAT
+from strategies import FedDAT, Limits, Quorum
 from strategies.inbox import _decoded
 
 SENT = {"x.a": np.float32([[1.03, -2.0, 0.25], [0.5, 0.125, 0.0]]), "y": np.float32([0.3, 4.0])}
@@ -69,7 +69,7 @@ def sent_last(grid):
 
 def run(grid, precision, notes, inner=flower.FedAvg):
     arrays = ArrayRecord({name: Array(value) for name, value in SENT.items()})
-    strategy = FedDAT(inner(), max_change=10, observer=notes, codec=WireCodec(precision))
+    strategy = FedDAT(inner(), limits=Limits(max_change=10), observers=[notes], codec=WireCodec(precision))
     return strategy.start(grid, arrays, num_rounds=1)
 
 
@@ -97,7 +97,9 @@ def test_what_was_decoded_is_clipped(toy, clients, precision):
     """Each array's values all change by the step, so the median step is the usual change."""
     notes = toy.Notes()
     arrays = ArrayRecord({name: Array(value) for name, value in SENT.items()})
-    strategy = FedDAT(flower.FedAvg(), clip_change=1.0, observer=notes, codec=WireCodec(precision))
+    strategy = FedDAT(
+        flower.FedAvg(), limits=Limits(clip_change=1.0), observers=[notes], codec=WireCodec(precision)
+    )
     result = strategy.start(clients(precision), arrays, num_rounds=1)
     usual = sorted(STEPS)[1]
     for name, value in SENT.items():
@@ -139,7 +141,9 @@ def test_a_round_that_is_tried_again_sends_the_same(toy, clients, precision):
     notes, grid = toy.Notes(), clients(precision)
     again(grid, precision)
     arrays = ArrayRecord({name: Array(value) for name, value in SENT.items()})
-    FedDAT(flower.FedAvg(), min_clients=3, observer=notes, codec=WireCodec(precision)).start(grid, arrays, 1)
+    FedDAT(
+        flower.FedAvg(), quorum=Quorum(min_clients=3), observers=[notes], codec=WireCodec(precision)
+    ).start(grid, arrays, 1)
     records = [m.content["arrays"] for m in grid.sent if m.metadata.message_type == "train"]
     assert len(records) == 6
     assert {name: array.data for name, array in records[-1].items()} == {
@@ -221,7 +225,7 @@ def test_two_arrays_of_one_shape_cannot_change_places(toy, clients):
 
     usual = grid.nodes[6].alter
     grid.nodes[6].alter = lambda good: swap(usual(good)) if "arrays" in good else good
-    FedDAT(flower.FedAvg(), observer=notes, codec=WireCodec("int8")).start(grid, arrays, 1)
+    FedDAT(flower.FedAvg(), observers=[notes], codec=WireCodec("int8")).start(grid, arrays, 1)
     assert (1, "train", 1, "array 'a' has another checksum than its bytes") in notes
 
 

@@ -10,7 +10,7 @@ from dp_accounting.rdp import RdpAccountant
 from flwr.serverapp.strategy import FedAvg
 from scipy.stats import norm as normal
 
-from strategies import FedDAT, central_privacy, privacy
+from strategies import FedDAT, Limits, Quorum, central_privacy, privacy
 from strategies.privacy import CENTRAL, epsilon, gaussian_delta
 from tests.strategies.test_privacy import SIZE, aggregate_changes
 
@@ -120,7 +120,7 @@ def test_one_client_that_fails_is_hidden_in_a_whole_round(toy, arrays, mechanism
         nodes = {i: toy.Client(i, step) for i, step in enumerate((1.0, 1.0, 10.0, 10.0, 10.0))}
         nodes[4].alter = alter
         private = central_privacy(kind, FedAvg(), Z, C, CLIENTS)
-        federation = FedDAT(private, max_change=1.5, max_failure_rate=1.0)
+        federation = FedDAT(private, limits=Limits(max_change=1.5), quorum=Quorum(max_failure_rate=1.0))
         result = federation.start(toy.Grid(nodes), arrays, num_rounds=1)
         return np.concatenate([array.numpy().ravel() for array in result.arrays.values()])
 
@@ -133,5 +133,5 @@ def test_a_round_is_not_tried_again_under_central_privacy(toy, arrays):
     grid = toy.Grid(nodes)
     private = central_privacy("server-fixed", FedAvg(), Z, C, 3)
     with pytest.raises(RuntimeError, match=r"^round 1: 1 of 3 clients gave a valid reply"):
-        FedDAT(private, max_failure_rate=0.5).start(grid, arrays, num_rounds=1)
+        FedDAT(private, quorum=Quorum(max_failure_rate=0.5)).start(grid, arrays, num_rounds=1)
     assert sorted(grid.asked("train")) == [0, 1, 2]

@@ -7,7 +7,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord
 from flwr.serverapp import strategy as flower
 
-from strategies import FedDAT
+from strategies import Admission, FedDAT, Quorum
 
 MEAN = 3.625  # of the clients' steps 1, 2, 2.5 and 9
 WEIGHTED = 6.3125  # (1 + 2 + 2.5 + 5 * 9) / 8: by their examples 1, 1, 1 and 5
@@ -56,19 +56,20 @@ INNER = {
 
 @pytest.mark.parametrize(("make", "expected"), INNER.values(), ids=INNER.keys())
 def test_every_strategy_runs_inside(toy, federation, arrays, make, expected):
-    result = FedDAT(make()).start(federation(), arrays, num_rounds=2)
+    result = FedDAT(make(), weighting="uniform").start(federation(), arrays, num_rounds=2)
     assert toy.value(result) == pytest.approx(expected, rel=1e-5)
     assert result.train_metrics_clientapp.keys() == result.evaluate_metrics_clientapp.keys() == {1, 2}
 
 
 def test_partitions_are_known_by_node(federation, arrays):
-    strategy = FedDAT(flower.FedAvg(), expected_nodes=4)
+    strategy = FedDAT(flower.FedAvg(), admission=Admission(expected_nodes=4))
     strategy.start(federation(), arrays, num_rounds=1)
     assert strategy.partitions == {40: 0, 10: 1, 30: 2, 20: 3}
 
 
-def test_weighting_by_examples(toy, federation, arrays):
-    result = FedDAT(flower.FedAvg(), weighting="num-examples").start(federation(), arrays, num_rounds=1)
+@pytest.mark.parametrize("weighting", [None, "num-examples"])
+def test_weighting_is_the_strategys_own_or_by_examples(toy, federation, arrays, weighting):
+    result = FedDAT(flower.FedAvg(), weighting=weighting).start(federation(), arrays, num_rounds=1)
     assert toy.value(result) == WEIGHTED
     score = (0.1 + 0.2 + 5 * 0.3) / 8
     assert result.train_metrics_clientapp[1]["score"] == pytest.approx(score)
@@ -76,7 +77,8 @@ def test_weighting_by_examples(toy, federation, arrays):
 
 
 def test_uniform_weighting_is_the_plain_mean_of_metrics_too(federation, arrays):
-    result = FedDAT(flower.FedAvg()).start(federation(), arrays, num_rounds=1)
+    strategy = FedDAT(flower.FedAvg(), weighting="uniform")
+    result = strategy.start(federation(), arrays, num_rounds=1)
     assert result.train_metrics_clientapp[1] == {"score": pytest.approx(0.15)}
     assert result.evaluate_metrics_clientapp[1] == {"score": pytest.approx(0.15)}
 
@@ -89,7 +91,9 @@ def test_uniform_weighting_uses_the_strategys_own_key(toy, federation, arrays):
     grid = federation()
     for client in grid.nodes.values():
         client.alter = alter
-    result = FedDAT(flower.FedAvg(weighted_by_key="tokens")).start(grid, arrays, num_rounds=1)
+    result = FedDAT(flower.FedAvg(weighted_by_key="tokens"), weighting="uniform").start(
+        grid, arrays, num_rounds=1
+    )
     assert toy.value(result) == MEAN
 
 
@@ -127,7 +131,8 @@ def test_replies_in_another_order_of_names_are_put_right(toy, federation):
     for client in grid.nodes.values():
         client.alter = alter
     arrays = toy.arrays(x_b=[1], x_a=[5])
-    result = FedDAT(flower.FedAvgM(server_learning_rate=0.5)).start(grid, arrays, num_rounds=1)
+    strategy = FedDAT(flower.FedAvgM(server_learning_rate=0.5), weighting="uniform")
+    result = strategy.start(grid, arrays, num_rounds=1)
     assert [(k, v.numpy().item()) for k, v in result.arrays.items()] == [("x.b", 2.8125), ("x.a", 6.8125)]
 
 
@@ -135,14 +140,14 @@ def test_replies_in_another_order_of_names_are_put_right(toy, federation):
 def test_private_arrays_are_never_sent(toy, federation, name):
     grid = federation()
     arrays = ArrayRecord({"x.a": Array(np.zeros(1)), name: Array(np.zeros(1))})
-    with pytest.raises(ValueError, match=f"array '{name}' is private; only the shared adapter may be sent"):
+    with pytest.raises(ValueError, match=f"array '{name}' is private, and may not be sent"):
         FedDAT(flower.FedAvg()).start(grid, arrays)
     assert grid.asked("train") == []
 
 
 def test_the_observer_gets_true_metrics_and_bytes_in_the_order_of_partitions(toy, federation, arrays):
     notes = toy.Notes()
-    FedDAT(flower.FedAvg(), observer=notes).start(federation(), arrays, num_rounds=1)
+    FedDAT(flower.FedAvg(), observers=[notes]).start(federation(), arrays, num_rounds=1)
     down = 2 * 128 + 4 * 4 + 2 * 4 + len("x.b") + len("x.a")  # headers of .npy, float32 values, names
     for phase, up in (("train", down), ("evaluate", 0)):
         told = [note for note in notes if note[1] == phase]
@@ -176,9 +181,9 @@ def test_shared_messages_and_replies_are_left_alone(federation, arrays):
 
 
 def test_the_summary_names_both(caplog):
-    FedDAT(flower.FedProx(proximal_mu=0.25), seed=3).summary()
+    FedDAT(flower.FedProx(proximal_mu=0.25), weighting="uniform", seed=3).summary()
     text = "\n".join(caplog.messages)
-    assert "FedDAT: shared adapter only, weighting uniform, seed 3" in text
+    assert "FedDAT: weighting uniform, seed 3" in text
     assert "Proximal mu: 0.25" in text
 
 
@@ -233,7 +238,7 @@ def test_a_round_that_is_tried_again_says_the_same(toy, arrays, told):
         return "busy" if sum(tries) == 2 and tries[-1] else content
 
     grid = toy.Grid({7: toy.Client(0, 1), 3: toy.Client(1, 1, alter=fails_first)})
-    strategy = FedDAT(flower.FedAvg(min_available_nodes=2), min_clients=2)
+    strategy = FedDAT(flower.FedAvg(min_available_nodes=2), quorum=Quorum(min_clients=2))
     strategy.start(grid, arrays, num_rounds=2)
     assert sorted(told("train")[2:]) == [[2, 3, 1], [2, 3, 1], [2, 7, 1], [2, 7, 1]]
 

@@ -7,7 +7,7 @@ from flwr.serverapp import strategy as flower
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from strategies import FedDAT, reason_to_refuse
+from strategies import FedDAT, Limits, reason_to_refuse
 from strategies.checks import MAX_WEIGHT
 
 SENT = {
@@ -124,7 +124,9 @@ def test_a_malformed_reply_changes_no_aggregate_and_is_reported(toy, content):
     notes = toy.Notes()
     grid = toy.Grid({7 - p: toy.Client(p, step=1.0 + p) for p in range(3)})
     grid.nodes[6].alter = lambda good: content if "arrays" in good else good
-    result = FedDAT(flower.FedAvg(), max_change=10, observer=notes).start(grid, ArrayRecord(dict(RECORD)), 1)
+    result = FedDAT(flower.FedAvg(), limits=Limits(max_change=10), observers=[notes]).start(
+        grid, ArrayRecord(dict(RECORD)), 1
+    )
     for name, values in SENT.items():
         np.testing.assert_allclose(result.arrays[name].numpy(), values + 2)
     assert [note[2] for note in notes if note[1] == "train" and isinstance(note[3], str)] == [1]
@@ -156,6 +158,8 @@ def test_replies_that_are_too_large_are_refused(toy, fault, reason):
     notes = toy.Notes()
     grid = toy.Grid({7 - p: toy.Client(p, step=2.0) for p in range(3)})
     grid.nodes[6].alter = lambda good: fault(good) if "arrays" in good else good
-    result = FedDAT(flower.FedAvg(), max_change=10, observer=notes).start(grid, ArrayRecord(dict(RECORD)), 1)
+    result = FedDAT(flower.FedAvg(), limits=Limits(max_change=10), observers=[notes]).start(
+        grid, ArrayRecord(dict(RECORD)), 1
+    )
     assert result.arrays["y"].numpy().item() == 2.5
     assert (1, "train", 1, reason) in notes

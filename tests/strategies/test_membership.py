@@ -6,7 +6,7 @@ import pytest
 from flwr.app import ConfigRecord
 from flwr.serverapp.strategy import FedAvg
 
-from strategies import FedDAT
+from strategies import Admission, FedDAT
 
 SHA = "0123456789abcdef" * 4
 
@@ -31,7 +31,7 @@ def test_waits_for_the_expected_nodes_and_says_so(toy, configure, clock, caplog)
             grid.nodes[int(now)] = toy.Client(partition=int(now))
 
     clock.on_tick = arrive
-    strategy = FedDAT(fedavg(), expected_nodes=2)
+    strategy = FedDAT(fedavg(), admission=Admission(expected_nodes=2))
     assert sorted(m.metadata.dst_node_id for m in configure(strategy, grid)) == [6, 12]
     assert clock.now == 12.0
     waiting = [text for text in caplog.messages if text.startswith("waiting")]
@@ -42,7 +42,7 @@ def test_the_first_nodes_say_how_many_to_wait_for(toy, configure, clock):
     """Each node of a federation of two says so; the second comes after the first was asked."""
     grid, notes = toy.Grid({7: toy.Client(1, **{"num-partitions": 2})}), toy.Notes()
     clock.on_tick = lambda now: grid.nodes.setdefault(8, toy.Client(0, **{"num-partitions": 2}))
-    strategy = FedDAT(fedavg(), observer=notes)
+    strategy = FedDAT(fedavg(), observers=[notes])
     assert [m.metadata.dst_node_id for m in configure(strategy, grid)] == [8, 7]
     assert grid.asked("query") == [7, 8]
     assert {partition: answer["num-partitions"] for partition, answer in notes.members.items()} == {
@@ -52,7 +52,7 @@ def test_the_first_nodes_say_how_many_to_wait_for(toy, configure, clock):
 
 
 def test_the_deadline_ends_the_wait(toy, configure, clock):
-    strategy = FedDAT(fedavg(), expected_nodes=5, wait_seconds=30)
+    strategy = FedDAT(fedavg(), admission=Admission(expected_nodes=5, wait_seconds=30))
     with pytest.raises(RuntimeError, match=r"^expected nodes: 5, but 2 came within 30 s: .*num-clients") as e:
         configure(strategy, toy.Grid({7: toy.Client(0), 8: toy.Client(1)}))
     assert "\n" not in str(e.value)
@@ -60,7 +60,7 @@ def test_the_deadline_ends_the_wait(toy, configure, clock):
 
 
 def test_the_deadline_ends_flowers_own_wait_too(toy, configure, clock):
-    strategy = FedDAT(FedAvg(min_available_nodes=3), wait_seconds=20)
+    strategy = FedDAT(FedAvg(min_available_nodes=3), admission=Admission(wait_seconds=20))
     with pytest.raises(RuntimeError, match=r"round 1: the strategy wants more than 1 nodes, 20 s are over"):
         configure(strategy, toy.Grid({7: toy.Client(0)}))
 
@@ -103,7 +103,9 @@ def misfit(toy):
     same = {"backbone": SHA, "version": "0.1.0", "num-partitions": 3}
 
     def make(grid, second):
-        strategy = FedDAT(fedavg(), expected={key: same[key] for key in ("backbone", "version")})
+        strategy = FedDAT(
+            fedavg(), admission=Admission(expected={key: same[key] for key in ("backbone", "version")})
+        )
         said = {7: (0, same), 8: (1, {**same, **second}), 9: (2, same)}
         return strategy, grid({node: toy.Client(p, **handshake) for node, (p, handshake) in said.items()})
 
@@ -153,7 +155,7 @@ def test_without_a_node_that_answers_there_is_no_start(toy, configure, clock, an
         nodes[8].reply = nodes[9].reply = lambda message: answer
         began = clock.now
         with pytest.raises(RuntimeError) as e:
-            configure(FedDAT(fedavg(), wait_seconds=30), kind(nodes))
+            configure(FedDAT(fedavg(), admission=Admission(wait_seconds=30)), kind(nodes))
         assert reason in str(e.value)
         assert "(and 1 more nodes)" in str(e.value)
         assert clock.now - began == seconds
@@ -161,7 +163,7 @@ def test_without_a_node_that_answers_there_is_no_start(toy, configure, clock, an
 
 def test_nodes_are_asked_once_and_later_ones_when_they_come(toy, configure, caplog):
     grid = toy.Grid({7: toy.Client(0), 8: toy.Client(1)})
-    strategy = FedDAT(fedavg(), expected={"version": "1"})
+    strategy = FedDAT(fedavg(), admission=Admission(expected={"version": "1"}))
     for client in grid.nodes.values():
         client.handshake["version"] = "1"
     configure(strategy, grid, 1)

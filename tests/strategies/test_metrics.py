@@ -114,7 +114,7 @@ def test_what_a_client_adds_reaches_neither_observer_nor_mean_and_is_said_once(t
 
     grid = toy.Grid({7 - p: toy.Client(p, step=1.0, alter=alter if p else lambda c: c) for p in range(3)})
     metrics = {phase: {"score": (0.0, 1.0)} for phase in ("train", "evaluate")}
-    result = FedDAT(flower.FedAvg(), observer=notes, metrics=metrics).start(grid, arrays, 2)
+    result = FedDAT(flower.FedAvg(), observers=[notes], metrics=metrics).start(grid, arrays, 2)
     assert toy.value(result) == 2.0
     clean, traffic = {"num-examples": 1, "score": 0.0}, {"bytes-down", "bytes-up"}
     for _, _, partition, row in notes:

@@ -10,7 +10,7 @@ from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian, FedProx
 from strategies import FedDAT, MLLMAlignment
 
 INNER = {
-    "FedDAT": lambda: FedDAT(FedAvg(**ALL)),
+    "FedDAT": lambda: FedDAT(FedAvg(**ALL), weighting="uniform"),
     "FedAdam": lambda: FedAdam(**ALL),
     "FedProx": lambda: FedProx(**ALL, proximal_mu=0.1),
     "FedDAT of FedMedian": lambda: FedDAT(FedMedian(**ALL)),
@@ -47,7 +47,7 @@ def test_an_aligner_of_no_steps_changes_no_byte(federation, arrays, inner):
 
 def test_what_was_aligned_is_sent_next_and_is_the_result(federation, arrays, toy):
     grid, aligner = federation(), Adding(10)
-    result = MLLMAlignment(FedDAT(FedAvg(**ALL)), aligner).start(grid, arrays, num_rounds=2)
+    result = MLLMAlignment(INNER["FedDAT"](), aligner).start(grid, arrays, num_rounds=2)
     # The clients add 3.625 in the mean, each round.
     assert toy.value(result) == 2 * (3.625 + 10)
     second = [m for m in grid.sent if m.metadata.message_type == "train"][-1]
@@ -63,7 +63,7 @@ def test_it_aligns_when_it_was_told_to(federation, arrays, every, calls):
 
 
 def test_what_was_measured_joins_the_metrics(federation, arrays):
-    result = MLLMAlignment(FedDAT(FedAvg(**ALL)), Adding(1)).start(federation(), arrays, num_rounds=1)
+    result = MLLMAlignment(INNER["FedDAT"](), Adding(1)).start(federation(), arrays, num_rounds=1)
     metrics = result.train_metrics_clientapp[1]
     assert metrics["align/ce"] == 0.5
     assert metrics["align/accepted"] == 1

@@ -8,7 +8,7 @@ import pytest
 from flwr.app import Array, ArrayRecord
 from flwr.serverapp import strategy as flower
 
-from strategies import FedDAT, Resumable, central_privacy
+from strategies import FedDAT, Limits, Resumable, central_privacy
 from strategies.outliers import absurd_counts, changes, clipped, far_changes, most_counted, usual_norms
 from strategies.privacy import CENTRAL
 
@@ -88,7 +88,9 @@ def test_a_poisoning_minority_does_not_reach_any_strategy(toy, arrays, inner):
     """Five honest clients with a step of 1, two with the step of the other sign a hundred times as far."""
     notes = toy.Notes()
     grid = grid_of(toy, [1, -100, 1, 1, -100, 1, 1], [1] * 7)
-    result = FedDAT(inner(), max_change=10, observer=notes).start(grid, arrays, num_rounds=2)
+    result = FedDAT(inner(), limits=Limits(max_change=10), observers=[notes]).start(
+        grid, arrays, num_rounds=2
+    )
     assert toy.value(result) == 2
     refused = [(note[0], note[2]) for note in notes if isinstance(note[3], str)]
     assert refused == [(1, 1), (1, 4), (2, 1), (2, 4)]
@@ -109,7 +111,7 @@ def test_a_client_that_says_it_has_ever_more_examples_is_refused(toy, arrays, re
     checkpoints = []
     store = SimpleNamespace(save=checkpoints.append)
     for num_rounds in (2, 3) if resumed else (3,):
-        strategy = FedDAT(flower.FedAvg(), weighting="num-examples", observer=notes)
+        strategy = FedDAT(flower.FedAvg(), weighting="num-examples", observers=[notes])
         last = checkpoints[-1] if checkpoints else None
         Resumable(strategy, store, last).start(grid, arrays, num_rounds)
     refused = [note for note in notes if isinstance(note[3], str)]
@@ -183,7 +185,7 @@ def test_nothing_is_left_of_a_change_that_has_no_norm(huge):
 
 
 def clipping(inner=flower.FedAvg, **keywords):
-    return FedDAT(inner(), clip_change=1.0, **keywords)
+    return FedDAT(inner(), limits=Limits(clip_change=1.0), **keywords)
 
 
 HONEST = [1, 2, 3, 4, 5]
@@ -241,7 +243,7 @@ def test_replies_that_change_nothing_have_no_say(toy, arrays):
 def test_what_was_clipped_is_said_and_no_client_says_it_itself(toy, arrays):
     notes, grid = toy.Notes(), grid_of(toy, [1, 4, 1], [1] * 3)
     grid.nodes[9].alter = lambda content: content["metrics"].update({"clipped": 0.5}) or content
-    clipping(observer=notes).start(grid, arrays, num_rounds=1)
+    clipping(observers=[notes]).start(grid, arrays, num_rounds=1)
     said = {note[2]: note[3].get("clipped") for note in notes if note[1] == "train"}
     assert said == {0: 1, 1: pytest.approx(0.25), 2: 1}
 
@@ -278,7 +280,9 @@ def test_under_central_privacy_no_reply_depends_on_another(toy, arrays, kind):
     for client in grid.nodes.values():
         client.alter = lambda content: content["metrics"].update({"norm_bit": 0}) or content
     private = central_privacy(kind, flower.FedAvg(), 1e-9, 1.0, 4)
-    FedDAT(private, max_change=2, clip_change=1.0, observer=notes).start(grid, arrays, num_rounds=1)
+    FedDAT(private, limits=Limits(max_change=2, clip_change=1.0), observers=[notes]).start(
+        grid, arrays, num_rounds=1
+    )
     trained = [note for note in notes if note[1] == "train"]
     assert [note[2] for note in trained] == [0, 1, 2, 3]
     assert not any(isinstance(note[3], str) or "clipped" in note[3] for note in trained)

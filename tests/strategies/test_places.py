@@ -5,7 +5,7 @@ import pytest
 from flwr.app import ConfigRecord
 from flwr.serverapp.strategy import FedAvg
 
-from strategies import FedDAT
+from strategies import Admission, FedDAT
 
 KEYS = {node: bytes([node]) * 40 for node in range(1, 40)}
 
@@ -28,8 +28,9 @@ def grid(toy, of):
 def begun(toy):
     """Make a federation that has gathered, and its function that begins a round and returns who is in."""
 
-    def begin(grid, state=None, **settings):
-        strategy = FedDAT(FedAvg(min_train_nodes=1, min_available_nodes=1), **settings)
+    def begin(grid, state=None, handshake=True, **admission):
+        inner = FedAvg(min_train_nodes=1, min_available_nodes=1)
+        strategy = FedDAT(inner, handshake=handshake, admission=Admission(**admission))
         strategy.load_state_dict(state or {})
         strategy.gather(grid)
 

@@ -136,10 +136,25 @@ def test_a_wrong_order_is_refused_with_the_right_one(wrong, wrap):
 
 def test_a_loop_of_its_own_belongs_outermost():
     inner = Resumable(FedDAT(flower.FedAvg()), store=None)
-    with pytest.raises(
-        ValueError, match=r"Resumable .* belongs outermost: Resumable\(FedDAT\(FedAvg\(\)\)\)"
-    ):
+    with pytest.raises(ValueError, match=r"Resumable has a loop of its own.*class Own\(FedDAT\): start = "):
         StrategyWrapper(inner)
+
+
+def test_what_is_said_of_a_loop_of_its_own_can_be_done(toy, federation, arrays):
+    """As FlowerTune's project has it: a FedAvg whose loop does something after every round."""
+
+    class CustomFedAvg(flower.FedAvg):
+        def start(self, grid, initial_arrays, num_rounds=3, **keywords):
+            return flower.Strategy.start(self, grid, initial_arrays, 2 * num_rounds, **keywords)
+
+    with pytest.raises(ValueError, match=r"start = CustomFedAvg\.start"):
+        FedDAT(CustomFedAvg())
+
+    class Own(FedDAT):
+        start = CustomFedAvg.start
+
+    result = Own(flower.FedAvg(), weighting="uniform").start(federation(), arrays, num_rounds=1)
+    assert toy.value(result) == 2 * 3.625
 
 
 @pytest.mark.parametrize("inner", [flower.FedAvg, lambda: flower.FedProx(proximal_mu=0.1)])

@@ -3,7 +3,7 @@
 import pytest
 from flwr.serverapp import strategy as flower
 
-from strategies import FedDAT
+from strategies import Admission, FedDAT
 from strategies.quorum import Quorum
 
 
@@ -43,15 +43,16 @@ def failing(grid, *partitions, times=10**6):
         grid.nodes[10 * partition].alter = alter
 
 
-def feddat(fraction=1.0, notes=None, **settings):
+def feddat(fraction=1.0, notes=(), wait_seconds=120, **quorum):
     inner = flower.FedAvg(fraction_train=fraction, fraction_evaluate=0.0)
-    return FedDAT(inner, observer=notes, expected_nodes=6, **settings)
+    admission = Admission(expected_nodes=6, wait_seconds=wait_seconds)
+    return FedDAT(inner, observers=notes, admission=admission, quorum=Quorum(**quorum))
 
 
 def test_the_same_clients_are_asked_again_when_there_are_no_others(toy, grid, arrays, caplog):
     notes = toy.Notes()
     failing(grid, 0, 1, 2, 3, times=4)
-    result = feddat(notes=notes, max_failure_rate=0.5).start(grid, arrays, num_rounds=1)
+    result = feddat(notes=[notes], max_failure_rate=0.5).start(grid, arrays, num_rounds=1)
     assert toy.value(result) == 2.5  # of all six, each once
     assert sorted(grid.asked("train")) == sorted([*range(0, 60, 10)] * 2)
     assert [note[:3] for note in notes if isinstance(note[3], str)] == [(1, "train", p) for p in range(4)]
@@ -84,7 +85,9 @@ def test_who_is_asked_the_second_time_is_a_function_of_the_seed(toy, arrays):
         grid = toy.Grid({(7 * p + order) % 101: toy.Client(p) for p in range(12)})
         for client in grid.nodes.values():
             client.alter = lambda content: "full" if "arrays" in content else content
-        strategy = FedDAT(flower.FedAvg(fraction_train=0.25), seed=seed, expected_nodes=12)
+        strategy = FedDAT(
+            flower.FedAvg(fraction_train=0.25), seed=seed, admission=Admission(expected_nodes=12)
+        )
         with pytest.raises(RuntimeError):
             strategy.start(grid, arrays, num_rounds=1)
         return [strategy.partitions[node] for node in grid.asked("train")[3:]]
@@ -132,7 +135,7 @@ def test_a_run_fails_after_the_second_time_with_one_line(toy, grid, arrays, dead
 def test_a_third_of_the_clients_failing_in_each_round_ends_nothing(toy, grid, arrays):
     notes = toy.Notes()
     failing(grid, 1, 4)
-    result = feddat(notes=notes, max_failure_rate=0.5, min_clients=3).start(grid, arrays, num_rounds=10)
+    result = feddat(notes=[notes], max_failure_rate=0.5, min_clients=3).start(grid, arrays, num_rounds=10)
     assert toy.value(result) == 10 * (0 + 2 + 3 + 5) / 4
     refused = [(note[0], note[2]) for note in notes if isinstance(note[3], str)]
     assert refused == [(r, p) for r in range(1, 11) for p in (1, 4)]
@@ -142,7 +145,7 @@ def test_a_third_of_the_clients_failing_in_each_round_ends_nothing(toy, grid, ar
 def test_a_failing_evaluation_is_not_tried_again(toy, grid, arrays):
     for client in grid.nodes.values():
         client.alter = lambda content: content if "arrays" in content else "no test split"
-    strategy = FedDAT(flower.FedAvg(), min_clients=2, max_failure_rate=0.0)
+    strategy = FedDAT(flower.FedAvg(), quorum=Quorum(min_clients=2, max_failure_rate=0.0))
     strategy.start(grid, arrays, num_rounds=1)
     assert len(grid.asked("evaluate")) == 6
 
@@ -157,6 +160,6 @@ def test_fewer_clients_than_must_reply_are_not_asked(toy, grid, arrays):
 
 def test_a_strategy_that_makes_nothing_of_the_replies_ends_the_run(toy, grid, arrays):
     """Flower's Bulyan returns None for fewer than 4 f + 3 replies; the old arrays would be trained on."""
-    strategy = FedDAT(flower.Bulyan(num_malicious_nodes=1), expected_nodes=6)
+    strategy = FedDAT(flower.Bulyan(num_malicious_nodes=1), admission=Admission(expected_nodes=6))
     with pytest.raises(RuntimeError, match=r"^round 1: Bulyan makes nothing of 6 valid replies$"):
         strategy.start(grid, arrays)

@@ -7,7 +7,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, Message, MetricRecord
 from flwr.serverapp import strategy as flower
 
-from strategies import FedDAT
+from strategies import FedDAT, Limits
 
 
 def nan(content):
@@ -32,7 +32,7 @@ BAD = {
 @pytest.mark.parametrize(("alter", "reason"), BAD.values(), ids=BAD.keys())
 def test_a_bad_reply_is_left_out_and_reported(toy, federation, arrays, caplog, inner, alter, reason):
     def run(grid, notes):
-        strategy = FedDAT(inner(fraction_evaluate=0.0), observer=notes)
+        strategy = FedDAT(inner(fraction_evaluate=0.0), observers=[notes])
         return strategy.start(grid, arrays, num_rounds=1).arrays, strategy
 
     notes, grid, honest = toy.Notes(), federation(), federation()
@@ -55,7 +55,7 @@ def test_replies_of_strangers_and_second_replies_are_refused(toy, federation, ar
         return [*replies, *stranger.send_and_receive([to_stranger]), twice]
 
     grid.order = add_two
-    result = FedDAT(flower.FedAvg(), observer=notes).start(grid, arrays, num_rounds=1)
+    result = FedDAT(flower.FedAvg(), weighting="uniform", observers=[notes]).start(grid, arrays, num_rounds=1)
     assert toy.value(result) == 3.625
     refused = [note[2:] for note in notes if isinstance(note[3], str)]
     assert refused == [(-1, "node 77 was not asked"), (2, "second reply")]
@@ -73,7 +73,7 @@ def test_what_the_superlink_replies_for_a_node_that_is_gone_is_of_that_node(toy,
         return replies
 
     grid.order = from_superlink
-    FedDAT(flower.FedAvg(fraction_evaluate=0.0), observer=notes).start(grid, arrays, num_rounds=1)
+    FedDAT(flower.FedAvg(fraction_evaluate=0.0), observers=[notes]).start(grid, arrays, num_rounds=1)
     refused = [note for note in notes if isinstance(note[3], str)]
     assert refused == [(1, "train", 1, "Error: Node Unavailable")]
 
@@ -108,7 +108,9 @@ def test_a_reply_to_the_round_before_does_not_count_for_this_one(toy, federation
             return others + {"before": [late[0], own], "after": [own, late[0]], "alone": [late[0]]}[place]
 
         grid.order = delay
-        result = FedDAT(flower.FedAvg(), observer=notes).start(grid, arrays, num_rounds=2)
+        result = FedDAT(flower.FedAvg(), weighting="uniform", observers=[notes]).start(
+            grid, arrays, num_rounds=2
+        )
         refused = [(note[0], *note[2:]) for note in notes if isinstance(note[3], str)]
         silent = [(2, 2, "no reply in time")] if place == "alone" else []
         assert refused == [(1, 2, "no reply in time"), (2, 2, "late reply"), *silent]
@@ -129,7 +131,7 @@ def test_an_evaluation_without_a_valid_reply_has_no_result(toy, federation, arra
         client.alter = lambda content: content if "arrays" in content else "no test split"
     inner = flower.FedAvg()
     inner.aggregate_evaluate = None  # not to be called with nothing
-    result = FedDAT(inner, observer=notes).start(grid, arrays, num_rounds=1)
+    result = FedDAT(inner, weighting="uniform", observers=[notes]).start(grid, arrays, num_rounds=1)
     assert result.evaluate_metrics_clientapp == {}
     assert [note[2] for note in notes if note[1] == "evaluate"] == [0, 1, 2, 3]
 
@@ -142,7 +144,7 @@ def test_an_own_metric_does_not_end_the_run(toy, federation, arrays):
         return content
 
     grid.nodes[30].alter = alter
-    result = FedDAT(flower.FedAvg(), observer=notes).start(grid, arrays, num_rounds=1)
+    result = FedDAT(flower.FedAvg(), weighting="uniform", observers=[notes]).start(grid, arrays, num_rounds=1)
     assert toy.value(result) == 3.625
     assert result.train_metrics_clientapp[1] == {"score": pytest.approx(0.15)}
     told = next(note[3] for note in notes if note[1:3] == ("train", 2))
@@ -172,7 +174,7 @@ def test_a_strategy_reads_what_was_sent_and_may_change_it(toy, order, shape):
 
     grid = toy.Grid({node: toy.Client(node, alter=transposed) for node in (1, 2)})
     start = ArrayRecord({"x": Array(np.zeros(shape, np.float32))})
-    FedDAT(Inner(), max_change=1e9).start(grid, start, num_rounds=1)
+    FedDAT(Inner(), limits=Limits(max_change=1e9)).start(grid, start, num_rounds=1)
     assert len(seen) == 2
     for own, numpys in seen:
         np.testing.assert_array_equal(own, values)

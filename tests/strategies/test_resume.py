@@ -5,7 +5,7 @@ import pytest
 from flwr.app import MetricRecord
 from flwr.serverapp import strategy as flower
 
-from strategies import Checkpoint, FedDAT, Resumable, StrategyWrapper, central_privacy
+from strategies import Admission, Checkpoint, FedDAT, Resumable, StrategyWrapper, central_privacy
 from strategies.flower_state import flower_state, load_flower_state
 
 
@@ -50,8 +50,8 @@ KINDS = {
 
 def build(kind):
     if kind == "wrapper outside":
-        return Counter(FedDAT(flower.FedAvgM(server_momentum=0.9), expected_nodes=4))
-    return FedDAT(KINDS[kind](), expected_nodes=4)
+        return Counter(FedDAT(flower.FedAvgM(server_momentum=0.9), admission=Admission(expected_nodes=4)))
+    return FedDAT(KINDS[kind](), admission=Admission(expected_nodes=4))
 
 
 def values(result):
@@ -108,7 +108,7 @@ def test_a_round_is_evaluated_before_its_checkpoint_is_kept(federation, arrays):
 
 def test_the_checkpoints_arrays_win_over_the_initial_ones(toy, federation, arrays):
     checkpoint = Checkpoint(1, toy.arrays(x_b=np.full((2, 2), 7), x_a=np.full(2, 7)), {})
-    strategy = Resumable(FedDAT(flower.FedAvg()), Memory(), checkpoint)
+    strategy = Resumable(FedDAT(flower.FedAvg(), weighting="uniform"), Memory(), checkpoint)
     assert toy.value(strategy.start(federation(), arrays, num_rounds=2)) == 7 + 3.625
 
 

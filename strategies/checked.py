@@ -1,0 +1,371 @@
+"""What any federation wants of its rounds: known members, sampled by a seed, whose replies are checked.
+
+It stands around a strategy that samples and averages, and lets nothing else in.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from math import inf
+from random import sample
+from typing import Any, Literal, cast
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from .checks import one_line
+from .codec import Codec
+from .inbox import Reply, Request, accept
+from .membership import Admission, Members
+from .metrics import Ranges
+from .observer import Phase, RoundObserver
+from .outliers import Limits, most_counted
+from .quorum import Quorum
+from .replies import alike, as_sent, scalars
+from .sampling import MembersGrid, seeded
+from .wrapper import StrategyWrapper, is_private_mean, needed_bit, weight_key
+
+log = logging.getLogger("flwr")
+
+Weighting = Literal["uniform", "num-examples"]
+
+
+class Checked(StrategyWrapper):
+    """Let a strategy sample among known partitions, and average nothing but replies that passed the checks.
+
+    Parameters
+    ----------
+    strategy : Strategy
+        What samples and aggregates.
+    weighting : {"uniform", "num-examples"}, optional
+        Weight of a client in every mean. None: as `strategy` weighs, which for Flower's own is the second;
+        around central differential privacy the first, for which its noise is made.
+    seed : int
+        With the round it decides which partitions are sampled, whatever the ids of their nodes. Without a
+        handshake partitions are ranks of these ids, and what it decides is another client in every run.
+    handshake : bool
+        False for ClientApps without a query function: partitions are then the ranks of the node ids.
+    admission : Admission, optional
+        Whom to wait for, and who may take part.
+    limits : Limits, optional
+        What the replies of a round set for each other; None: nothing. Of no effect around central
+        differential privacy.
+    quorum : Quorum, optional
+        How many valid replies a round of training needs. None: one.
+    codec : Codec, optional
+        How arrays travel, both ways. None: as Flower writes them. The strategy knows decoded arrays only.
+    metrics : Mapping[str, Mapping[str, tuple[float, float]]], optional
+        The only metrics that count in a reply to ``train`` and to ``evaluate``, with the range of each. None:
+        all that are finite. Others are dropped, and counted for observers as ``metrics-dropped``.
+    evaluate_on : Callable[[int], bool], optional
+        Rounds after which clients evaluate. None: all of them.
+    observers : sequence of RoundObserver
+        Told of every reply.
+
+    Notes
+    -----
+    A round of training without enough valid replies is tried once more, with clients that were not asked
+    before as far as there are such. If that fails too, the run ends with an error. Around central
+    differential privacy it ends at once: whom a second try asks would depend on a single client.
+
+    A wrapper that changes replies before they are averaged, such as differential privacy, belongs inside:
+    `Checked(ServerFixedClipping(FedAvg(), …))`. There it works on checked replies; outside, it would not see
+    those of a second try. What changes the mean afterwards belongs outside.
+
+    Raises
+    ------
+    ValueError
+        The weighting is unknown, or not uniform around differential privacy; the order is wrong; or the
+        strategy does not average arrays.
+    """
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        *,
+        weighting: Weighting | None = None,
+        seed: int = 0,
+        handshake: bool = True,
+        admission: Admission | None = None,
+        limits: Limits | None = None,
+        quorum: Quorum | None = None,
+        codec: Codec | None = None,
+        metrics: Mapping[str, Ranges] | None = None,
+        evaluate_on: Callable[[int], bool] | None = None,
+        observers: Sequence[RoundObserver] = (),
+    ) -> None:
+        super().__init__(strategy)
+        if weighting not in ("uniform", "num-examples", None):
+            raise ValueError(f"weighting is {weighting!r}; allowed: 'uniform', 'num-examples', None")
+        private = is_private_mean(strategy)
+        if weighting == "num-examples" and private:
+            raise ValueError(
+                f"weighting is {weighting!r}; allowed around differential privacy: 'uniform', since its noise"
+                " hides a client in the plain mean"
+            )
+        self.uniform = weighting == "uniform" or private
+        self.seed = seed
+        self.evaluate_on = evaluate_on
+        self.observers = observers
+        # The noise hides what a client changes by itself, not what it changes in how others are treated.
+        self.limits = None if private else limits or Limits()
+        quorum = quorum or Quorum()
+        self.quorum = replace(quorum, try_again=quorum.try_again and not private)
+        self.codec = codec
+        self.metrics = metrics or {}
+        self._members = Members(admission or Admission(), handshake, self._tell_joined)
+        self._requests: dict[int, Request] = {}
+        self._said: dict[int, float] = {}  # by partition: the first count of examples
+        self._told: set[int] = set()  # partitions of which it was said that metrics were dropped
+        self._trained_in: dict[int, int] = {}  # by partition: the last round whose reply was averaged
+        self._weight_key, self._needed_bit = weight_key(strategy), needed_bit(strategy)
+
+    def is_private(self, name: str) -> bool:
+        """Whether no message may have an array of this name; a subclass says."""
+        return False
+
+    @property
+    def partitions(self) -> dict[int, int]:
+        """Partition of each node that takes part, by node id."""
+        return dict(self._members.partitions)
+
+    @property
+    def _clips(self) -> bool:
+        return self.limits is not None and self.limits.clip_change < inf
+
+    def gather(self, grid: Grid) -> None:
+        """Wait for the expected nodes and ask them who they are; otherwise the first round does.
+
+        Raises
+        ------
+        RuntimeError
+            Nodes are missing or not what was expected.
+        """
+        self._members.gather(grid, server_round=0)
+
+    def summary(self) -> None:
+        """Log the settings, then those of the strategy inside."""
+        weighting = "uniform" if self.uniform else f"by '{self._weight_key}'"
+        log.info("\t├──> %s: weighting %s, seed %d", type(self).__name__, weighting, self.seed)
+        if self.limits is None:
+            log.info("\t├──> replies are not held to each other (max_change, clip_change): central privacy")
+        super().summary()
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Let the strategy sample among the known partitions.
+
+        Raises
+        ------
+        RuntimeError
+            Nodes are missing or not what was expected, or fewer are sampled than must reply.
+        ValueError
+            An array with a private name was about to be sent.
+        """
+        self._grid = grid
+        members = MembersGrid(grid, self._members, server_round)
+        with seeded(f"{self.seed} {server_round} train"):
+            messages = self._sending(super().configure_train(server_round, arrays, config, members))
+        if 0 < len(messages) < self.quorum.min_clients:
+            raise RuntimeError(
+                f"round {server_round}: {len(messages)} clients are sampled, fewer than min_clients ="
+                f" {self.quorum.min_clients}: start others, sample more, or lower it"
+                " (in a run-config: fraction-train, min-clients)"
+            )
+        return messages
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Let the strategy sample among the known partitions, as for training, when a round is evaluated."""
+        if self.evaluate_on is not None and not self.evaluate_on(server_round):
+            return self._sending([])
+        members = MembersGrid(grid, self._members, server_round)
+        with seeded(f"{self.seed} {server_round} evaluate"):
+            return self._sending(super().configure_evaluate(server_round, arrays, config, members))
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Pass the valid replies on, in the order of their partitions; ask again if there are too few.
+
+        Raises
+        ------
+        RuntimeError
+            There are too few the second time as well, or the strategy makes nothing of them: a run must
+            not go on as if it trained.
+        """
+        valid, lack = self._trained(server_round, replies)
+        tried = ""
+        if lack and self.quorum.try_again:
+            log.warning("round %d: %s; trying once more", server_round, lack)
+            valid, lack = self._trained(server_round, self._ask_again(server_round))
+            tried = ", tried twice"
+        if lack:
+            raise RuntimeError(f"round {server_round}{tried}: {lack}")
+        for reply in valid:
+            count = cast(float, scalars(reply.message)[self._weight_key])
+            self._said.setdefault(reply.partition_id, count)
+            self._trained_in[reply.partition_id] = server_round
+        arrays, metrics = super().aggregate_train(server_round, self._take(server_round, "train", valid))
+        if valid and arrays is None:
+            name = type(self.strategy).__name__
+            raise RuntimeError(f"round {server_round}: {name} makes nothing of {len(valid)} valid replies")
+        return arrays and as_sent(arrays, self._sent()), metrics
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Pass the valid replies on, in the order of their partitions; without any there is no result."""
+        valid, _ = self._receive(server_round, "evaluate", replies)
+        if not valid:
+            return None
+        return super().aggregate_evaluate(server_round, self._take(server_round, "evaluate", valid))
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Return what is known of each client from round to round: counts, rounds, places.
+
+        They are ``said/<partition>``, its first count of examples; ``trained-in/<partition>``, the last round
+        that was averaged, both scalars; and ``owner/<partition>``, whose its place is, see `Places`.
+        """
+        kept = {
+            f"{name}/{partition}": np.array(value)
+            for name, values in self._kept.items()
+            for partition, value in values.items()
+        }
+        return kept | self._members.places.state_dict()
+
+    def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
+        """Put back what `state_dict` returned."""
+        for name, values in self._kept.items():
+            values.clear()
+            for key, value in state.items():
+                if key.startswith(f"{name}/"):
+                    values[int(key.removeprefix(f"{name}/"))] = value.item()
+        self._members.places.load_state_dict(state)
+
+    @property
+    def _kept(self) -> dict[str, dict[int, Any]]:
+        return {"said": self._said, "trained-in": self._trained_in}
+
+    def _trained(self, server_round: int, replies: Iterable[Message]) -> tuple[list[Reply], str | None]:
+        """Return the valid replies, and what they lack to be averaged."""
+        valid, reasons = self._receive(server_round, "train", replies)
+        return valid, self.quorum.lack(len(self._requests), len(valid), reasons)
+
+    def _ask_again(self, server_round: int) -> Iterable[Message]:
+        """Send the round's message to as many clients as before, first to those who have not had it."""
+        asked = self._requests
+        content = next(iter(asked.values())).content
+        there = list(MembersGrid(self._grid, self._members, server_round).get_node_ids())
+        others = [node for node in there if node not in asked]
+        with seeded(f"{self.seed} {server_round} again"):
+            others = sample(others, min(len(others), len(asked)))
+        nodes = (others + [node for node in there if node in asked])[: len(asked)]
+        messages = [Message(content, dst_node_id=node, message_type=MessageType.TRAIN) for node in nodes]
+        return self._grid.send_and_receive(self._sending(messages), timeout=self.quorum.round_timeout)
+
+    def _sending(self, messages: Iterable[Message]) -> list[Message]:
+        """Check what is about to be sent, encode it, and remember it for the check of the replies."""
+        messages, self._requests = list(messages), {}
+        encoded: dict[int, ArrayRecord] = {}  # mostly one record for all clients
+        for message in messages:
+            content = message.content
+            records = dict(content.array_records)
+            if len(records) != 1:
+                raise ValueError(f"the strategy sends {len(records)} array records a message; one is allowed")
+            ((key, arrays),) = records.items()
+            if private := next(filter(self.is_private, arrays), None):
+                raise ValueError(f"array '{private}' is private, and may not be sent")
+            if self.codec:
+                if id(arrays) not in encoded:
+                    encoded[id(arrays)] = self.codec.encode(arrays)
+                message.content = RecordDict({**content, key: encoded[id(arrays)]})
+            node = message.metadata.dst_node_id
+            partition = self._members.partitions[node]
+            message.content = self._with_state_round(message.content, partition)
+            self._requests[node] = Request(partition, content, message)
+        return messages
+
+    def _with_state_round(self, content: RecordDict, partition_id: int) -> RecordDict:
+        """Say beside the round which round's state the client should have; the records of `content` stay."""
+        if not self._members.handshake or partition_id not in self._trained_in:
+            return content  # without a handshake a partition is a rank, and no client's for good
+        state_round = self._trained_in[partition_id]
+        said = {
+            key: ConfigRecord({**config, "state-round": state_round})
+            for key, config in content.config_records.items()
+            if "server-round" in config
+        }
+        return RecordDict({**content, **said})
+
+    def _sent(self) -> ArrayRecord:
+        """Return what the round's clients were sent; all of them the same names, shapes and dtypes."""
+        return next((request.arrays for request in self._requests.values()), ArrayRecord())
+
+    def _receive(
+        self, server_round: int, phase: Phase, replies: Iterable[Message]
+    ) -> tuple[list[Reply], list[str]]:
+        """Tell the valid replies from the reasons to refuse others, and report those."""
+        valid, refused = accept(
+            self._requests,
+            replies,
+            phase == "train",
+            self._weight_key,
+            self.limits,
+            self._said,
+            self.codec,
+            self.metrics.get(phase),
+            self._needed_bit if phase == "train" else None,
+            self.is_private,
+        )
+        for partition_id, reason in refused:
+            log.warning("round %d, %s: partition %d refused: %s", server_round, phase, partition_id, reason)
+            for observer in self.observers:
+                observer.refused(server_round, phase, partition_id, reason)
+        return valid, [reason for _, reason in refused]
+
+    def _take(self, server_round: int, phase: Phase, valid: list[Reply]) -> list[Message]:
+        """Report valid replies, and make them ready for the strategy."""
+        for reply in valid:
+            request = self._requests[reply.message.metadata.src_node_id]
+            seen: dict[str, float | int] = {
+                "bytes-down": request.travelling.count_bytes(),
+                "bytes-up": reply.num_bytes,
+            }
+            if phase == "train" and self._clips:
+                seen["clipped"] = reply.clipped
+            if reply.dropped:
+                seen["metrics-dropped"] = len(reply.dropped)
+                self._tell_dropped(server_round, phase, reply)
+            measured = scalars(reply.message) | seen
+            for observer in self.observers:
+                observer.replied(server_round, phase, reply.partition_id, dict(measured))
+        names = list(self._sent()) if phase == "train" else []
+        messages = [reply.message for reply in valid]
+        return alike(messages, names, self._weight_key, self.uniform, self._most(phase, messages))
+
+    def _most(self, phase: Phase, messages: list[Message]) -> float:
+        """Return the largest weight that a reply may have."""
+        if phase == "evaluate" or not messages or not self._clips:
+            return inf
+        return most_counted(cast(float, scalars(message)[self._weight_key]) for message in messages)
+
+    def _tell_joined(self, answers: Mapping[int, Mapping[str, Any]]) -> None:
+        for observer in self.observers:
+            observer.joined(answers)
+
+    def _tell_dropped(self, server_round: int, phase: Phase, reply: Reply) -> None:
+        """Say once a client that it measures what does not count."""
+        if reply.partition_id not in self._told:
+            self._told.add(reply.partition_id)
+            names = one_line(", ".join(map(repr, reply.dropped[:3])), 100)
+            log.warning(
+                "round %d, %s: partition %d measures what does not count: %s; %d dropped, and later ones",
+                server_round,
+                phase,
+                reply.partition_id,
+                names,
+                len(reply.dropped),
+            )

@@ -7,7 +7,7 @@ of the client's own A_c.
 
 import copy
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol, cast
 
 import torch
@@ -57,7 +57,8 @@ class DualAdapter(Learner):
     model : nn.Module
         Any model that PEFT can adapt. The adapters are put into it, and its own weights are frozen.
     config : PeftConfig
-        What an adapter is: LoRA, this project's bottleneck, or another kind whose layers have a scale.
+        What an adapter is: LoRA, this project's bottleneck, or another kind whose layers have a scale. It is
+        left as it is. Its `modules_to_save` may name the head, and nothing else that the model has.
     head : str, optional
         Name of the submodule that is trained in full and stays private. None: there is none.
     seed : int
@@ -98,9 +99,11 @@ class DualAdapter(Learner):
         split: Callable[[Any], Split | None] | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(model, nn.Module):
+            raise ValueError(f"model: {type(model).__name__}; allowed: a torch.nn.Module")
         if head is not None:  # before the model is changed: with the right name it can be given again
             _check_head(model, head)
-        self.peft = _adapted(model, config, seed)
+        self.peft = _adapted(model, config, head, seed)
         self.peft.eval()
         self.parameters_of = {role: dict(_named(self.peft, role)) for role in ROLES}
         self._layers: list[Any] = [m for m in self.peft.modules() if isinstance(m, BaseTunerLayer)]
@@ -209,14 +212,17 @@ class DualAdapter(Learner):
         return args[0] if args else None, len(args) == 1 and not named and output is logits
 
 
-def _adapted(model: nn.Module, config: PeftConfig, seed: int) -> PeftModel:
+def _adapted(model: nn.Module, config: PeftConfig, head: str | None, seed: int) -> PeftModel:
     """Put three adapters into a model."""
     if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
         raise ValueError("the model has adapters already; allowed: a model without, one for each DualAdapter")
+    config = copy.deepcopy(config)  # PEFT writes into it
     if saved := getattr(config, "modules_to_save", None):
-        raise ValueError(
-            f"config: modules_to_save = {saved!r}; allowed: None, and `head` for what is trained in full"
-        )
+        if not _is_head(model, saved, head):
+            raise ValueError(
+                f"config: modules_to_save = {saved!r}; allowed: None, and `head` for what is trained in full"
+            )
+        cast(Any, config).modules_to_save = None
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -228,6 +234,17 @@ def _adapted(model: nn.Module, config: PeftConfig, seed: int) -> PeftModel:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{type(model).__name__} cannot be adapted by PEFT: {reason}") from error
     return peft
+
+
+def _is_head(model: nn.Module, saved: Collection[str], head: str | None) -> bool:
+    """Whether modules to save are the head; the names that PEFT adds for a task may be of nothing here."""
+
+    def is_named(module: str, name: str) -> bool:
+        return f".{module}".endswith(f".{name}")
+
+    others = [name for name in saved if head is None or not is_named(head, name)]
+    there = [module for module, _ in model.named_modules()]
+    return len(others) < len(saved) and not any(is_named(module, name) for module in there for name in others)
 
 
 def _check_head(model: nn.Module, name: str) -> None:

@@ -34,8 +34,8 @@ class Deployment(Grid):
         May change a reply on its way, or lose it (None); gets the id of its node.
     wire : list or None
         Every message and reply with where it goes; None keeps none.
-    client_app : ClientApp, optional
-        What answers. None: this project's own.
+    client_app : Callable[[Message, Context], Message], optional
+        What answers, as a ClientApp does. None: this project's own.
     """
 
     run_config: dict[str, Any]
@@ -44,7 +44,7 @@ class Deployment(Grid):
     node_id: Callable[[int], int] = lambda partition: 1000 - 7 * partition
     alter: Callable[[int, Message], Message | None] = lambda node, reply: reply
     wire: list[tuple[str, Message]] | None = field(default_factory=list)
-    client_app: ClientApp | None = None
+    client_app: Callable[[Message, Context], Message] | None = None
 
     run = None  # type: ignore[assignment]
 

@@ -91,6 +91,36 @@ def test_a_head_tied_to_the_embeddings():
     DualAdapter(llama()[0], lora(["q_proj"]), head="lm_head")  # untied, it is a head like any other
 
 
+@pytest.mark.parametrize("model", [None, 3, "bert-base", {}, lambda batch: batch])
+def test_what_is_no_module(model):
+    text = refused(lambda: DualAdapter(model, lora(TARGETS)))
+    assert text == f"model: {type(model).__name__}; allowed: a torch.nn.Module"
+
+
+def saving(names, head="head"):
+    config = lora(TARGETS)
+    config.modules_to_save = names
+    return DualAdapter(Nobodys(), config, head=head, forward=plain), config
+
+
+@pytest.mark.parametrize(
+    "names", [["head"], ["classifier", "head"]]
+)  # PEFT adds names that may be of nothing
+def test_a_module_to_save_that_is_the_head_is_the_head(names):
+    dual, config = saving(names)
+    assert config.modules_to_save == names
+    assert weights(dual).keys() == weights(made()).keys()
+    assert not any("head" in name for name in dual.shared())
+
+
+@pytest.mark.parametrize(
+    ("names", "head"), [(["first"], "head"), (["head", "second"], "head"), (["head"], None), (["x"], "head")]
+)
+def test_other_modules_to_save_are_refused(names, head):
+    text = refused(lambda: saving(names, head))
+    assert text.startswith(f"config: modules_to_save = {names!r}; allowed: None, and `head`")
+
+
 def test_two_dual_adapters_on_one_model():
     model = Nobodys()
     first = made(model=model)

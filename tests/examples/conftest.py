@@ -44,18 +44,32 @@ class Finished:
 
 @contextmanager
 def imported(project: Path) -> Iterator[tuple[Any, Any]]:
-    """Give a project's ServerApp and ClientApp; forget its package afterwards, for others have its name."""
+    """Give a project's ServerApp and ClientApp; forget its package afterwards, for others have its name.
+
+    The ClientApp is loaded when it is first called: after the ServerApp has begun, as in a simulation.
+    """
     names = components(project)
-    package = names["serverapp"].split(".")[0]
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(project)
         try:
-            modules = (names[which].split(":") for which in ("serverapp", "clientapp"))
-            server_app, client_app = (getattr(importlib.import_module(name), app) for name, app in modules)
-            yield server_app, client_app
+            yield (
+                _load(names["serverapp"]),
+                lambda message, context: _load(names["clientapp"])(message, context),
+            )
         finally:
-            for name in [name for name in sys.modules if name.split(".")[0] == package]:
-                del sys.modules[name]
+            forget(project)
+
+
+def forget(project: Path) -> None:
+    """Let a project's package be imported anew."""
+    package = components(project)["serverapp"].split(".")[0]
+    for name in [name for name in sys.modules if name.split(".")[0] == package]:
+        del sys.modules[name]
+
+
+def _load(name: str) -> Any:
+    module, app = name.split(":")
+    return getattr(importlib.import_module(module), app)
 
 
 @pytest.fixture(scope="session")

@@ -11,11 +11,18 @@ from tests.conftest import ROOT
 EXAMPLES = ROOT / "examples"
 CLIENTS, ROUNDS = 2, 3
 PLAIN = sorted(EXAMPLES.glob("*/plain"))
+PLUGGED_IN = sorted(EXAMPLES.glob("*/with_feddat"))
 
 
 def name_of(project: Path) -> str:
     """Return what a test calls a project."""
     return f"{project.parent.name}-{project.name}"
+
+
+def files_of(project: Path) -> list[Path]:
+    """Return a project's files, from its folder on."""
+    paths = (path for path in project.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return sorted(path.relative_to(project) for path in paths)
 
 
 def _app(project: Path) -> dict[str, Any]:

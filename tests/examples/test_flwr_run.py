@@ -6,7 +6,7 @@ import pytest
 from safetensors.torch import load_file
 
 from benchmarks.real_processes import free_port, wait_for
-from tests.examples.projects import CLIENTS, PLAIN, name_of
+from tests.examples.projects import CLIENTS, PLAIN, PLUGGED_IN, name_of
 from tests.processes import Lab, program
 from tests.wheel import build, environment_with
 
@@ -29,7 +29,7 @@ def stranger(tmp_path_factory):
         yield lab
 
 
-@pytest.mark.parametrize("project", PLAIN, ids=name_of)
+@pytest.mark.parametrize("project", [*PLAIN, *PLUGGED_IN], ids=name_of)
 def test_it_runs_to_an_adapter_that_has_learned(stranger, project):
     copy = shutil.copytree(
         project, stranger.folder / name_of(project), ignore=shutil.ignore_patterns("__pycache__")

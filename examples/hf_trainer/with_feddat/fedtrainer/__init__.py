@@ -1,0 +1,1 @@
+"""fedtrainer: a Flower app that sorts questions by what they are about."""

@@ -1,0 +1,1 @@
+"""fedvision: a Flower app that names shapes."""

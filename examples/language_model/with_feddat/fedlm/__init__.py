@@ -1,0 +1,1 @@
+"""fedlm: a Flower app that answers questions."""

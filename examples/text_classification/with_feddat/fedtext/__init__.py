@@ -1,0 +1,1 @@
+"""fedtext: a Flower app that tells good reviews from bad ones."""

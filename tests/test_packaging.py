@@ -1,6 +1,8 @@
 """The package as it is installed: what a wheel holds, and whether it works away from its sources."""
 
+import re
 import subprocess
+import sys
 import tomllib
 import zipfile
 
@@ -27,6 +29,35 @@ adapt(backbone, adapter_config("bottleneck", width=backbone.width))
 def test_the_version_is_one():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["version"] == __version__
+
+
+def test_what_the_strategies_need_is_all_that_every_install_gets():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert {re.match(r"[\w-]+", line)[0] for line in project["dependencies"]} == {"flwr", "numpy"}
+
+
+def test_flower_installs_the_whole_app_by_itself():
+    """By ``uv sync``, which knows groups of dependencies and not extras."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["dependency-groups"]["app"] == ["feddat[app]"]
+    assert project["tool"]["uv"]["default-groups"] == ["app"]
+
+
+def test_what_an_extra_is_missing_for_is_said(tmp_path):
+    bare = "import sys; sys.modules['torch'] = None\n"
+    shadow = tmp_path / "feddat"
+    shadow.mkdir()
+    (shadow / "__init__.py").symlink_to(ROOT / "app" / "package" / "__init__.py")
+    for folder in ("app", "strategies"):
+        (shadow / folder).symlink_to(ROOT / folder)
+    said = subprocess.run(
+        [sys.executable, "-c", bare + "from feddat import FedDAT, FedDATClient"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stderr
+    assert said.splitlines()[-1].endswith("FedDATClient needs torch: pip install 'feddat[client]'")
 
 
 @pytest.mark.slow

@@ -32,7 +32,10 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'feddat' has no attribute {name!r}")
     package = "feddat.strategies" if name in _OF_STRATEGIES else "feddat.app"
-    return getattr(importlib.import_module(package), name)
+    try:
+        return getattr(importlib.import_module(package), name)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"{name} needs {error.name}: pip install 'feddat[client]'") from error
 
 
 def __dir__() -> list[str]:

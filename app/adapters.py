@@ -19,6 +19,7 @@ def adapter_config(
     width: int,
     lora_targets: str | Sequence[str] = ("query", "value"),
     left_alone: str | None = None,
+    task_type: str = "FEATURE_EXTRACTION",
 ) -> PeftConfig:
     """Describe an adapter in PEFT's terms.
 
@@ -37,6 +38,8 @@ def adapter_config(
         LoRA: names of query and value in the backbone.
     left_alone : str, optional
         Bottleneck: modules that get none, as an expression that matches their whole name.
+    task_type : str
+        What PEFT takes the backbone for when it loads the adapter.
 
     Raises
     ------
@@ -49,13 +52,13 @@ def adapter_config(
                 f"reduction-factor = {reduction_factor}; allowed: a divisor of the backbone's width, {width}"
             )
         return BottleneckConfig(
-            task_type="FEATURE_EXTRACTION", reduction_factor=reduction_factor, exclude_modules=left_alone
+            task_type=task_type, reduction_factor=reduction_factor, exclude_modules=left_alone
         )
     if kind == "lora":
         if lora_rank > width:
             raise ValueError(f"lora-rank = {lora_rank}; allowed: 1 to the backbone's width, {width}")
         return LoraConfig(
-            task_type="FEATURE_EXTRACTION",
+            task_type=task_type,
             r=lora_rank,
             lora_alpha=2 * lora_rank,
             target_modules=lora_targets if isinstance(lora_targets, str) else list(lora_targets),
@@ -86,6 +89,7 @@ class Adapter:
             width=family.adapted_width(backbone.model.config),
             lora_targets=family.lora_targets,
             left_alone=family.left_alone,
+            task_type=family.task_type,
         )
 
 

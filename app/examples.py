@@ -1,18 +1,21 @@
 """Examples as tensors: processed once, then only sliced."""
 
 import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
-from .processor import Processor
+from .processor import Processor, upright
 
 # Not all that Pillow opens: for some formats it starts another program.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+
+T = TypeVar("T")
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -57,10 +60,10 @@ class Examples:
             mask = self.attention_mask[rows]
             longest = int(mask.sum(1).max())
             inputs |= {"input_ids": self.input_ids[rows, :longest], "attention_mask": mask[:, :longest]}
-        return {key: _send(value, device) for key, value in inputs.items()}, _send(self.scores[rows], device)
+        return {key: send(value, device) for key, value in inputs.items()}, send(self.scores[rows], device)
 
 
-def _send(tensor: Tensor, device: torch.device) -> Tensor:
+def send(tensor: Tensor, device: torch.device) -> Tensor:
     """Copy to a device; a GPU fetches it from pinned memory while the host goes on."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
@@ -99,18 +102,20 @@ def _pictures(stored: list[list[dict]], processor: Processor) -> tuple[Tensor, T
         key = tuple(hashlib.sha256(image["bytes"]).digest() for image in images)
         if key not in index_of:
             index_of[key] = len(pixels)
-            try:
-                pixels.append(processor.image(_side_by_side([_opened(image["bytes"]) for image in images])))
-            # Pillow's decoders raise whatever a broken file makes them raise.
-            except Exception as error:
-                reason = " ".join(str(error).split()) or type(error).__name__
-                raise ValueError(f"image of example {len(image_of)} cannot be decoded ({reason})") from None
+            made = decoded(images, len(image_of), lambda opened: processor.image(_side_by_side(opened)))
+            pixels.append(made)
         image_of.append(index_of[key])
     return torch.stack(pixels), torch.tensor(image_of)
 
 
-def _opened(encoded: bytes) -> Image.Image:
-    return Image.open(BytesIO(encoded), formats=FORMATS)
+def decoded(stored: Sequence[dict], example: int, make: Callable[[list[Image.Image]], T]) -> T:
+    """Return what is made of an example's pictures; ValueError names it if one cannot be decoded."""
+    try:
+        return make([Image.open(BytesIO(image["bytes"]), formats=FORMATS) for image in stored])
+    # Pillow's decoders raise whatever a broken file makes them raise.
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"image of example {example} cannot be decoded ({reason})") from None
 
 
 def _side_by_side(images: list[Image.Image]) -> Image.Image:
@@ -119,9 +124,9 @@ def _side_by_side(images: list[Image.Image]) -> Image.Image:
         return images[0]
     if not images:
         return Image.new("RGB", (1, 1), (128, 128, 128))
-    upright = [ImageOps.exif_transpose(image).convert("RGB") for image in images]
-    height = min(image.height for image in upright)
-    parts = [image.resize((max(1, image.width * height // image.height), height)) for image in upright]
+    turned = [upright(image) for image in images]
+    height = min(image.height for image in turned)
+    parts = [image.resize((max(1, image.width * height // image.height), height)) for image in turned]
     whole, left = Image.new("RGB", (sum(part.width for part in parts), height)), 0
     for part in parts:
         whole.paste(part, (left, 0))

@@ -45,11 +45,8 @@ class Processor:
         Tensor
             uint8, shape (3, image_size, image_size).
         """
-        image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I"):  # 16 bits of grey, which `convert` would cut off at 255
-            image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
         size = (self.image_size, self.image_size)
-        resized = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+        resized = upright(image).resize(size, Image.Resampling.BICUBIC)
         return torch.from_numpy(np.asarray(resized).copy()).permute(2, 0, 1).contiguous()
 
     def texts(self, texts: Sequence[str]) -> dict[str, Tensor]:
@@ -89,6 +86,14 @@ class Processor:
         """Return all that decides what inputs are made, for a fingerprint."""
         words = sorted(self.tokenizer.get_vocab().items()) if self.tokenizer else []
         return (self.image_size, self.text_length, self.mean, self.std, self.template, words)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Return an image in 8-bit colours, turned as its camera says."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16 bits of grey, which `convert` would cut off at 255
+        image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
+    return image.convert("RGB")
 
 
 def load_processor(

@@ -4,19 +4,21 @@ A new one is a class and a line in `TASKS`.
 """
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, kl_div, log_softmax, softmax
 
+from .piecewise import PiecewiseLogits
+
 IGNORED = -100  # a class index that counts in nothing, as in PyTorch's cross-entropy
 
 
 class Task(Protocol):
-    """What a method asks of its logits."""
+    """What a method asks of its logits: a tensor, or where a task says so `PiecewiseLogits`."""
 
-    def pair(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def pair(self, logits: Any, targets: Tensor) -> tuple[Any, Tensor]:
         """Return the logits that count, shape (n, classes), and their targets, (n,) or (n, classes).
 
         Raises
@@ -25,10 +27,10 @@ class Task(Protocol):
             Their shapes or values do not fit each other, or nothing counts.
         """
 
-    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+    def loss(self, logits: Any, targets: Tensor) -> Tensor:
         """Return the mean loss of what `pair` returned."""
 
-    def score(self, logits: Tensor, targets: Tensor) -> Tensor:
+    def score(self, logits: Any, targets: Tensor) -> Tensor:
         """Return what each first choice is worth, in [0, 1], shape (n,)."""
 
 
@@ -73,29 +75,38 @@ class Answers:
 
 
 class Tokens:
-    """The next token is told at each position of a text: logits (batch, length, words) of a causal model.
+    """The next token is told at some positions of a text: logits (batch, length, words) of a causal model.
 
     Targets are token ids (batch, length), those of the inputs, with -100 where nothing is to be told; the
-    logits at one position are compared with the target of the next.
+    logits at one position are compared with the target of the next. A model may give the logits of those
+    positions alone, (n, words) in the order of the texts, and as `PiecewiseLogits`.
     """
 
-    def pair(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def pair(self, logits: Any, targets: Tensor) -> tuple[Any, Tensor]:
         """Shift by one position, and leave out those with a target of -100."""
-        _check_tensors(logits, targets)
-        _check_indices(logits, targets)
-        if logits.ndim != 3:
+        if not isinstance(logits, PiecewiseLogits):
+            _check_tensors(logits, targets)
+            if logits.ndim == 3 or targets.is_floating_point():
+                _check_indices(logits, targets)
+                return _counted(logits[:, :-1].flatten(0, 1), targets[:, 1:].flatten())
+        told = targets[:, 1:][targets[:, 1:] != IGNORED] if targets.ndim == 2 else targets[:0]
+        if not len(told) or len(told) != len(logits):
             raise ValueError(
                 f"loss = 'next-token' with logits of shape {tuple(logits.shape)}; allowed: (batch, length, "
-                "vocabulary)"
+                f"vocabulary), or (n, vocabulary) with n targets, at least one, which are {len(told)}"
             )
-        return _counted(logits[:, :-1].flatten(0, 1), targets[:, 1:].flatten())
+        return logits, told.long()
 
-    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+    def loss(self, logits: Any, targets: Tensor) -> Tensor:
         """Return the mean cross-entropy over the positions."""
+        if isinstance(logits, PiecewiseLogits):
+            return logits.mean(cross_entropy, targets)
         return cross_entropy(logits, targets)
 
-    def score(self, logits: Tensor, targets: Tensor) -> Tensor:
+    def score(self, logits: Any, targets: Tensor) -> Tensor:
         """Return whether each position's likeliest token is right."""
+        if isinstance(logits, PiecewiseLogits):
+            return logits.each(self.score, targets)
         return (logits.argmax(dim=1) == targets).float()
 
 
@@ -119,8 +130,10 @@ TASKS: dict[str, Task] = {
 }
 
 
-def divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+def divergence(student: Any, teacher: Any, temperature: float) -> Tensor:
     """Compute T² · KL(teacher ‖ student) from logits (n, classes), mean over n; the teacher is a constant."""
+    if isinstance(student, PiecewiseLogits):
+        return student.mean(lambda z, other: divergence(z, other, temperature), teacher.detach())
     target = softmax(teacher.detach() / temperature, dim=-1)
     return kl_div(log_softmax(student / temperature, dim=-1), target, reduction="batchmean") * temperature**2
 

@@ -36,6 +36,8 @@ class Family(ABC):
         Modules that get no adapter of either kind, as an expression that matches their whole name.
     adapters : bool
         Whether adapters can be put into it.
+    task_type : str
+        What PEFT is to take it for.
     """
 
     architectures: dict[str, str]
@@ -44,6 +46,7 @@ class Family(ABC):
     lora_targets: str | Sequence[str] = ()
     left_alone: str | None = None
     adapters = True
+    task_type = "FEATURE_EXTRACTION"
 
     def architecture(self, config: Any) -> type[Any]:
         """Return the class of a model."""

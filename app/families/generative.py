@@ -1,0 +1,169 @@
+"""Generative vision-language models: LLaVA, SmolVLM, Qwen-VL, InternVL, Gemma 3, PaliGemma and others.
+
+None is known by name: each is what `AutoModelForImageTextToText` knows, a vision tower and a connector whose
+features take places in a text, and a language model that continues it.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as IMAGE_TEXT_TO_TEXT,
+)
+
+from ..chat import ChatProcessor, load_chat_processor
+from ..conversations import FEATURES, LABELS
+from ..piecewise import logits_of
+from ..tasks import IGNORED
+from .family import Family, Inputs
+
+
+class Entered(NamedTuple):
+    """What a model gives its language model, the same for all branches; and which positions are told."""
+
+    arguments: dict[str, Any]
+    told: Tensor | None
+
+
+class AnswerPositions:
+    """The forward of a generative model in parts (a `dual_adapter.Split`).
+
+    Its trunk is the model's own way to its language model: embeddings with the pictures' features among them,
+    positions, masks. From there on a branch computes hidden states, and of those before an answer's tokens
+    alone the logits.
+
+    Parameters
+    ----------
+    model : nn.Module
+        With its adapters inside, none of them before its language model.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.decoder, self.head = model, model.get_decoder(), model.get_output_embeddings()
+
+    def trunk(self, batch: Mapping[str, Tensor]) -> Entered:
+        """Compute what the language model is given.
+
+        Parameters
+        ----------
+        batch : Mapping
+            ``input_ids``, ``attention_mask`` (batch, length) and whatever else the model takes, and:
+            ``labels`` (batch, length), -100 where nothing is told; without them nothing is.
+            ``image_features``, see `image_features`, in the order of the texts, in place of ``pixel_values``.
+        """
+        inputs: dict[str, Any] = {k: value for k, value in batch.items() if k not in (LABELS, FEATURES)}
+        if FEATURES in batch:
+            inputs["mm_encoder_outputs"] = {"image": _encoded(batch[FEATURES])}
+        told = batch[LABELS][:, 1:] != IGNORED if LABELS in batch else None
+        return Entered(self._entering(inputs), told)
+
+    def features(self, trunk: Entered) -> Any:
+        """Compute the logits (n, words) of the n tokens that are told, see `logits_of`."""
+        hidden = self.decoder(**trunk.arguments, use_cache=False).last_hidden_state
+        return logits_of(hidden[:, :-1][trunk.told], self.head, self.head.out_features)
+
+    def _entering(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Run the model up to its language model."""
+
+        def stop(decoder: nn.Module, args: Any, arguments: dict[str, Any]) -> None:
+            raise _Reached(arguments)
+
+        hook = self.decoder.register_forward_pre_hook(stop, with_kwargs=True)
+        try:
+            self.model.base_model(**inputs, use_cache=False)
+        except _Reached as reached:
+            given = reached.arguments.items()
+            return {key: value for key, value in given if key not in ("cache", "use_cache")}
+        finally:
+            hook.remove()
+        raise ValueError(f"{type(self.model).__name__} does not call its language model")
+
+
+class _Reached(Exception):  # noqa: N818
+    def __init__(self, arguments: dict[str, Any]) -> None:
+        super().__init__()
+        self.arguments = arguments
+
+
+class _Pictures(list):
+    """Features as some models take them, a list with one entry a picture, and as others do, a tensor."""
+
+    def to(self, *where: Any) -> Tensor:
+        return torch.cat(self).to(*where)
+
+
+def _encoded(features: Tensor) -> Any:
+    """Return features as if the model's own vision tower and connector had just made them."""
+    first, *deeper = (_Pictures([level]) for level in features)
+    return SimpleNamespace(pooler_output=first, deepstack_features=deeper)
+
+
+@torch.no_grad()
+def image_features(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Compute what stands in a text for a picture, by vision tower and connector.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A generative model.
+    inputs : Mapping
+        The pixels, and what its processor says of them.
+
+    Returns
+    -------
+    Tensor
+        Shape (levels, tokens, width). There is one level where features enter the language model at its
+        embeddings alone; more where deeper layers are given some as well (Qwen3-VL).
+    """
+    output = model.base_model.get_image_features(**inputs, return_dict=True)
+    levels = (output.pooler_output, *(getattr(output, "deepstack_features", None) or ()))
+    return torch.stack([torch.cat(list(level)) for level in levels])
+
+
+# Where a language model stands in its model; no other part has a module of these names at this place.
+_LANGUAGE = r"(model\.)?(language_model|text_model)\."
+
+
+class Generative(Family):
+    """A vision tower, a connector and a language model that writes the answer (arXiv 2304.08485).
+
+    It has no head but its own, which stays as it is; adapters go into the language model alone.
+    """
+
+    words = "a vision-language model with a chat template (LLaVA, SmolVLM, Qwen-VL, InternVL, Gemma 3, ...)"
+    task_type = "CAUSAL_LM"
+    lora_targets = _LANGUAGE + r".*\.(q_proj|v_proj|qkv_proj|query_key_value|c_attn)"
+    left_alone = rf"(?!{_LANGUAGE}).*"
+
+    # All of `AutoModelForImageTextToText` but what a family of its own takes.
+    architectures = {kind: name for kind, name in IMAGE_TEXT_TO_TEXT.items() if kind != "blip"}
+
+    def processor(self, folder: str | Path, config: Any) -> ChatProcessor:  # type: ignore[override]
+        """Say how its inputs are made; ValueError if it cannot converse about pictures."""
+        if config.is_encoder_decoder:
+            raise ValueError("it is an encoder with a decoder, which does not continue a text")
+        return load_chat_processor(folder, config, _ANSWER_KIND.get(config.model_type, 0))
+
+    def features(self, model: Any, inputs: Inputs) -> Tensor:
+        """Compute the logits at every position (batch, length, words) by one plain forward."""
+        return model(**{name: value for name, value in inputs.items() if name != LABELS}).logits
+
+    def adapted_width(self, config: Any) -> int:
+        """Width of the language model's hidden states."""
+        return config.get_text_config().hidden_size
+
+    def width(self, config: Any) -> int:
+        """Width of what its own head takes."""
+        return config.get_text_config().hidden_size
+
+    def split(self, model: Any, processor: Any) -> AnswerPositions:
+        """Part it before its language model."""
+        return AnswerPositions(model)
+
+
+# PaliGemma reads what is of kind 0 both ways: pictures and question, not the answer.
+_ANSWER_KIND = {"paligemma": 1}

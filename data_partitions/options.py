@@ -20,18 +20,24 @@ class DataOptions:
         `scenes`: in what clients differ: `domain`, `function`, `scene` or `task`.
     data_dir : str
         `vqa-domains`: folder of parquet files, one a domain. `cifar10-lt`, `cifar100-lt`: folder with theirs.
+        `files`: folder of data in common forms. Others: what their owners publish.
+    hub_data : str
+        `files`: a data set of the Hugging Face hub instead, ``owner/name`` or ``owner/name@revision``.
     num_answers : int
-        `vqa-domains`: length of a domain's answer list.
+        Length of a client's answer list, its most frequent training answers.
     train_examples, test_examples : int
         Most training and test examples a client; validation gets half as many as test. 0: all there are
         (`scenes`: 600 and 200).
     split_by : str
-        `vqa-domains`: how a domain is shared by several clients: `iid`, or `dirichlet` over the answers.
+        How one natural client's data are shared by several clients: `iid`, or `dirichlet` over the answers.
     dirichlet_alpha : float
         Concentration of that Dirichlet distribution, and of the one that shares out `cifar10-lt` and
         `cifar100-lt`; smaller is more uneven.
     on_bad_row : str
-        `vqa-domains`: `error` ends the run at a row that cannot be used, `skip` leaves it out and counts it.
+        `error` ends the run at a row that cannot be used, `skip` leaves it out and counts it.
+    missing_modality : float
+        `files`: share of a client's training examples that lack their pictures or, of every other one, their
+        text.
     public_data : str
         Parquet file of the server's public examples, in the format of `vqa-domains`. "": the benchmark's own.
     public_examples : int
@@ -46,12 +52,14 @@ class DataOptions:
     seed: int = 0
     heterogeneity: str = "domain"
     data_dir: str = ""
+    hub_data: str = ""
     num_answers: int = 100
     train_examples: int = 0
     test_examples: int = 0
     split_by: str = "iid"
     dirichlet_alpha: float = 0.5
     on_bad_row: str = "error"
+    missing_modality: float = 0.0
     public_data: str = ""
     public_examples: int = 500
     imbalance_factor: float = 100.0

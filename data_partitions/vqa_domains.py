@@ -17,6 +17,7 @@ from .partition import (
     require_one_of,
     scored_split,
 )
+from .shares import capped, own_share
 from .store import Facts, cached, source
 from .vqa_files import SPLIT_OF, check_columns, domain_files, domain_name, good_rows, read_images
 
@@ -98,7 +99,8 @@ def _prepare(path: Path, share: int, shares: int, options: DataOptions) -> tuple
     ]
     answers = answer_list(trained, options.num_answers)
     if shares > 1:
-        rows = _share(rows, share, shares, options)
+        # All splits are shared out at once, so that they stay alike.
+        rows = rows.select(own_share(rows["answer"], share, shares, options))
     caps = {
         "train": options.train_examples,
         "validation": (options.test_examples + 1) // 2,
@@ -107,10 +109,7 @@ def _prepare(path: Path, share: int, shares: int, options: DataOptions) -> tuple
     parts = {}
     where = np.array([SPLIT_OF[split] for split in rows["split"]], dtype=object)
     for split, cap in caps.items():
-        chosen = np.flatnonzero(where == split)
-        if 0 < cap < len(chosen):
-            chosen = np.sort(np.random.default_rng(options.seed).permutation(chosen)[:cap])
-        parts[split] = rows.select(chosen)
+        parts[split] = rows.select(capped(np.flatnonzero(where == split), cap, options.seed))
     pictures = read_images(path, {row for part in parts.values() for row in part["row"]})
     splits, unanswerable = datasets.DatasetDict(), {}
     for split, part in parts.items():
@@ -129,27 +128,6 @@ def _prepare(path: Path, share: int, shares: int, options: DataOptions) -> tuple
         "skipped": skipped if share == 0 else dict.fromkeys(SPLITS, 0),
     }
     return splits, facts
-
-
-def _share(rows: datasets.Dataset, share: int, shares: int, options: DataOptions) -> datasets.Dataset:
-    """Select one client's rows of a domain; all splits are shared out at once, so that they stay alike."""
-    # Imported here, for it brings matplotlib, and a site starts a process a message.
-    from flwr_datasets.partitioner import DirichletPartitioner, IidPartitioner
-
-    partitioner = (
-        IidPartitioner(num_partitions=shares)
-        if options.split_by == "iid"
-        else DirichletPartitioner(
-            num_partitions=shares,
-            partition_by="answer",
-            alpha=options.dirichlet_alpha,
-            min_partition_size=0,
-            seed=options.seed,
-        )
-    )
-    # Both partitioners cut rows in the order in which they lie.
-    partitioner.dataset = rows.select(np.random.default_rng(options.seed).permutation(len(rows)))
-    return partitioner.load_partition(share)
 
 
 VQA_DOMAINS = Benchmark(name="vqa-domains", names=names, load=load, names_in_data=True)

@@ -1,7 +1,6 @@
 """Parquet files of questions about pictures: which there are, and which of their rows can be used."""
 
 import hashlib
-import io
 from collections import Counter
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -10,16 +9,14 @@ from typing import Any
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image, ImageOps
 
+from .conversations import LONGEST_TEXT
 from .partition import SPLITS
+from .pictures import image_fault
+from .pictures import one_line as _line
 
 TEXT_COLUMNS = ("image_id", "question", "answer", "split")
 SPLIT_OF = {"train": "train", "val": "validation", "test": "test"}
-# Not all that Pillow opens: for some formats it starts another program.
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-LARGEST_IMAGE = 64_000_000  # pixels: 192 MB when decoded, whatever its bytes are
-LONGEST_TEXT = 10_000  # characters of a question or an answer
 _BATCH = 64  # rows in memory at a time
 
 
@@ -72,10 +69,6 @@ def domain_name(path: Path) -> str:
         return str(first["domain"][0].as_py() or path.stem)
     except Exception as error:
         raise ValueError(f"data-dir: {path.name} column 'domain' cannot be read ({_line(error)})") from None
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def good_rows(path: Path, on_bad_row: str) -> tuple[datasets.Dataset, dict[str, int]]:
@@ -185,18 +178,5 @@ def _fault(row: dict[str, Any], image_faults: dict[bytes, str]) -> str:
         return "no image bytes"
     key = hashlib.sha256(encoded).digest()
     if key not in image_faults:
-        image_faults[key] = _image_fault(encoded)
+        image_faults[key] = image_fault(encoded)
     return image_faults[key]
-
-
-def _image_fault(encoded: bytes) -> str:
-    try:
-        with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
-            if (pixels := image.width * image.height) > LARGEST_IMAGE:
-                return f"image has {pixels} pixels, more than LARGEST_IMAGE = {LARGEST_IMAGE}"
-            # All that becomes of it later: the whole of it, turned upright, in colours.
-            ImageOps.exif_transpose(image).convert("RGB")
-    # Pillow's decoders raise whatever a broken file makes them raise.
-    except Exception as error:
-        return f"image cannot be decoded ({_line(error)})"
-    return ""

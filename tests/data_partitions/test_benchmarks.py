@@ -24,11 +24,11 @@ def options(tmp_path):
 
 
 def test_names_by_the_files():
-    assert list(BENCHMARKS) == ["cifar10-lt", "cifar100-lt", "scenes", "vqa-domains"]
+    assert list(BENCHMARKS) == ["files", "cifar10-lt", "cifar100-lt", "scenes", "vqa-domains"]
 
 
 def test_unknown_benchmark(options):
-    message = "^benchmark = 'vqa'; allowed: cifar10-lt, cifar100-lt, scenes, vqa-domains$"
+    message = "^benchmark = 'vqa'; allowed: files, cifar10-lt, cifar100-lt, scenes, vqa-domains$"
     with pytest.raises(ValueError, match=message):
         load_partition("vqa", 0, 1, options)
     with pytest.raises(ValueError, match=message):

@@ -12,7 +12,7 @@ from PIL import Image
 
 from app.backbones import Processor
 from app.examples import process
-from data_partitions import vqa_files
+from data_partitions import pictures, vqa_files
 from data_partitions.vqa_files import check_columns, domain_name, good_rows, read_images
 
 STRANGE_EXIF = [b"Exif\0\0" + b"nonsense" * 4, b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x02\xff\xff\xff\xff"]
@@ -200,4 +200,4 @@ def test_a_file_with_a_flipped_bit_is_read_or_refused_in_one_line(tmp_path):
 
 
 def test_the_limits_are_what_the_texts_say():
-    assert (vqa_files.LARGEST_IMAGE, vqa_files.LONGEST_TEXT) == (64_000_000, 10_000)
+    assert (pictures.LARGEST_IMAGE, vqa_files.LONGEST_TEXT) == (64_000_000, 10_000)

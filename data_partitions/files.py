@@ -1,0 +1,192 @@
+"""The benchmark `files`: data in the forms in which people have them, see `conversations`.
+
+In `data-dir` every file (JSON, JSON lines, parquet) is a client, or every folder with such files. The files
+of a client may be named by their split (``train.jsonl``, ``test-00000-of-00002.parquet``) or lie in folders
+of such names; if all that lies in `data-dir` does, it is one client's, whose data several share. Paths of
+pictures begin where the file is, or in `data-dir`, and lead nowhere else.
+"""
+
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import datasets
+
+from .benchmark import Benchmark
+from .drafts import SPLIT_OF, UNKNOWN, Origin, prepare
+from .options import DataOptions
+from .partition import Partition, client_name, require_one_of
+from .pictures import one_line
+from .records import KINDS, Record, records_of, records_of_tables
+from .store import cached, source
+
+# Changes with whatever changes the rows that come out, so that data kept by older code are not used.
+VERSION = 1
+
+_SHARD = re.compile(r"[-_]\d+(-of-\d+)?$")
+# What `datasets` reads without running a program or unpickling anything.
+_READERS = ("arrow", "csv", "imagefolder", "json", "parquet")
+_BATCH = 64
+
+# Split → its files.
+Files = dict[str, list[Path]]
+
+
+def names(options: DataOptions) -> list[str]:
+    """Name the natural clients: by their files or folders, or by the data set."""
+    return list(_clients(options)) if options.data_dir else [_hub_id(options)[0]]
+
+
+def load(partition_id: int, num_partitions: int, options: DataOptions) -> Partition:
+    """Load a client's rows; several that share a natural client's get different rows, and one answer list.
+
+    Raises
+    ------
+    ValueError
+        Naming the file and the row that cannot be used; or a client without training rows.
+    """
+    require_one_of("split-by", options.split_by, ("iid", "dirichlet"))
+    require_one_of("on-bad-row", options.on_bad_row, ("error", "skip"))
+    if not 0 <= options.missing_modality < 1:
+        raise ValueError(f"missing-modality = {options.missing_modality}; allowed: 0 to less than 1")
+    natural = names(options)
+    share, index = divmod(partition_id, len(natural))
+    shares = len(range(index, num_partitions, len(natural)))
+    name = client_name(natural, partition_id)
+    folder = Path(options.data_dir).expanduser().absolute()
+    files = _clients(options)[natural[index]] if options.data_dir else {}
+    paths = [path for split in files.values() for path in split]
+    key = {
+        "version": VERSION,
+        "hub": options.hub_data,
+        "client": [natural[index], partition_id],
+        "share": [share, shares, options.split_by, options.dirichlet_alpha] if shares > 1 else [],
+        "num_answers": options.num_answers,
+        "caps": [options.train_examples, options.test_examples],
+        "on_bad_row": options.on_bad_row,
+        "missing": options.missing_modality,
+        "seed": options.seed,
+    }
+
+    def build() -> tuple[datasets.DatasetDict, dict]:
+        if options.data_dir:
+            return prepare(_origins(files, folder), share, shares, partition_id, options)
+        options.cache_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # What the library makes of it on the way is of no use later.
+        with tempfile.TemporaryDirectory(prefix="draft-", dir=options.cache_dir) as scratch:
+            return prepare(_from_hub(options, scratch), share, shares, partition_id, options)
+
+    splits, facts = cached(options.cache_dir / "files", key, build, paths)
+    if not len(splits["train"]):
+        raise ValueError(f"partition-id = {partition_id}: {name!r} has no training rows")
+    # Another file in a folder is more data, or another client.
+    folders = {folder, *(path.parent for path in paths)} if options.data_dir else set()
+    sources = [*facts.pop("sources", []), *map(source, sorted(folders))]
+    answers = tuple(facts.pop("answers"))
+    return Partition(partition_id, name, answers, **splits, **facts, sources=sources)
+
+
+def _clients(options: DataOptions) -> dict[str, Files]:
+    """Find the natural clients in the folder, and the files of each."""
+    if options.hub_data:
+        raise ValueError(
+            f"hub-data = {options.hub_data!r} with data-dir = {options.data_dir!r}; allowed: one of them"
+        )
+    folder = Path(options.data_dir).expanduser().absolute()
+    if not folder.is_dir():
+        raise ValueError(
+            f"data-dir = {options.data_dir!r} is no folder; allowed: a folder of {', '.join(KINDS)} files"
+        )
+    lying, inside = _data_files(folder), [path for path in sorted(folder.iterdir()) if path.is_dir()]
+    found = {}
+    if whole := _by_split(folder):
+        found = {folder.name: whole}
+    elif lying:
+        for path in lying:
+            if path.stem in found:
+                raise ValueError(f"data-dir: {path.name} has the name of another client's file")
+            found[path.stem] = {UNKNOWN: [path]}
+    else:
+        for own in inside:
+            files = _by_split(own) or {UNKNOWN: _data_files(own)}
+            if any(files.values()):
+                found[own.name] = files
+    if not found:
+        raise ValueError(
+            f"data-dir = {options.data_dir!r} has no {', '.join(KINDS)} files; allowed: one or more, or"
+            " folders of them"
+        )
+    return found
+
+
+def _data_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.suffix in KINDS and path.is_file())
+
+
+def _by_split(folder: Path) -> Files:
+    """Find a folder's files by their splits; none if not all of them are named so."""
+    found: Files = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix in KINDS and path.is_file():
+            if (split := SPLIT_OF.get(_SHARD.sub("", path.stem))) is None:
+                return {}
+            found.setdefault(split, []).append(path)
+        elif path.is_dir() and (files := _data_files(path)):
+            if (split := SPLIT_OF.get(path.name)) is None:
+                return {}
+            found.setdefault(split, []).extend(files)
+    return found
+
+
+def _origins(files: Files, root: Path) -> list[Origin]:
+    return [
+        Origin(
+            lambda path=path: records_of(path, str(path.relative_to(root))),  # type: ignore[misc]
+            split,
+            (path.parent, root),
+            root,
+        )
+        for split, paths in files.items()
+        for path in paths
+    ]
+
+
+def _hub_id(options: DataOptions) -> tuple[str, str | None]:
+    name, _, revision = options.hub_data.partition("@")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or ".." in name:
+        raise ValueError(
+            f"hub-data = {options.hub_data!r} with data-dir = ''; allowed: owner/name of a data set, with"
+            " @revision or without, or the absolute path of a folder as data-dir"
+        )
+    return name, revision or None
+
+
+def _from_hub(options: DataOptions, scratch: str) -> list[Origin]:
+    """Load a data set of the hub; `scratch` is where the library may write."""
+    name, revision = _hub_id(options)
+    try:
+        builder = datasets.load_dataset_builder(name, revision=revision, cache_dir=scratch)
+        kind = type(builder).__module__.rpartition(".")[2]
+        if kind not in _READERS:
+            raise ValueError(f"its files are of {kind}; allowed: {', '.join(_READERS)}")
+        found = datasets.load_dataset(name, revision=revision, cache_dir=scratch)
+    # The hub's library and those beneath it raise of everything.
+    except Exception as error:
+        raise ValueError(f"hub-data = {options.hub_data!r} cannot be read ({one_line(error)})") from None
+    return [
+        Origin(
+            lambda part=part, split=split: _rows_of(part, split),  # type: ignore[misc]
+            SPLIT_OF.get(str(split), "train"),
+            prefix=f"hub-data = {options.hub_data!r}: ",
+        )
+        for split, part in found.items()
+    ]
+
+
+def _rows_of(part: datasets.Dataset, split: str) -> Iterator[Record]:
+    tables = part.with_format("arrow").iter(batch_size=_BATCH)
+    return records_of_tables(tables, split)
+
+
+FILES = Benchmark(name="files", names=names, load=load, needs_folder=False, names_in_data=True)

@@ -10,7 +10,6 @@ import argparse
 import json
 import logging
 import sys
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message
+from flwr.common.config import get_fused_config_from_dir
 from flwr.supercore.task_identity import TaskIdentity
 
 from server_app import federation as room
@@ -113,7 +113,7 @@ def run(defence: str, attack: str, attackers: int, seed: int, given: Mapping[str
         ``mean`` and ``worst`` of the honest clients' students, and ``kept``, how much of their changes was
         averaged; all in [0, 1].
     """
-    defaults = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
+    defaults = get_fused_config_from_dir(ROOT, {})
     own = ATTACKS.get(attack)
     settings = {**defaults, **given, **DEFENCES[defence], **(own.settings if own else {})}
     settings |= {"seed": seed, "run-name": "cell", "evaluate-every": settings["num-rounds"]}

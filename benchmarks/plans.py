@@ -3,10 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-CE: dict[str, Any] = {"align-beta": 0.0}
-KL = {"align-labels": "none"}
-POOLED = {"align-target": "pooled"}
-HEAD = {"align-part": "head", "align-learning-rate": 0.003}
+CE: dict[str, Any] = {"align.beta": 0.0}
+KL = {"align.labels": "none"}
+POOLED = {"align.target": "pooled"}
+HEAD = {"align.part": "head", "align.learning-rate": 0.003}
 PLAIN = {"clip-change": 0.0}  # as published, and so comparable to it
 Parts = dict[str, dict[str, Any]]
 PUBLISHED: Parts = {"CE": CE, "KL": KL, "CE + KL": {}}
@@ -65,15 +65,16 @@ def _cells(
 ) -> tuple[Cell, ...]:
     """Make a table's lines; `end` says how alignment at the end alone is had, see `Cell.kind`."""
     controls = [
-        Cell(f"server only: {part}", {"align": "each-round", **own}, "server") for part, own in server.items()
+        Cell(f"server only: {part}", {"align.when": "each-round", **own}, "server")
+        for part, own in server.items()
     ]
-    controls.append(Cell("teacher alone", {"align": "each-round"}, "teacher"))
+    controls.append(Cell("teacher alone", {"align.when": "each-round"}, "teacher"))
     at_end = [
-        Cell(f"{plain}, aligned at the end: {part}", {"align": "end", **own}, end)
+        Cell(f"{plain}, aligned at the end: {part}", {"align.when": "end", **own}, end)
         for part, own in last.items()
     ]
     each_round = [
-        Cell(f"{plain}, aligned each round: {part}", {"align": "each-round", **own})
+        Cell(f"{plain}, aligned each round: {part}", {"align.when": "each-round", **own})
         for part, own in each.items()
     ]
     return (Cell(plain), *controls, *at_end, *each_round)
@@ -101,10 +102,10 @@ def _long_tail(imbalance: float) -> Plan:
             "local-epochs": 1,
             "evaluate-every": 16,
             "public-per-class": 2500,
-            "public-examples": 250,
-            "align-steps": 50,
-            "align-learning-rate": 0.0005,
-            "align-radius": 0.2,
+            "public.examples": 250,
+            "align.steps": 50,
+            "align.learning-rate": 0.0005,
+            "align.radius": 0.2,
             **PLAIN,
         },
         cells=_cells(
@@ -134,8 +135,8 @@ def _scenes() -> Plan:
         settings={
             "num-rounds": 4,
             "evaluate-every": 4,
-            "public-examples": 1000,
-            "align-learning-rate": 0.0005,
+            "public.examples": 1000,
+            "align.learning-rate": 0.0005,
             **PLAIN,
         },
         cells=_cells(

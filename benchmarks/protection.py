@@ -11,7 +11,6 @@ import argparse
 import statistics
 import sys
 import time
-import tomllib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -20,6 +19,7 @@ from pkgutil import resolve_name
 from typing import Any
 from unittest.mock import patch
 
+from flwr.common.config import get_fused_config_from_dir
 from flwr.supercore.task_identity import TaskIdentity
 from rich.console import Console
 from rich.table import Table
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args(arguments)
-    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
+    settings = get_fused_config_from_dir(ROOT, {})
     # Evaluation loads private state and checks replies too, but is no part of a round's training.
     own = {"num-rounds": options.rounds, "evaluate-every": options.rounds, "device": options.device}
     calls = measure({**settings, "run-name": "protection", **own}, options.clients)

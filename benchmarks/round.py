@@ -15,7 +15,6 @@ import argparse
 import logging
 import statistics
 import time
-import tomllib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -25,6 +24,7 @@ from pkgutil import resolve_name
 from typing import Any
 from unittest.mock import patch
 
+from flwr.common.config import get_fused_config_from_dir
 from flwr.supercore.task_identity import TaskIdentity
 from rich.console import Console
 from rich.table import Table
@@ -210,7 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args(arguments)
     logging.getLogger("flwr").setLevel(logging.WARNING)
-    defaults = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
+    defaults = get_fused_config_from_dir(ROOT, {})
     own = {"num-rounds": options.rounds, "run-name": "round"}
     own |= {key: vars(options)[key.replace("-", "_")] for key in ("train-examples", "test-examples")}
     lines = [measure({**defaults, **own}, clients, CLOCKS[options.clock]) for clients in options.clients]

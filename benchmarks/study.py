@@ -13,7 +13,6 @@ import os
 import platform
 import tempfile
 import time
-import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from flwr.app import ArrayRecord
+from flwr.common.config import get_fused_config_from_dir
 from flwr.supercore.task_identity import TaskIdentity
 from torch import Tensor
 
@@ -78,10 +78,10 @@ def run_alignment(settings: Settings, clients: int, start: ArrayRecord | None = 
 
 def run_teacher(settings: Settings, clients: int) -> Scores:
     """Let the teacher model answer the test questions by itself."""
-    teacher = open_teacher(settings.teacher, normalise=settings.teacher_normalise)
+    teacher = open_teacher(settings.teacher.model, normalise=settings.teacher.normalise)
 
     def ask(rows: Any, answers: Sequence[str]) -> Tensor:
-        prompts = [settings.teacher_prompt.replace("{question}", question) for question in rows["question"]]
+        prompts = [settings.teacher.prompt.replace("{question}", question) for question in rows["question"]]
         return annotate(teacher, [images[0] for images in rows["images"]], prompts, answers)
 
     if test := common_test(settings):
@@ -98,7 +98,7 @@ def mean_and_worst(scores: Sequence[float]) -> Scores:
 
 
 def _partitions(settings: Settings, clients: int) -> list[Partition]:
-    options = DataOptions.of(settings.model_dump(), feddat_home() / "data")
+    options = DataOptions.of(settings.run_config(), feddat_home() / "data")
     return [load_partition(settings.benchmark, index, clients, options) for index in range(clients)]
 
 
@@ -131,7 +131,7 @@ class Study:
 
     def run(self, cell: Cell, seed: int) -> Scores:
         """Return a cell's scores, in [0, 1]."""
-        defaults = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
+        defaults = get_fused_config_from_dir(ROOT, {})
         own = {**self.plan.settings, **self.given, **cell.settings, "seed": seed, "run-name": "cell"}
         settings = {**defaults, **own}
         if cell.kind == "teacher":
@@ -229,11 +229,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="file of the cells, one JSON object a line")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--data-dir", default="", help="as the setting of that name")
-    parser.add_argument("--teacher", default="", help="as the setting of that name")
+    parser.add_argument("--teacher", default="", help="as the setting teacher.model")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="other settings, as JSON")
     options = parser.parse_args(arguments)
     plan = PLANS[options.plan]
-    given = {"data-dir": options.data_dir, "teacher": options.teacher}
+    given = {"data-dir": options.data_dir, "teacher.model": options.teacher}
     given |= {key: json.loads(value) for key, _, value in (pair.partition("=") for pair in options.set)}
     study = Study(plan, given)
     cells = {cell.name: cell for cell in plan.cells}

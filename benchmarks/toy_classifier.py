@@ -1,9 +1,9 @@
 """A toy teacher for CIFAR: a small network trained on images that no client, pool or test set has.
 
 It stands for a multimodal LLM where none can be had, and writes what it says of the pool and of the test set
-as annotations (`server_app.teachers.annotations`), for ``teacher = "FILE.parquet"``. It learns from rows
-``--first`` to ``--last`` of each class, in their order: with `public-per-class` at least ``--last`` these
-are no client's, and with `public-examples` at most ``--first`` times the classes not the pool's.
+as annotations (`server_app.teachers.annotations`), for ``teacher.model = "FILE.parquet"``. It learns from
+rows ``--first`` to ``--last`` of each class, in their order: with `public-per-class` at least ``--last``
+these are no client's, and with `public.examples` at most ``--first`` times the classes not the pool's.
 
 Run ``python -m benchmarks.toy_classifier --file cifar10.parquet --out teacher.parquet``.
 """

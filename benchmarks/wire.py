@@ -13,13 +13,13 @@ import json
 import logging
 import statistics
 import time
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from flwr.common.config import get_fused_config_from_dir
 from flwr.supercore.task_identity import TaskIdentity
 from peft import get_peft_model
 from rich.console import Console
@@ -122,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="other settings, as JSON")
     parser.add_argument("--json", type=Path, help="keep the figures in this file, cell by cell")
     options = parser.parse_args(arguments)
-    defaults = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
+    defaults = get_fused_config_from_dir(ROOT, {})
     given = {key: json.loads(value) for key, _, value in (pair.partition("=") for pair in options.set)}
     settings = {**defaults, **given, "run-name": "wire"}
     conditions = {"clients": options.clients, "settings": settings}

@@ -10,7 +10,6 @@ import shutil
 import ssl
 import sys
 import tempfile
-import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,7 +19,7 @@ from typing import Any, cast
 
 import torch
 from flwr.app import Context, RecordDict
-from flwr.common.config import parse_config_args
+from flwr.common.config import get_fused_config_from_dir, parse_config_args
 from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_TOLERANCE
 
 from app.backbones import choose_device
@@ -91,8 +90,8 @@ def open_site(node_config: str, run_config: str) -> Site:
     for key in node:
         if key not in NODE_KEYS:
             raise ValueError(f"{key} is not a setting of a site; allowed: {', '.join(NODE_KEYS)}")
-    pyproject = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
-    settings = {**pyproject["tool"]["flwr"]["app"]["config"], **_pairs("run-config", run_config)}
+    defaults = get_fused_config_from_dir(Path(__file__).parents[1], {})
+    settings = {**defaults, **_pairs("run-config", run_config)}
     context = Context(run_id=0, node_id=0, node_config=node, state=RecordDict(), run_config=settings)
     return Site(Client.of(context))
 
@@ -115,7 +114,7 @@ def data(client: Client) -> str:
 
 def leaves(client: Client) -> str:
     """Say what leaves the site under its policy in such a run."""
-    policy, dp = client.policy, client.settings.dp
+    policy, dp = client.policy, client.settings.dp.mode
     metrics = policy.share_metrics or ("none" if dp == "local" else "all")
     errors = "whole errors" if policy.policy == "open" else "errors without their reasons"
     return (

@@ -231,7 +231,7 @@ class Client:
 
 def data_options(settings: Settings) -> DataOptions:
     """Say what a benchmark is asked for: the settings that carry its options' names."""
-    return DataOptions.of(settings.model_dump(), feddat_home() / "data")
+    return DataOptions.of(settings.run_config(), feddat_home() / "data")
 
 
 @functools.lru_cache(maxsize=256)

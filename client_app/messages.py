@@ -48,7 +48,7 @@ def introduce(message: Message, context: Context) -> Message:
             "python": platform.python_version(),
             "device": str(choose_device(client.settings.device)),
             "name": client.name,
-            **client.policy.told(measured, client.settings.dp),
+            **client.policy.told(measured, client.settings.dp.mode),
         }
     )
     return Message(RecordDict({"handshake": answer}), reply_to=message)
@@ -97,7 +97,7 @@ def evaluate_branches(message: Message, context: Context) -> Message:
 
 def _record(client: Client, metrics: dict[str, Any], lost: int) -> MetricRecord:
     """Keep what may leave, and add how many private states were lost, if any were."""
-    told = client.policy.told(metrics, client.settings.dp)
+    told = client.policy.told(metrics, client.settings.dp.mode)
     return MetricRecord({**told, **({"state-recovered": lost} if lost else {})})
 
 

@@ -99,15 +99,15 @@ class Policy(BaseModel):
 
     def admit(self, settings: Settings) -> None:
         """Raise a PublicError unless the run is as private as the site wants it."""
-        enough = {"none": True, "central": settings.dp != "none", "local": settings.dp == "local"}
+        enough = {"none": True, "central": settings.dp.mode != "none", "local": settings.dp.mode == "local"}
         if not enough[self.require_dp]:
             raise PublicError(
-                f"a site has require-dp = {self.require_dp!r}; the run has dp = {settings.dp!r}"
+                f"a site has require-dp = {self.require_dp!r}; the run has dp.mode = {settings.dp.mode!r}"
             )
         for name in ("epsilon", "delta") if self.require_dp == "local" else ():
-            most, asked = getattr(self, f"max_{name}"), getattr(settings, f"dp_{name}")
+            most, asked = getattr(self, f"max_{name}"), getattr(settings.dp, name)
             if asked > most:
-                raise PublicError(f"a site has max-{name} = {most:g}; the run has dp-{name} = {asked:g}")
+                raise PublicError(f"a site has max-{name} = {most:g}; the run has dp.{name} = {asked:g}")
 
     def require_examples(self, count: int) -> None:
         """Raise a PublicError if there are too few examples."""

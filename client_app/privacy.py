@@ -9,12 +9,12 @@ from app.settings import Settings, read_settings
 
 
 def private_training(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    """Train, then change the reply as the run's setting `dp` says.
+    """Train, then change the reply as the run's setting `dp.mode` says.
 
     For the train function alone: after an evaluation there are no arrays to hide.
     """
     settings = read_settings(context.run_config)
-    match settings.dp:
+    match settings.dp.mode:
         case "client-fixed":
             return fixedclipping_mod(message, context, call_next)
         case "client-adaptive":
@@ -45,5 +45,5 @@ def local_privacy(settings: Settings) -> LocalDpMod:
     Two changes of norm C are at most 2 C apart. Dwork & Roth, "The Algorithmic Foundations of Differential
     Privacy", 2014, theorem A.1, for ε in (0, 1).
     """
-    norm = settings.dp_clipping_norm
-    return LocalDpMod(norm, 2 * norm, settings.dp_epsilon, settings.dp_delta)
+    norm = settings.dp.clipping_norm
+    return LocalDpMod(norm, 2 * norm, settings.dp.epsilon, settings.dp.delta)

@@ -93,7 +93,7 @@ def load_pool(benchmark: str, options: DataOptions) -> datasets.DatasetDict:
     pool = BENCHMARKS[benchmark].pool
     if pool is None:
         raise ValueError(
-            f"public-data = '' and the benchmark {benchmark!r} has no public examples of its own; "
+            f"public.data = '' and the benchmark {benchmark!r} has no public examples of its own; "
             "allowed: the absolute path of a parquet file"
         )
     return pool(options)

@@ -183,7 +183,7 @@ class LongTail:
         each = min(options.public_per_class, options.public_examples // len(labels.names))
         if each < 5:
             raise ValueError(
-                f"public-per-class = {options.public_per_class} and public-examples = "
+                f"public-per-class = {options.public_per_class} and public.examples = "
                 f"{options.public_examples} give {each} public examples of each of the {len(labels.names)} "
                 "classes; allowed: at least 5, of which one is held out"
             )

@@ -1,5 +1,6 @@
 """What a benchmark is asked for. Imports no library: a client may have its examples without one."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -66,7 +67,8 @@ class DataOptions:
     public_per_class: int = 0
 
     @classmethod
-    def of(cls, values: Mapping[str, Any], cache_dir: Path) -> "DataOptions":
-        """Take, of many values, those that are options."""
+    def of(cls, run_config: Mapping[str, Any], cache_dir: Path) -> "DataOptions":
+        """Take, of a run-config's settings, those that are options: `public_data` is ``public.data``."""
         asked = {field.name for field in fields(cls)} - {"cache_dir"}
-        return cls(**{name: value for name, value in values.items() if name in asked}, cache_dir=cache_dir)
+        named = {re.sub("[.-]", "_", key): value for key, value in run_config.items()}
+        return cls(**{name: value for name, value in named.items() if name in asked}, cache_dir=cache_dir)

@@ -78,12 +78,12 @@ def load_pool(options: DataOptions) -> datasets.DatasetDict:
     """
     path = Path(options.public_data).expanduser()
     if not path.is_file():
-        raise ValueError(f"public-data = {options.public_data!r} is no file; allowed: a parquet file")
+        raise ValueError(f"public.data = {options.public_data!r} is no file; allowed: a parquet file")
     check_columns(path)
     rows, _ = good_rows(path, options.on_bad_row)
     trained = [index for index, split in enumerate(rows["split"]) if split == "train"]
     if not trained:
-        raise ValueError(f"public-data: {path.name} has no training rows")
+        raise ValueError(f"public.data: {path.name} has no training rows")
     chosen = np.random.default_rng(options.seed).permutation(trained)[: options.public_examples]
     part = rows.select(np.sort(chosen))
     pictures = read_images(path, part["row"])

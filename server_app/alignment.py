@@ -211,7 +211,7 @@ def open_aligner(
     Parameters
     ----------
     settings : Settings
-        Those named ``align-…``, ``teacher-…`` and ``public-…``.
+        Their sections ``align``, ``teacher`` and ``public``.
     learner : Learner
         What clients train, on the server's device. Without a head that travels it gets one of its own.
     classes : sequence of str, optional
@@ -227,5 +227,5 @@ def open_aligner(
     if not learner.head_travels:
         answer_with_new_head(learner, backbone.width, len(train.classes), settings.seed, "private")
     names = {field.name for field in fields(Alignment)} - {"seed"}
-    given = {name: getattr(settings, f"align_{name}") for name in names}
+    given = {name: getattr(settings.align, name) for name in names}
     return PoolAligner(GlobalModel(learner), train, held_out, Alignment(**given, seed=settings.seed))

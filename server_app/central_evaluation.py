@@ -29,7 +29,7 @@ def common_test(settings: Settings) -> BalancedTest | None:
             f"head = 'shared' needs one answer list for all clients, which benchmark = "
             f"{settings.benchmark!r} has not; allowed with {allowed}"
         )
-    return load_test(settings.benchmark, DataOptions.of(settings.model_dump(), feddat_home() / "data"))
+    return load_test(settings.benchmark, DataOptions.of(settings.run_config(), feddat_home() / "data"))
 
 
 class CentralEvaluation:

@@ -68,7 +68,7 @@ def _federate(grid: Grid, settings: Settings, alone: ExitStack) -> None:
     }
     versions = {"flwr": flwr.__version__, "torch": torch.__version__}
     facts = {f"{key}-hash": identity[key] for key in ("backbone", "source")} | versions
-    pretrains = settings.pretrain == "adapter" and isinstance(opening.learner, DualAdapter)
+    pretrains = settings.pretrain.part == "adapter" and isinstance(opening.learner, DualAdapter)
     if settings.resume:
         if (folder := feddat_home() / "runs" / settings.resume).is_dir():
             alone.enter_context(held(folder))
@@ -94,7 +94,7 @@ def _federate(grid: Grid, settings: Settings, alone: ExitStack) -> None:
             settings.min_clients,
             settings.max_failure_rate,
             # Under privacy each answer of a client is one more release of its data.
-            try_again=settings.dp == "none",
+            try_again=settings.dp.mode == "none",
             round_timeout=settings.round_timeout,
         ),
         codec=None if settings.wire_precision == "float32" else WireCodec(settings.wire_precision),
@@ -103,12 +103,12 @@ def _federate(grid: Grid, settings: Settings, alone: ExitStack) -> None:
         observers=observers,
     )
     strategy: Strategy = federation
-    if settings.align != "none":
+    if settings.align.when != "none":
         aligner = open_aligner(settings, opening.learner, opening.answers or None)
         strategy = MLLMAlignment(
             federation,
             aligner,
-            every=1 if settings.align == "each-round" else "end",
+            every=1 if settings.align.when == "each-round" else "end",
             last_round=settings.num_rounds,
             observers=observers,
         )

@@ -47,7 +47,7 @@ def open_run(settings: Settings) -> Opening:
     """
     test = common_test(settings)
     # Where only clients compute, their device need not be here.
-    computes = test or settings.align != "none" or settings.pretrain != "none"
+    computes = test or settings.align.when != "none" or settings.pretrain.part != "none"
     device = settings.server_device if computes else "cpu"
     settings = settings.model_copy(update={"device": device})
     learner, backbone, method = open_learner(settings), open_backbone(settings), METHODS[settings.method]

@@ -15,7 +15,7 @@ def load_captions(settings: Settings) -> Dataset:
     Parameters
     ----------
     settings : Settings
-        `pretrain_images`, and with a `teacher` what it is asked: its captions are taken, and kept.
+        `pretrain.images`, and with a `teacher.model` what it is asked: its captions are taken, and kept.
 
     Returns
     -------
@@ -27,19 +27,19 @@ def load_captions(settings: Settings) -> Dataset:
     ValueError
         If there are no such images, or the teacher model cannot be used.
     """
-    options = DataOptions.of(settings.model_dump(), feddat_home() / "data")
-    public = load_public(settings.benchmark, options, settings.pretrain_images).select_columns(
+    options = DataOptions.of(settings.run_config(), feddat_home() / "data")
+    public = load_public(settings.benchmark, options, settings.pretrain.images).select_columns(
         ["image", "captions"]
     )
-    if not settings.teacher:
+    if not settings.teacher.model:
         return public
     kept = feddat_home() / "annotations"
     kept.mkdir(parents=True, exist_ok=True)
-    teacher = open_teacher(settings.teacher, device=settings.server_device)
+    teacher = open_teacher(settings.teacher.model, device=settings.server_device)
     written = annotate_captions(
         teacher,
         public["image"],
-        settings.caption_prompt,
+        settings.teacher.caption_prompt,
         cache=kept / f"{settings.benchmark}-captions.parquet",
     )
     return public.remove_columns("captions").add_column("captions", [[text] for text in written])

@@ -69,11 +69,11 @@ def load_pools(
         If the pool lacks a class, has an answer that is none or is too small to hold any out, or the teacher
         model cannot be used.
     """
-    rows = load_pool(settings.benchmark, DataOptions.of(settings.model_dump(), feddat_home() / "data"))
+    rows = load_pool(settings.benchmark, DataOptions.of(settings.run_config(), feddat_home() / "data"))
     parts = [rows["train"], rows["validation"]]
     train, held_out = (set(part["answer"]) for part in parts)
     classes = list(classes or sorted(train | held_out))
-    source = f"public-data = {settings.public_data!r}" if settings.public_data else "the public pool"
+    source = f"public.data = {settings.public.data!r}" if settings.public.data else "the public pool"
     if strange := sorted((train | held_out) - set(classes)):
         raise ValueError(
             f"{source}: {strange[0]!r} is no class of the clients; allowed: {', '.join(classes)}"
@@ -82,7 +82,7 @@ def load_pools(
         raise ValueError(f"{source} has no example of class {missing[0]!r}; allowed: examples of all classes")
     if not held_out:
         raise ValueError(f"{source} has no answer five times, so none is held out; allowed: more examples")
-    annotated = _ask(settings, parts, classes) if settings.align_beta else None
+    annotated = _ask(settings, parts, classes) if settings.align.beta else None
     index_of = {answer: index for index, answer in enumerate(classes)}
     pools = []
     for index, part in enumerate(parts):
@@ -96,7 +96,7 @@ def load_pools(
 
 def _ask(settings: Settings, parts: Sequence[Dataset], classes: Sequence[str]) -> list[Tensor]:
     teacher = open_teacher(
-        settings.teacher, normalise=settings.teacher_normalise, device=settings.server_device
+        settings.teacher.model, normalise=settings.teacher.normalise, device=settings.server_device
     )
     kept = feddat_home() / "annotations"
     kept.mkdir(parents=True, exist_ok=True)
@@ -104,11 +104,11 @@ def _ask(settings: Settings, parts: Sequence[Dataset], classes: Sequence[str]) -
         annotate(
             teacher,
             part["image"],
-            [settings.teacher_prompt.replace("{question}", question) for question in part["question"]],
+            [settings.teacher.prompt.replace("{question}", question) for question in part["question"]],
             classes,
             cache=kept / f"{settings.benchmark}-{name}.parquet",
-            temperature=settings.teacher_temperature,
-            margin=settings.teacher_margin,
+            temperature=settings.teacher.temperature,
+            margin=settings.teacher.margin,
         )
         for name, part in zip(("train", "validation"), parts, strict=True)
     ]

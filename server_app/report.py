@@ -200,14 +200,14 @@ logits = head(features)  # such as torch.nn.Linear(base.config.hidden_size, num_
 
 def privacy_line(settings: Mapping[str, Any]) -> str:
     """Say what the run's differential privacy amounts to; nothing without any."""
-    if (kind := settings["dp"]) == "none":
+    if (kind := settings["dp.mode"]) == "none":
         return ""
     # A round that was repeated after a stop may have been released twice.
     releases = settings["num-rounds"] + len(settings.get("resumed-after", []))
-    delta, multiplier = settings["dp-delta"], settings["dp-noise-multiplier"]
+    delta, multiplier = settings["dp.delta"], settings["dp.noise-multiplier"]
     what = "whether the adapter has one client's changes"
     if kind == "local":
-        multiplier = sqrt(2 * log(1.25 / delta)) / settings["dp-epsilon"]
+        multiplier = sqrt(2 * log(1.25 / delta)) / settings["dp.epsilon"]
         what = "what one client's data are"
     # Rounded up: it must not claim more than there is.
     spent = Context(prec=3, rounding=ROUND_CEILING).create_decimal_from_float(

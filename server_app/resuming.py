@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from app.settings import Settings, SettingsError, feddat_home
+from app.settings import Settings, SettingsError, feddat_home, old_name_in
 from strategies import Checkpoint, one_line
 
 from .checkpoints import Checkpoints
@@ -59,7 +59,12 @@ def kept_facts(settings: Settings, facts: Mapping[str, Any]) -> dict[str, Any]:
         raise SettingsError(
             f"resume = {settings.resume!r}: its settings.json cannot be read: {one_line(error)}"
         ) from None
-    given = settings.model_dump(by_alias=True) | {"backbone-hash": facts["backbone-hash"]}
+    if line := old_name_in(kept):
+        raise SettingsError(
+            f"resume = {settings.resume!r} was begun with settings of old names: {line}; allowed: to go on"
+            " with the version that began it"
+        )
+    given = settings.run_config() | {"backbone-hash": facts["backbone-hash"]}
     differing = [
         f"{key}: {kept.get(key)!r} → {value!r}"
         for key, value in given.items()

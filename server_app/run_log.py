@@ -58,7 +58,7 @@ class RunLog(RoundObserver):
                 f"run-name = {self.name!r} is taken: {self.folder}; "
                 f"allowed: another name, or '' for one made of the time"
             )
-        given = settings.model_dump(by_alias=True)
+        given = settings.run_config()
         # The token tells this run from another of its name, at clients that keep private states of both.
         first = {**facts, "run-token": secrets.token_hex(16), **(kept or {})}
         self.facts: dict[str, Any] = {**given, **first, **given, "run-name": self.name, "resume": ""}

@@ -22,12 +22,12 @@ from strategies import central_privacy
 def make_strategy(settings: Settings) -> Strategy:
     """Make the inner strategy, which samples clients and averages their shared adapters."""
     strategy = _aggregation(settings)
-    if settings.dp in ("none", "local"):
+    if settings.dp.mode in ("none", "local"):
         return strategy
     # As many as FedAvg samples when all clients are there.
     expected = max(1, int(settings.num_clients * settings.fraction_train))
-    noise, norm = settings.dp_noise_multiplier, settings.dp_clipping_norm
-    return central_privacy(settings.dp, strategy, noise, norm, expected)
+    noise, norm = settings.dp.noise_multiplier, settings.dp.clipping_norm
+    return central_privacy(settings.dp.mode, strategy, noise, norm, expected)
 
 
 def _aggregation(settings: Settings) -> Strategy:

@@ -3,7 +3,6 @@
 import json
 import os
 import string
-import tomllib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import hypothesis
 import pytest
 from flwr.app import ArrayRecord, Message
+from flwr.common.config import get_fused_config_from_dir
 from flwr.supercore.task_identity import TaskIdentity
 
 from app.settings import feddat_home
@@ -60,7 +60,7 @@ def is_mapped(tensor: Any, path: Path) -> bool:
 
 def default_run_config() -> dict[str, Any]:
     """Return the defaults as Flower reads them from pyproject.toml."""
-    return tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
+    return get_fused_config_from_dir(ROOT, {})
 
 
 @pytest.fixture(scope="session")
@@ -132,10 +132,10 @@ def home(tmp_path, drawn) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def run_config(small_backbone) -> Callable[..., dict[str, Any]]:
-    """Return the default settings with a small model and little data; keywords override, `_` for `-`."""
+    """Return defaults with a small model and little data; keywords override, `_` for `-`, `__` for `.`."""
 
     def build(**overrides: Any) -> dict[str, Any]:
-        own = {key.replace("_", "-"): value for key, value in overrides.items()}
+        own = {key.replace("__", ".").replace("_", "-"): value for key, value in overrides.items()}
         fixed = {"run-name": "test", "backbone": str(small_backbone), "reduction-factor": 4, "device": "cpu"}
         return {**default_run_config(), **SMALL, **fixed, **own}
 
@@ -309,7 +309,7 @@ def record(home, tmp_path) -> Callable[..., str]:
         config: dict[str, Any], prompt: str = "{question}", *, answers: Sequence[str] = (), more: bool = False
     ) -> str:
         settings = read_settings(config)
-        pool = load_pool(settings.benchmark, DataOptions.of(settings.model_dump(), home / "data"))
+        pool = load_pool(settings.benchmark, DataOptions.of(settings.run_config(), home / "data"))
         rows = [row for part in pool.values() for row in part]
         answers = [*(answers or sorted({row["answer"] for row in rows})), *(["another"] if more else [])]
         said = {}

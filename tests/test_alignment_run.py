@@ -9,8 +9,8 @@ from safetensors.numpy import load_file
 from server_app.alignment import PoolAligner
 from server_app.teachers import teacher
 
-FEW = {"public_examples": 40, "align_steps": 2, "align_batch_size": 8}
-LABELS = {**FEW, "align": "each-round", "align_beta": 0.0}
+FEW = {"public.examples": 40, "align.steps": 2, "align.batch-size": 8}
+LABELS = {**FEW, "align.when": "each-round", "align.beta": 0.0}
 MEASURED = {f"align/{name}" for name in ("ce-before", "kl-before", "ce", "kl", "delta-norm", "accepted")}
 
 
@@ -78,7 +78,7 @@ def test_what_was_aligned_is_what_clients_get_next_and_the_result(federation, no
 
 
 def test_at_the_end_only_the_last_aggregate_is_aligned(federation, no_rejection):
-    clients = federation(**{**LABELS, "align": "end"}, num_rounds=2)
+    clients = federation(**{**LABELS, "align.when": "end"}, num_rounds=2)
     folder = clients.serve()
     assert [row["round"] for row in aligned_rows(folder)] == [2]
     replies = arrays_of(clients, "to server", "train")
@@ -89,7 +89,7 @@ def test_at_the_end_only_the_last_aggregate_is_aligned(federation, no_rejection)
 
 
 def test_a_rejected_alignment_leaves_the_aggregate(federation):
-    clients = federation(**LABELS, align_learning_rate=1e3, align_radius=1e3, num_rounds=1)
+    clients = federation(**LABELS, align__learning_rate=1e3, align__radius=1e3, num_rounds=1)
     folder = clients.serve()
     (row,) = aligned_rows(folder)
     assert row["align/accepted"] == row["align/delta-norm"] == 0
@@ -108,7 +108,7 @@ def test_no_steps_give_the_bytes_of_no_alignment(federation, strategy):
         return (folder / "adapter" / "adapter_model.safetensors").read_bytes(), rows
 
     plain = result(run_name="plain")
-    assert result(run_name="no-steps", **{**LABELS, "align_steps": 0}) == plain
+    assert result(run_name="no-steps", **{**LABELS, "align.steps": 0}) == plain
     assert result(run_name="steps", **LABELS) != plain
 
 
@@ -119,7 +119,7 @@ def recorded(record, run_config):
 
 @pytest.mark.parametrize("labels", ["true", "none"])
 def test_a_recorded_teacher_model_supervises(federation, recorded, labels):
-    folder = federation(**FEW, align="end", teacher=recorded, align_labels=labels).serve()
+    folder = federation(**FEW, align__when="end", teacher__model=recorded, align__labels=labels).serve()
     (row,) = aligned_rows(folder)
     assert row["align/kl"] > 0
     assert (row["align/ce"] > 0) == (labels == "true")
@@ -127,16 +127,16 @@ def test_a_recorded_teacher_model_supervises(federation, recorded, labels):
 
 def test_the_teacher_model_moves_the_result(federation, recorded, no_rejection):
     def result(name, **overrides):
-        return adapter_of(federation(**{**FEW, "align": "end", "run_name": name, **overrides}).serve())
+        return adapter_of(federation(**{**FEW, "align.when": "end", "run_name": name, **overrides}).serve())
 
-    both = result("both", teacher=recorded)
-    alone = result("labels", align_beta=0.0)
+    both = result("both", teacher__model=recorded)
+    alone = result("labels", align__beta=0.0)
     assert distance(both, alone) > 1e-4
 
 
 def test_a_llava_is_asked_once_and_then_not_loaded(federation, home, random_llava, monkeypatch):
-    settings = {**FEW, "public_examples": 30, "num_rounds": 1, "align": "each-round"}
-    settings |= {"teacher": str(random_llava), "server_device": "cpu"}
+    settings = {**FEW, "public.examples": 30, "num_rounds": 1, "align.when": "each-round"}
+    settings |= {"teacher.model": str(random_llava), "server_device": "cpu"}
     first = aligned_rows(federation(**settings, run_name="first").serve())
     kept = {path.name for path in (home / "annotations").iterdir()}
     assert kept == {"scenes-train.parquet", "scenes-validation.parquet"}
@@ -154,16 +154,16 @@ def test_the_pooled_target_and_one_head_for_all_weights(long_tailed, record, no_
         "optimizer": "sgd",
         "learning_rate": 0.1,
         "public_per_class": 5,
-        "public_examples": 20,
-        **{key: FEW[key] for key in ("align_steps", "align_batch_size")},
+        "public.examples": 20,
+        **{key: FEW[key] for key in ("align.steps", "align.batch-size")},
     }
     config = long_tailed(**shared).run_config
     teacher = record(config, answers=["red", "green", "blue", "grey"])
     aligned = long_tailed(
         **shared,
-        align="each-round",
-        align_target="pooled",
-        teacher=teacher,
+        align__when="each-round",
+        align__target="pooled",
+        teacher__model=teacher,
     )
     folder = aligned.serve()
     rows = aligned_rows(folder)

@@ -124,7 +124,7 @@ def test_a_run_with_alignment_goes_on_after_a_power_cut_as_if_there_had_been_non
     deployment, run_config, federation
 ):
     """In the second round, with one client in the middle of its training."""
-    align = {"align": "each-round", "align_beta": 0.0, "align_steps": 2, "public_examples": 40}
+    align = {"align.when": "each-round", "align.beta": 0.0, "align.steps": 2, "public.examples": 40}
     settings = {"run_name": "cut", "num_rounds": 2, "evaluate_every": 2, "server_device": "cpu", **align}
     first = deployment.sites[0]
     first.hold("cut")

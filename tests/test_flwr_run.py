@@ -130,9 +130,14 @@ def test_a_toy_llava_drives_all_three_stages(lab):
     command = [sys.executable, "-m", "server_app.teachers.toy", "--out", str(toy), "--images", "60"]
     command += ["--steps", "6", "--device", "cpu"]
     subprocess.run(command, cwd=ROOT, env=environment(lab.folder), check=True, timeout=240)
-    sizes = {"pretrain-images": 24, "pretrain-steps": 2, "public-examples": 40, "align-steps": 2}
+    sizes = {"pretrain.images": 24, "pretrain.steps": 2, "public.examples": 40, "align.steps": 2}
     small = {"num-rounds": 2, "train-examples": 12, "test-examples": 8, "evaluate-every": 1}
-    stages = {"pretrain": "adapter", "pretrain-encoder": str(toy), "align": "each-round", "teacher": str(toy)}
+    stages = {
+        "pretrain.part": "adapter",
+        "pretrain.encoder": str(toy),
+        "align.when": "each-round",
+        "teacher.model": str(toy),
+    }
     ended = run(lab, {"run-name": "stages", **stages, **sizes, **small, "device": "cpu"})
     assert ended["status"] == "finished:completed", ended
 

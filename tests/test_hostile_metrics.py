@@ -101,7 +101,7 @@ def test_a_bit_that_the_strategy_needs_is_the_clients_own_affair(federation, bit
                 reply.content["metrics"]["norm_bit"] = bit
         return reply
 
-    clients = federation(3, alter=alter, dp="client-adaptive", num_rounds=1, **{"num-clients": 3})
+    clients = federation(3, alter=alter, dp__mode="client-adaptive", num_rounds=1, **{"num-clients": 3})
     folder = clients.serve()
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     refused = [(row["partition"], row["refused"]) for row in rows if "refused" in row]

@@ -13,12 +13,12 @@ from strategies.privacy import CENTRAL, central_privacy
 from tests.private_files import newest_state
 
 # Noise far below what training changes, so that one can be seen apart from the other.
-FAINT = {"dp_noise_multiplier": 1e-9}
+FAINT = {"dp.noise-multiplier": 1e-9}
 
 
 def central(kind, num_clients):
     """Return the settings of central privacy among so many clients; local privacy needs no number."""
-    return {"dp": kind, "num-clients": num_clients}
+    return {"dp.mode": kind, "num-clients": num_clients}
 
 
 def adapter_of(folder):
@@ -40,7 +40,7 @@ def distance(one, other):
 def test_without_clipping_and_noise_training_is_what_it_was(federation, kind, adapter):
     """Every array moves as it does without privacy (in Opacus, updates of LoRA were lost: issue 820)."""
     plain = adapter_of(federation(3, adapter=adapter, run_name="plain").serve())
-    unclipped = {**central(kind, 3), "dp_clipping_norm": 1e6, "dp_noise_multiplier": 1e-15}
+    unclipped = {**central(kind, 3), "dp.clipping-norm": 1e6, "dp.noise-multiplier": 1e-15}
     clients = federation(3, adapter=adapter, **unclipped)
     private = adapter_of(clients.serve())
     assert private.keys() == plain.keys()
@@ -53,7 +53,7 @@ def test_without_clipping_and_noise_training_is_what_it_was(federation, kind, ad
 @pytest.mark.parametrize("kind", CENTRAL)
 def test_a_round_moves_the_adapter_by_the_norm_at_most(federation, kind):
     norm = 0.004  # a client's training moves it ten times as far
-    clients = federation(3, **central(kind, 3), dp_clipping_norm=norm, num_rounds=1, **FAINT)
+    clients = federation(3, **central(kind, 3), dp__clipping_norm=norm, num_rounds=1, **FAINT)
     folder = clients.serve()
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert all(row["delta-shared"] > 5 * norm for row in rows)
@@ -63,7 +63,7 @@ def test_a_round_moves_the_adapter_by_the_norm_at_most(federation, kind):
 @pytest.mark.parametrize("kind", CENTRAL)
 def test_noise_reaches_the_clients_and_the_result(federation, kind):
     """For two clients, z = 0.5, C = 0.01: σ = 0.5 · 0.01 / 2, times 2/√3 where adaptive."""
-    clients = federation(2, dp_clipping_norm=0.01, dp_noise_multiplier=0.5, **central(kind, 2))
+    clients = federation(2, dp__clipping_norm=0.01, dp__noise_multiplier=0.5, **central(kind, 2))
     folder = clients.serve()
     deviation = 0.0025 * (2 / np.sqrt(3) if kind.endswith("adaptive") else 1)
     moved = np.concatenate([(sent(clients, -1)[n] - a).ravel() for n, a in sent(clients, 0).items()])
@@ -74,8 +74,8 @@ def test_noise_reaches_the_clients_and_the_result(federation, kind):
 
 
 def test_local_privacy_blurs_what_leaves_a_client_and_not_what_stays(federation, home):
-    settings = {"dp_clipping_norm": 1e-3, "dp_epsilon": 0.9, "num_rounds": 1, "max_change": 1e6}
-    private, plain = federation(2, dp="local", **settings), federation(2, run_name="plain", **settings)
+    settings = {"dp.clipping-norm": 1e-3, "dp.epsilon": 0.9, "num_rounds": 1, "max_change": 1e6}
+    private, plain = federation(2, dp__mode="local", **settings), federation(2, run_name="plain", **settings)
     for clients in (private, plain):
         clients.serve()
     for partition in range(2):
@@ -107,7 +107,7 @@ def test_only_training_is_changed():
 def test_what_privacy_amounts_to_is_said(federation, caplog):
     """For z = 2, 8 rounds: dp-accounting's ε is 6.573, and 6.58 the next figure above it."""
     caplog.set_level("INFO", "flwr")
-    settings = {"dp_noise_multiplier": 2.0, "num_rounds": 8, "dp_clipping_norm": 0.01}
+    settings = {"dp.noise-multiplier": 2.0, "num_rounds": 8, "dp.clipping-norm": 0.01}
     federation(2, **central("server-fixed", 2), **settings).serve()
     said = "ε = 6.58 at δ = 1e-05 for whether the adapter has one client's changes, over 8 rounds"
     assert f"privacy: server-fixed, {said}" in caplog.messages
@@ -116,8 +116,8 @@ def test_what_privacy_amounts_to_is_said(federation, caplog):
 @pytest.mark.parametrize("kind", [*CENTRAL, "local"])
 def test_alignment_works_on_the_private_aggregate(federation, kind):
     """It comes after clipping and noise, so it moves the aggregate without touching what hides a client."""
-    aligning = {"align": "each-round", "align_beta": 0.0, "align_steps": 2, "public_examples": 60}
-    noise = {**central(kind, 3), "dp_clipping_norm": 0.01, "max_change": 1e6, "server_device": "cpu"}
+    aligning = {"align.when": "each-round", "align.beta": 0.0, "align.steps": 2, "public.examples": 60}
+    noise = {**central(kind, 3), "dp.clipping-norm": 0.01, "max_change": 1e6, "server_device": "cpu"}
     folder = federation(3, num_rounds=2, **noise, **aligning).serve()
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     aligned = [row for row in rows if "align/accepted" in row]

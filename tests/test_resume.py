@@ -192,8 +192,8 @@ def test_a_stop_in_pretraining_changes_nothing(sites, drawn, monkeypatch, moment
     monkeypatch.setattr(RunLog, "note", noting)
     monkeypatch.setattr(Checkpoints, "save", saving)
     given = {
-        "pretrain": "adapter",
-        "pretrain_encoder": "/an/encoder",
+        "pretrain.part": "adapter",
+        "pretrain.encoder": "/an/encoder",
         "server_device": "cpu",
         "num_rounds": 1,
     }
@@ -212,7 +212,7 @@ def test_a_stop_in_pretraining_changes_nothing(sites, drawn, monkeypatch, moment
     assert json.loads((folder / "settings.json").read_text())["pretrained"] is True
 
 
-ALIGNED = {"align": "each-round", "align_beta": 0.0, "align_steps": 3, "server_device": "cpu"}
+ALIGNED = {"align.when": "each-round", "align.beta": 0.0, "align.steps": 3, "server_device": "cpu"}
 KINDS = [
     *({"strategy": name} for name in ("fedadam", "fedyogi", "fedavgm")),
     {"num_clients": 4, "fraction_train": 0.5},
@@ -248,10 +248,10 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(sites, wh
 def test_the_norm_of_adaptive_clipping_goes_on(sites, drawn):
     """A norm of 10⁻⁶ clips both clients in each round and so grows by e^0.1; the count's noise is tiny."""
     settings = {
-        "dp": "server-adaptive",
+        "dp.mode": "server-adaptive",
         "num-clients": 2,
-        "dp_clipping_norm": 1e-6,
-        "dp_noise_multiplier": 1e-9,
+        "dp.clipping-norm": 1e-6,
+        "dp.noise-multiplier": 1e-9,
         "num_rounds": 4,
     }
     folder, _ = finish(*sites(**settings), drawn, ("before its checkpoint", 3))

@@ -122,7 +122,7 @@ def test_rounding_disturbs_a_run_by_its_size(federation):
 def test_clipping_at_the_server_bounds_the_decoded_change(federation):
     norm = 0.004  # a client's training moves it ten times as far
     clients = federation(
-        3, dp="server-fixed", dp_clipping_norm=norm, dp_noise_multiplier=1e-9, num_rounds=1,
+        3, dp__mode="server-fixed", dp__clipping_norm=norm, dp__noise_multiplier=1e-9, num_rounds=1,
         wire_precision="int8", **{"num-clients": 3},
     )  # fmt: skip
     folder = clients.serve()

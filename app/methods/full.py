@@ -70,8 +70,8 @@ class Full(SharedAdapter):
             "of batch normalisation, and a variance below 0; allowed: 'float32'",
         )
         yield (
-            settings.pretrain == "adapter",
-            "pretrain = 'adapter' with method = 'full', which has no adapter; allowed: 'none'",
+            settings.pretrain.part == "adapter",
+            "pretrain.part = 'adapter' with method = 'full', which has no adapter; allowed: 'none'",
         )
 
     def open(self, backbone: Backbone, adapter: Any, seed: int, device: torch.device) -> FullModel:

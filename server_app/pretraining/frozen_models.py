@@ -165,8 +165,8 @@ def load_frozen(
             ) from None
 
     return (
-        attempt(_encoder, "pretrain-encoder", encoder, ENCODERS),
-        attempt(_language_model, "pretrain-language-model", language_model, LANGUAGE_MODELS),
+        attempt(_encoder, "pretrain.encoder", encoder, ENCODERS),
+        attempt(_language_model, "pretrain.language-model", language_model, LANGUAGE_MODELS),
     )
 
 

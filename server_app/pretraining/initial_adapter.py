@@ -36,8 +36,8 @@ class AdapterPretraining:
     def __init__(self, settings: Settings, adapter: DualAdapter, captioned: Dataset) -> None:
         data, held_out = split_aside(captioned)
         models = load_frozen(
-            settings.pretrain_encoder,
-            settings.pretrain_language_model or settings.pretrain_encoder,
+            settings.pretrain.encoder,
+            settings.pretrain.language_model or settings.pretrain.encoder,
             adapter.device,
         )
         with torch.random.fork_rng(devices=[]):
@@ -51,9 +51,9 @@ class AdapterPretraining:
         adapter.begin_anew()
         train(
             self.objective,
-            steps=settings.pretrain_steps,
+            steps=settings.pretrain.steps,
             batch_size=settings.batch_size,
-            peak=settings.pretrain_learning_rate,
+            peak=settings.pretrain.learning_rate,
             seed=settings.seed,
         )
         pretrained = adapter.state("shared")

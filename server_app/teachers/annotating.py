@@ -108,7 +108,7 @@ def _ask_once(
             except torch.OutOfMemoryError:
                 if size == 1:
                     raise ValueError(
-                        f"teacher = {teacher.name!r} runs out of memory with a single image"
+                        f"teacher.model = {teacher.name!r} runs out of memory with a single image"
                     ) from None
             if answers is None:  # here the exception no longer holds the memory
                 torch.cuda.empty_cache()
@@ -119,7 +119,7 @@ def _ask_once(
                 if answer is None:
                     what = "no distribution over the candidates" if candidates else "an empty caption"
                     raise ValueError(
-                        f"teacher = {teacher.name!r} gives {what} for image {keys[row].image} "
+                        f"teacher.model = {teacher.name!r} gives {what} for image {keys[row].image} "
                         f"(number {row}), prompt {prompts[row]!r}"
                     )
             kept.add(

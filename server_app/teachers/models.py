@@ -250,7 +250,7 @@ def load_model(name: str, device: str = "auto", max_new_tokens: int = 128) -> Te
 def _unloadable(name: str, error: Exception) -> ValueError:
     reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return ValueError(
-        f"teacher = {name!r} cannot be loaded ({reason}); give the path of a local folder with config.json, "
-        "weights in safetensors, tokenizer and preprocessor_config.json, or the id of an image-text-to-text "
-        "model or a CLIP on the hub, when it can be reached"
+        f"teacher.model = {name!r} cannot be loaded ({reason}); give the path of a local folder with "
+        "config.json, weights in safetensors, tokenizer and preprocessor_config.json, or the id of an "
+        "image-text-to-text model or a CLIP on the hub, when it can be reached"
     )

@@ -119,15 +119,15 @@ class RecordedTeacher:
 
     def __init__(self, path: Path) -> None:
         if not path.is_file():
-            raise ValueError(f"teacher = '{path}': no such file")
+            raise ValueError(f"teacher.model = '{path}': no such file")
         self.name = str(path)
         kept = Annotations(path).answers
         revisions = {key.revision for key in kept}
         normalisations = {key.normalise for key in kept if key.candidates}
         if len(revisions) != 1 or len(normalisations) > 1:
             raise ValueError(
-                f"teacher = '{path}' has the answers of {len(revisions)} revisions and {len(normalisations)} "
-                "normalisations; allowed: one of each"
+                f"teacher.model = '{path}' has the answers of {len(revisions)} revisions and "
+                f"{len(normalisations)} normalisations; allowed: one of each"
             )
         self.revision, self.normalise = revisions.pop(), next(iter(normalisations), "")
         self._answers = {key[:3]: answer for key, answer in kept.items()}
@@ -150,8 +150,8 @@ class RecordedTeacher:
         if missing := [key for key in keys if key not in self._answers]:
             image, prompt, wanted = missing[0]
             raise ValueError(
-                f"teacher = '{self.name}': {len(missing)} of {len(keys)} answers are missing, first image "
-                f"{image}, prompt {prompt!r}, {f'candidates {wanted}' if wanted else 'caption'}; "
+                f"teacher.model = '{self.name}': {len(missing)} of {len(keys)} answers are missing, first "
+                f"image {image}, prompt {prompt!r}, {f'candidates {wanted}' if wanted else 'caption'}; "
                 "it was made for other images, prompts or candidates"
             )
         return [self._answers[key] for key in keys]

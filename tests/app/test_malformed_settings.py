@@ -1,19 +1,18 @@
 """Thousands of malformed run-configs: each is refused in one line that names a wrong key."""
 
 import math
-import tomllib
 import typing
 from pathlib import Path
 
 import pytest
+from flwr.common.config import get_fused_config_from_dir
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.settings import Settings, SettingsError, read_settings
 
-PYPROJECT = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
-DEFAULTS = tomllib.loads(PYPROJECT)["tool"]["flwr"]["app"]["config"]
-FIELDS = {str(field.alias): field for field in Settings.model_fields.values()}
+DEFAULTS = get_fused_config_from_dir(Path(__file__).parents[2], {})
+FIELDS = Settings.fields()
 
 texts = st.text(max_size=30)
 not_numbers = texts | st.booleans() | st.sampled_from([math.nan, math.inf, -math.inf])

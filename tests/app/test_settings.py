@@ -1,16 +1,16 @@
 """Settings: documented once, typed, and refused in one line that says what is allowed."""
 
 import math
-import tomllib
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from flwr.common.config import get_fused_config_from_dir
 
 from app.settings import Settings, SettingsError, feddat_home, read_settings
 
 PYPROJECT = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
-DEFAULTS = tomllib.loads(PYPROJECT)["tool"]["flwr"]["app"]["config"]
+DEFAULTS = get_fused_config_from_dir(Path(__file__).parents[2], {})
 
 
 def refusal(**changes):
@@ -24,27 +24,30 @@ def refusal(**changes):
 
 class TestDocumentation:
     def test_keys_are_the_settings(self):
-        assert set(DEFAULTS) == {field.alias for field in Settings.model_fields.values()}
+        assert list(DEFAULTS) == list(Settings.fields())
 
     def test_every_key_has_a_comment_above_it(self):
-        lines = PYPROJECT.split("[tool.flwr.app.config]\n")[1].splitlines()
-        keys = {line.split(" = ")[0]: above for above, line in pairwise(lines) if "=" in line}
-        documented = {key for key, above in keys.items() if above.startswith("# ") and "---" not in above}
+        documented, section = set(), ""
+        for above, line in pairwise(PYPROJECT.split("[tool.flwr.app.config]\n")[1].splitlines()):
+            if line.startswith("["):
+                section = line.removeprefix("[tool.flwr.app.config.").replace("]", ".")
+            elif "=" in line and above.startswith("# ") and "---" not in above:
+                documented.add(section + line.split(" = ")[0])
         assert documented >= set(DEFAULTS)
 
     def test_defaults_are_valid_and_kept(self):
         settings = read_settings(DEFAULTS)
-        assert settings.model_dump(by_alias=True) == DEFAULTS
+        assert settings.run_config() == DEFAULTS
 
 
 WORDS = ("loss", "update", "step", "backbone-weights", "adapter", "split-by", "on-bad-row")
-WORDS = (*WORDS, "strategy", "weighting", "dp", "pretrain", "wire-precision")
+WORDS = (*WORDS, "strategy", "weighting", "dp.mode", "pretrain.part", "wire-precision")
 COUNTS = ("num-rounds", "reduction-factor", "lora-rank", "batch-size", "local-epochs", "evaluate-every")
-COUNTS = (*COUNTS, "min-clients", "pretrain-steps")
+COUNTS = (*COUNTS, "min-clients", "pretrain.steps")
 SIZES = ("seed", "num-clients", "train-examples", "test-examples")  # 0 is allowed
 POSITIVE = ("wait-seconds", "round-timeout", "temperature", "learning-rate", "dirichlet-alpha")
-POSITIVE = (*POSITIVE, "server-learning-rate", "fraction-train", "max-change", "pretrain-learning-rate")
-POSITIVE = (*POSITIVE, "dp-clipping-norm", "dp-noise-multiplier")
+POSITIVE = (*POSITIVE, "server-learning-rate", "fraction-train", "max-change", "pretrain.learning-rate")
+POSITIVE = (*POSITIVE, "dp.clipping-norm", "dp.noise-multiplier")
 WEIGHTS = (
     "alpha",
     "beta",
@@ -55,7 +58,7 @@ WEIGHTS = (
     "clip-change",
 )  # 0 is allowed
 TEXTS = ("run-name", "resume", "backbone", "device", "benchmark", "heterogeneity", "data-dir")
-TEXTS = (*TEXTS, "pretrain-encoder", "pretrain-language-model")
+TEXTS = (*TEXTS, "pretrain.encoder", "pretrain.language-model")
 
 NO_INTEGER = [(True, "integer"), (False, "integer"), (1.5, "integer"), ("3", "integer"), ("many", "integer")]
 NO_NUMBER = [(True, "number"), ("0.1", "number"), (math.nan, "finite"), (math.inf, "finite")]
@@ -75,12 +78,12 @@ WRONG = [
         for name in ("a/b", "..", "../a", ".hidden", "a b", "a\n", "é", "a\\b")
     ],
     *[(key, "a" * 101, "100") for key in ("run-name", "resume")],
-    *[(key, 1.0, "less than 1") for key in ("dp-epsilon", "dp-delta")],
-    *[(key, 0.0, "greater than 0") for key in ("dp-epsilon", "dp-delta")],
+    *[(key, 1.0, "less than 1") for key in ("dp.epsilon", "dp.delta")],
+    *[(key, 0.0, "greater than 0") for key in ("dp.epsilon", "dp.delta")],
     ("backbone", "", "at least 1"),
     ("seed", 2**31, str(2**31)),
     ("num-answers", 1, "greater than 1"),
-    ("pretrain-images", 1, "greater than 1"),
+    ("pretrain.images", 1, "greater than 1"),
     ("warmup", 1.0, "less than 1"),
     ("fraction-train", 1.01, "less than or equal to 1"),
     ("max-failure-rate", 1.01, "less than or equal to 1"),
@@ -119,7 +122,7 @@ def test_the_words_of_a_setting_are_all_named():
     ],
 )
 def test_an_allowed_value_is_kept(key, value):
-    assert read_settings({**DEFAULTS, key: value}).model_dump(by_alias=True)[key] == value
+    assert read_settings({**DEFAULTS, key: value}).run_config()[key] == value
 
 
 def test_an_integer_for_a_number_becomes_one():
@@ -149,13 +152,21 @@ def test_a_missing_key_is_named(key):
         ({"update": "joint", "method": "adapter"}, "update = 'joint'", "method = 'feddat'"),
         ({"proximal-mu": 0.5}, "proximal-mu = 0.5", "strategy = 'fedprox'"),
         ({"weighting": "num-examples", "strategy": "krum"}, "weighting = 'num-examples'", "'uniform'"),
-        ({"dp": "server-fixed", "strategy": "fedmedian"}, "dp = 'server-fixed' with strategy", "'fedavg'"),
-        ({"dp": "client-adaptive", "strategy": "fedadam"}, "dp = 'client-adaptive'", "'fedprox'"),
-        ({"dp": "server-fixed", "weighting": "num-examples"}, "dp = 'server-fixed'", "'uniform'"),
+        (
+            {"dp.mode": "server-fixed", "strategy": "fedmedian"},
+            "dp.mode = 'server-fixed' with strategy",
+            "'fedavg'",
+        ),
+        ({"dp.mode": "client-adaptive", "strategy": "fedadam"}, "dp.mode = 'client-adaptive'", "'fedprox'"),
+        ({"dp.mode": "server-fixed", "weighting": "num-examples"}, "dp.mode = 'server-fixed'", "'uniform'"),
         ({"resume": "one", "run-name": "two"}, "run-name = 'two' with resume = 'one'", "''"),
         ({"update": "joint", "step": "reference"}, "update = 'joint'", "step = 'fast'"),
-        ({"dp": "server-fixed"}, "num-clients = 0 with dp = 'server-fixed'", "the number of clients"),
-        ({"dp": "local", "weighting": "num-examples"}, "dp = 'local' with weighting", "'uniform'"),
+        (
+            {"dp.mode": "server-fixed"},
+            "num-clients = 0 with dp.mode = 'server-fixed'",
+            "the number of clients",
+        ),
+        ({"dp.mode": "local", "weighting": "num-examples"}, "dp.mode = 'local' with weighting", "'uniform'"),
         ({"strategy": "fedprox"}, "proximal-mu = 0", "more than 0"),
         (
             {"wire-precision": "int8", "method": "full", "head": "shared"},
@@ -163,13 +174,13 @@ def test_a_missing_key_is_named(key):
             "float32",
         ),
         (
-            {"wire-precision": "int4", "dp": "client-fixed", "num-clients": 3},
-            "wire-precision = 'int4' with dp",
+            {"wire-precision": "int4", "dp.mode": "client-fixed", "num-clients": 3},
+            "wire-precision = 'int4' with dp.mode",
             "'float32'",
         ),
         (
-            {"wire-precision": "bfloat16", "dp": "local"},
-            "wire-precision = 'bfloat16' with dp",
+            {"wire-precision": "bfloat16", "dp.mode": "local"},
+            "wire-precision = 'bfloat16' with dp.mode",
             "at the server",
         ),
         ({"num-clients": 3, "min-clients": 4}, "min-clients = 4", "at most num-clients"),
@@ -179,10 +190,18 @@ def test_a_missing_key_is_named(key):
             "each partition and each node once",
         ),
         ({"node-partitions": "0=7 1=7"}, "node-partitions = '0=7 1=7'", "each partition and each node once"),
-        ({"pretrain": "backbone"}, "pretrain = 'backbone'", "python -m server_app.pretraining dynamic"),
-        ({"pretrain": "adapter"}, "pretrain-encoder = ''", "CLIP"),
-        ({"pretrain-encoder": "/llava"}, "pretrain-encoder = '/llava'", "pretrain = 'adapter'"),
-        ({"pretrain-language-model": "/llama"}, "pretrain-language-model = '/llama'", "pretrain = 'adapter'"),
+        (
+            {"pretrain.part": "backbone"},
+            "pretrain.part = 'backbone'",
+            "python -m server_app.pretraining dynamic",
+        ),
+        ({"pretrain.part": "adapter"}, "pretrain.encoder = ''", "CLIP"),
+        ({"pretrain.encoder": "/llava"}, "pretrain.encoder = '/llava'", "pretrain.part = 'adapter'"),
+        (
+            {"pretrain.language-model": "/llama"},
+            "pretrain.language-model = '/llama'",
+            "pretrain.part = 'adapter'",
+        ),
         ({"benchmark": "vqa-domains"}, "data-dir = ''", "absolute path"),
         ({"data_dir": "data/vqa"}, "data-dir = 'data/vqa'", "absolute path"),
         ({"data_dir": "a\nb"}, r"data-dir = 'a\nb'", "absolute path"),
@@ -199,7 +218,7 @@ def test_settings_that_contradict_each_other_are_refused(changes, names, allowed
     [
         {"step": "reference"},
         {"num-clients": 3, "min-clients": 3},
-        {"wire-precision": "int4", "dp": "server-fixed", "num-clients": 3},
+        {"wire-precision": "int4", "dp.mode": "server-fixed", "num-clients": 3},
         {"update": "joint"},
         {"node-partitions": "0=7 1=18446744073709551615"},
         {"strategy": "fedprox", "proximal-mu": 0.01},
@@ -207,7 +226,7 @@ def test_settings_that_contradict_each_other_are_refused(changes, names, allowed
     ],
 )
 def test_settings_that_fit_are_accepted(changes):
-    assert changes.items() <= read_settings({**DEFAULTS, **changes}).model_dump(by_alias=True).items()
+    assert changes.items() <= read_settings({**DEFAULTS, **changes}).run_config().items()
 
 
 @pytest.mark.parametrize("text", ["0", "0=", "a=1", "-1=7", "0=7,1=8", "first", " 0=7", "0=7\n"])

@@ -7,7 +7,7 @@ from benchmarks.plans import PLANS
 from data_partitions.benchmarks import BENCHMARKS
 from tests.conftest import default_run_config
 
-GIVEN = {"data-dir": "/data", "teacher": "/teacher.parquet"}
+GIVEN = {"data-dir": "/data", "teacher.model": "/teacher.parquet"}
 
 
 @pytest.mark.parametrize("name", PLANS)
@@ -17,7 +17,7 @@ def test_the_settings_of_every_cell_can_be_run(name):
         settings = read_settings({**default_run_config(), **plan.settings, **GIVEN, **cell.settings})
         assert settings.benchmark in BENCHMARKS
         aligns = {"run": ("none", "each-round", "end"), "end": ("end",)}.get(cell.kind, ("each-round",))
-        assert settings.align in aligns
+        assert settings.align.when in aligns
 
 
 @pytest.mark.parametrize("name", PLANS)
@@ -33,5 +33,5 @@ def test_the_plain_federation_is_first_and_every_name_is_there_once(name):
 def test_a_pool_of_a_long_tailed_plan_has_no_row_that_a_client_or_the_toy_teacher_has(name):
     settings = PLANS[name].settings
     # The toy teacher learns from rows 500 to 2,500 of each of the ten classes.
-    assert settings["public-examples"] / 10 <= 500
+    assert settings["public.examples"] / 10 <= 500
     assert settings["public-per-class"] >= 2500

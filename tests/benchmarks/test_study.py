@@ -12,12 +12,12 @@ from server_app import federation
 from server_app.alignment import PoolAligner
 from tests.conftest import SMALL, default_run_config
 
-ALIGN = {"align-beta": 0.0, "align-steps": 2, "align-batch-size": 8, "align-radius": 1.0}
+ALIGN = {"align.beta": 0.0, "align.steps": 2, "align.batch-size": 8, "align.radius": 1.0}
 CELLS = (
     Cell("plain"),
-    Cell("server", {"align": "each-round"}, "server"),
-    Cell("end", {"align": "end"}, "end"),
-    Cell("each", {"align": "each-round"}),
+    Cell("server", {"align.when": "each-round"}, "server"),
+    Cell("end", {"align.when": "end"}, "end"),
+    Cell("each", {"align.when": "each-round"}),
 )
 
 
@@ -33,7 +33,7 @@ def _quick(home, monkeypatch):
 def scenes(small_backbone) -> Plan:
     """Return a plan of FedDAT on scenes, with private heads."""
     fixed = {"backbone": str(small_backbone), "reduction-factor": 4, "device": "cpu", "server-device": "cpu"}
-    settings = {**SMALL, **fixed, **ALIGN, "public-examples": 40}
+    settings = {**SMALL, **fixed, **ALIGN, "public.examples": 40}
     return Plan(2, settings, CELLS, ("mean", "worst"), "Two toy clients.")
 
 
@@ -51,7 +51,7 @@ def cifar(small_cifar) -> Plan:
         "backbone-weights": "random",
         "optimizer": "sgd",
         "public-per-class": 5,
-        "public-examples": 20,
+        "public.examples": 20,
         "device": "cpu",
         "server-device": "cpu",
     }
@@ -109,8 +109,8 @@ class FirstCandidate:
 
 def test_the_teacher_alone_answers_the_clients_questions(scenes, monkeypatch):
     monkeypatch.setattr(study, "open_teacher", lambda *_, **__: FirstCandidate())
-    done = study.Study(scenes, {"teacher": "first"})
-    scores = done.run(Cell("teacher", {"align": "each-round"}, "teacher"), seed=0)
+    done = study.Study(scenes, {"teacher.model": "first"})
+    scores = done.run(Cell("teacher", {"align.when": "each-round"}, "teacher"), seed=0)
     settings = read_settings({**default_run_config(), **scenes.settings})
     parts = study._partitions(settings, 2)
     expected = [sum(row[0] for row in part.test["scores"]) / len(part.test) for part in parts]

@@ -36,8 +36,8 @@ def test_it_is_a_teacher_of_runs_that_scores_what_it_said(made, home, small_cifa
             benchmark="cifar10-lt",
             data_dir=str(small_cifar),
             head="shared",
-            align="each-round",
-            teacher=str(made[0]),
+            align__when="each-round",
+            teacher__model=str(made[0]),
             test_examples=0,
         )
     )

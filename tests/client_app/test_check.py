@@ -189,9 +189,9 @@ def test_what_leaves_is_what_the_policy_says(lines):
     node = f'{NODE} site-name="B" share-metrics="none" policy="open" require-dp="local"'
     assert lines(node=node)[1]["node-config"] == (
         "FAIL",
-        "a site has require-dp = 'local'; the run has dp = 'none'",
+        "a site has require-dp = 'local'; the run has dp.mode = 'none'",
     )
-    found = lines(node=node, run='dp="local"')[1]["leaves"][1]
+    found = lines(node=node, run='dp.mode="local"')[1]["leaves"][1]
     assert found.startswith("the shared adapter (dp local, requires local), as 'B', metrics: none, ")
     assert found.endswith(", whole errors")
 

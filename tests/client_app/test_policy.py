@@ -230,8 +230,8 @@ def test_a_site_says_which_numbers_may_leave(asked):
 )
 def test_a_site_takes_part_only_in_runs_as_private_as_it_wants(asked, wanted, taken):
     for dp in ("none", "server-fixed", "client-fixed", "local"):
-        replies = asked({"require-dp": wanted}, test_examples=12, dp=dp, **{"num-clients": 1})
-        why = f"a site has require-dp = '{wanted}'; the run has dp = '{dp}'"
+        replies = asked({"require-dp": wanted}, test_examples=12, dp__mode=dp, **{"num-clients": 1})
+        why = f"a site has require-dp = '{wanted}'; the run has dp.mode = '{dp}'"
         refused = {kind for kind in KINDS if replies[kind].has_error() and refusal(replies[kind]) == why}
         assert refused == (set() if dp in taken else set(KINDS))
 
@@ -239,9 +239,9 @@ def test_a_site_takes_part_only_in_runs_as_private_as_it_wants(asked, wanted, ta
 @pytest.mark.parametrize(("key", "asks", "most"), [("delta", 0.99, "0.0001"), ("epsilon", 0.6, "0.5")])
 def test_a_server_cannot_make_local_noise_small(asked, key, asks, most):
     node = {"require-dp": "local", "max-epsilon": 0.5}
-    replies = asked(node, test_examples=12, dp="local", **{f"dp-{key}": asks})
+    replies = asked(node, test_examples=12, dp__mode="local", **{f"dp.{key}": asks})
     for reply in replies.values():
-        assert refusal(reply) == f"a site has max-{key} = {most}; the run has dp-{key} = {asks}"
+        assert refusal(reply) == f"a site has max-{key} = {most}; the run has dp.{key} = {asks}"
 
 
 def test_a_sites_name_is_its_own_word(vqa, asked):
@@ -270,7 +270,9 @@ def test_under_local_privacy_only_the_noised_arrays_depend_on_the_data(vqa, stil
         {**row, "question": "is it?", "answer": f"{n % 5}", "image": {"bytes": png(99 + n), "path": None}}
         for n, row in enumerate(domain(train=25, val=3, test=13, name="other"))
     ]
-    one, other = (vqa(rows, dp="local", node={"policy": policy, "site-name": "x"}) for rows in (None, others))
+    one, other = (
+        vqa(rows, dp__mode="local", node={"policy": policy, "site-name": "x"}) for rows in (None, others)
+    )
     for kind in KINDS:
         assert not one[kind].has_error(), one[kind].error
         records, same = ({**reply[kind].content} for reply in (one, other))
@@ -289,7 +291,7 @@ def test_a_run_whose_clients_send_no_scores_has_a_report(federation, monkeypatch
     from server_app.report import write_report
 
     monkeypatch.setattr(room, "write_report", write_report)
-    folder = federation(2, dp="local", max_change=1e9).serve()
+    folder = federation(2, dp__mode="local", max_change=1e9).serve()
     report = (folder / "report.md").read_text()
     assert "Scores were not measured" in report
     assert "nan" not in report

@@ -228,7 +228,7 @@ def test_more_clients_than_examples(options):
 
 
 def test_a_pool_too_small_to_hold_one_out(options):
-    with pytest.raises(ValueError, match=r"^public-per-class = 8 and public-examples = 16 give 4 public"):
+    with pytest.raises(ValueError, match=r"^public-per-class = 8 and public\.examples = 16 give 4 public"):
         load_pool("cifar10-lt", _with(options, public_examples=16))
 
 

@@ -311,9 +311,9 @@ def test_a_public_file_of_the_server_is_cut_by_answer(folder, options):
 def test_public_examples_must_be_asked_for_and_be_there(folder, options):
     with pytest.raises(ValueError, match="'vqa-domains' has no public examples of its own; allowed: the abs"):
         load_pool("vqa-domains", options)
-    with pytest.raises(ValueError, match=r"public-data = '/nowhere\.parquet' is no file; allowed: a parq"):
+    with pytest.raises(ValueError, match=r"public\.data = '/nowhere\.parquet' is no file; allowed: a parq"):
         load_pool("vqa-domains", replace(options, public_data="/nowhere.parquet"))
     path = folder / "tests.parquet"
     pq.write_table(pa.Table.from_pylist(_rows(train=0)), path)
-    with pytest.raises(ValueError, match=r"public-data: tests\.parquet has no training rows"):
+    with pytest.raises(ValueError, match=r"public\.data: tests\.parquet has no training rows"):
         load_pool("vqa-domains", replace(options, public_data=str(path)))

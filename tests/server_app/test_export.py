@@ -182,7 +182,7 @@ def test_a_lora_opens_in_stock_peft_without_this_package(settings, tmp_path, mon
         key: torch.randn(value.shape, generator=generator) / 10
         for key, value in adapter.state("shared").items()
     }
-    facts = {**chosen.model_dump(by_alias=True), "run-name": "a run"}
+    facts = {**chosen.run_config(), "run-name": "a run"}
     export_result(tmp_path / "adapter", chosen, shared, model_card(facts, []))
     pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
     picture = Image.fromarray(pixels)

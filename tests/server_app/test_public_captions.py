@@ -26,7 +26,7 @@ class Writer:
 
 @pytest.fixture
 def settings(home, run_config):
-    return lambda **overrides: read_settings(run_config(pretrain_images=8, **overrides))
+    return lambda **overrides: read_settings(run_config(pretrain__images=8, **overrides))
 
 
 def test_without_a_teacher_the_benchmarks_own_are_taken(settings, home):
@@ -41,7 +41,7 @@ def test_a_teachers_are_taken_in_their_place_and_kept(settings, home, monkeypatc
     monkeypatch.setattr(
         public_captions, "open_teacher", lambda name, **given: opened.append((name, given)) or writer
     )
-    given = settings(teacher="writer", caption_prompt="say it .", server_device="cpu")
+    given = settings(teacher__model="writer", teacher__caption_prompt="say it .", server_device="cpu")
     found = load_captions(given)
     assert opened == [("writer", {"device": "cpu"})]
     assert found["captions"] == [[f"picture {number}"] for number in range(8)]
@@ -52,9 +52,9 @@ def test_a_teachers_are_taken_in_their_place_and_kept(settings, home, monkeypatc
 
 
 def test_a_llavas_captions_come_with_its_images(settings, random_llava):
-    given = settings(teacher=str(random_llava), server_device="cpu")
+    given = settings(teacher__model=str(random_llava), server_device="cpu")
     found = load_captions(given)
     own = annotate_captions(
-        open_teacher(str(random_llava), device="cpu"), found["image"], given.caption_prompt
+        open_teacher(str(random_llava), device="cpu"), found["image"], given.teacher.caption_prompt
     )
     assert found["captions"] == [[text] for text in own]

@@ -14,8 +14,13 @@ COLOURS = ("red", "green", "blue", "grey")
 @pytest.fixture
 def config(run_config, small_cifar):
     """Return settings with 5 public images of each of four colours, of which one is held out."""
-    fixed = {"benchmark": "cifar10-lt", "data_dir": str(small_cifar), "head": "shared", "align": "each-round"}
-    return lambda **overrides: run_config(**fixed, public_per_class=5, public_examples=20, **overrides)
+    fixed = {
+        "benchmark": "cifar10-lt",
+        "data_dir": str(small_cifar),
+        "head": "shared",
+        "align.when": "each-round",
+    }
+    return lambda **overrides: run_config(**fixed, public_per_class=5, public__examples=20, **overrides)
 
 
 @pytest.fixture
@@ -24,8 +29,8 @@ def processor(small_vit):
 
 
 def test_labels_count_in_the_order_of_the_clients_answers(home, config, processor):
-    settings = read_settings(config(align_beta=0.0))
-    rows = load_pool("cifar10-lt", DataOptions.of(settings.model_dump(), home / "data"))
+    settings = read_settings(config(align__beta=0.0))
+    rows = load_pool("cifar10-lt", DataOptions.of(settings.run_config(), home / "data"))
     train, held_out = load_pools(settings, processor, COLOURS)
     for pool, part, number in ((train, rows["train"], 4), (held_out, rows["validation"], 1)):
         assert pool.classes == COLOURS
@@ -36,7 +41,7 @@ def test_labels_count_in_the_order_of_the_clients_answers(home, config, processo
 
 
 def test_answers_that_only_the_server_has_are_sorted(home, run_config, small_backbone):
-    settings = read_settings(run_config(public_examples=40, align="each-round", align_beta=0.0))
+    settings = read_settings(run_config(public__examples=40, align__when="each-round", align__beta=0.0))
     train, held_out = load_pools(settings, load_backbone(str(small_backbone)).processor)
     assert list(train.classes) == sorted(train.classes)
     assert held_out.classes == train.classes
@@ -45,17 +50,19 @@ def test_answers_that_only_the_server_has_are_sorted(home, run_config, small_bac
 
 def test_the_teacher_models_distributions_stand_in_the_same_order(home, config, processor, record):
     """The file has nine tenths for what is right."""
-    file = record(config(align_beta=0.0), answers=COLOURS)
-    for pool in load_pools(read_settings(config(teacher=file)), processor, COLOURS):
+    file = record(config(align__beta=0.0), answers=COLOURS)
+    for pool in load_pools(read_settings(config(teacher__model=file)), processor, COLOURS):
         expected = torch.full((len(pool.labels), 4), 0.1 / 3)
         expected[torch.arange(len(pool.labels)), pool.labels] = 0.9
         torch.testing.assert_close(pool.target, expected)
     # 0.9 leads by 0.867, and with T = 2 by less: 0.9 : 1/30 = 27 : 1 becomes 5.2 : 1, so 0.634 to 0.122.
     (soft, _), (unsure, _) = (
         load_pools(
-            read_settings(config(teacher=file, **{"teacher-temperature": 2.0, **more})), processor, COLOURS
+            read_settings(config(teacher__model=file, **{"teacher.temperature": 2.0, **more})),
+            processor,
+            COLOURS,
         )
-        for more in ({}, {"teacher-margin": 0.6})
+        for more in ({}, {"teacher.margin": 0.6})
     )
     assert soft.target.max().item() == pytest.approx(27**0.5 / (27**0.5 + 3))
     assert not unsure.target.any()

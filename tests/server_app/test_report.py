@@ -31,7 +31,7 @@ SETTINGS = {
     "backbone": "tiny-vilt",
     "backbone-weights": "pretrained",
     "adapter": "bottleneck",
-    "dp": "none",
+    "dp.mode": "none",
 }
 LOSSES = {"ce-student": 2.0, "kl-student": 0.5, "ce-teacher": 3.0, "kl-teacher": 0.25}
 TRAINED = {**LOSSES, "delta-shared": 0.1, "delta-local": 0.2, "bytes-down": 1000, "bytes-up": 1000}
@@ -173,7 +173,7 @@ def test_the_code_in_a_classifiers_card_runs(tmp_path, run_config, small_vit, me
     settings = read_settings(run_config(method=method, head="shared", backbone=str(small_vit)))
     model = open_learner(settings)
     answer_with_new_head(model, 32, 3, 0, "shared")
-    card = classifier_card(settings.model_dump(by_alias=True), CENTRAL)
+    card = classifier_card(settings.run_config(), CENTRAL)
     assert front_matter(card)["tags"][-1] == "image-classification"
     model.begin_anew()
     shared = {name: value + 0.1 for name, value in model.shared().items()}

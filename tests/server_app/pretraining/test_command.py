@@ -64,7 +64,7 @@ def test_wrong_options_are_named(tmp_path, capsys, arguments, message):
 def test_what_cannot_be_loaded_ends_it_in_one_line(home, tmp_path):
     out = tmp_path / "out"
     for arguments, message in (
-        (["dynamic", "--encoder", "/no/such"], "pretrain-encoder = '/no/such' cannot be used"),
+        (["dynamic", "--encoder", "/no/such"], "pretrain.encoder = '/no/such' cannot be used"),
         (["questions", "--start", "/no/such"], "backbone = '/no/such' cannot be loaded"),
         (["captions", "--device", "meta"], "device = 'meta' is not available"),
     ):

@@ -75,18 +75,18 @@ def refusal(encoder, language_model):
 
 def test_what_is_no_such_model_is_named(llava, clip, language_model, monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    assert refusal("no-such/clip", llava).startswith("pretrain-encoder = 'no-such/clip' cannot be used (")
-    assert refusal("/no/such", llava).startswith("pretrain-encoder = '/no/such' cannot be used (")
+    assert refusal("no-such/clip", llava).startswith("pretrain.encoder = 'no-such/clip' cannot be used (")
+    assert refusal("/no/such", llava).startswith("pretrain.encoder = '/no/such' cannot be used (")
     assert "no visual encoder" in refusal(language_model, llava)
-    assert refusal(llava, "/none").startswith("pretrain-language-model = '/none' cannot be used (")
+    assert refusal(llava, "/none").startswith("pretrain.language-model = '/none' cannot be used (")
     assert "it continues no text" in refusal(llava, clip)
     assert refusal(llava, clip).endswith("of a causal language model, or a LLaVA, whose own is taken")
     without_image_settings = tmp_path / "clip"
     shutil.copytree(clip, without_image_settings, ignore=shutil.ignore_patterns("preprocessor_config.json"))
-    assert refusal(without_image_settings, llava).startswith("pretrain-encoder = ")
+    assert refusal(without_image_settings, llava).startswith("pretrain.encoder = ")
     without_weights = tmp_path / "llava"
     shutil.copytree(llava, without_weights, ignore=shutil.ignore_patterns("*.safetensors"))
-    assert refusal(without_weights, llava).startswith("pretrain-encoder = ")
+    assert refusal(without_weights, llava).startswith("pretrain.encoder = ")
 
 
 def test_a_folder_may_be_named_from_the_users_home(llava, monkeypatch):

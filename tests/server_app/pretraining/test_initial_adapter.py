@@ -10,12 +10,12 @@ from app.records import from_record
 from app.settings import read_settings
 from server_app.pretraining.initial_adapter import AdapterPretraining
 
-FEW = {"pretrain": "adapter", "pretrain_steps": 3, "pretrain_images": 20}
+FEW = {"pretrain.part": "adapter", "pretrain.steps": 3, "pretrain.images": 20}
 
 
 @pytest.fixture
 def settings(run_config, llava):
-    return read_settings(run_config(**FEW, pretrain_encoder=str(llava)))
+    return read_settings(run_config(**FEW, pretrain__encoder=str(llava)))
 
 
 def same(one, other):
@@ -40,7 +40,7 @@ def test_the_start_is_a_function_of_the_settings_and_the_adapter_is_left_as_it_w
 def test_a_run_starts_from_it(federation, llava, home, pretrain):
     keywords = FEW if pretrain == "adapter" else {}
     encoder = str(llava) if pretrain == "adapter" else ""
-    clients = federation(**keywords, pretrain_encoder=encoder, num_rounds=1)
+    clients = federation(**keywords, pretrain__encoder=encoder, num_rounds=1)
     folder = clients.serve()
     sent = [message for way, message in clients.wire if way == "to client"]
     first = next(message for message in sent if message.metadata.message_type == "train")
@@ -49,12 +49,12 @@ def test_a_run_starts_from_it(federation, llava, home, pretrain):
     learner.begin_anew()
     made = learner.state("shared")
     assert same(from_record(record), made) == (pretrain == "none")
-    assert json.loads((folder / "settings.json").read_text())["pretrain"] == pretrain
+    assert json.loads((folder / "settings.json").read_text())["pretrain.part"] == pretrain
     assert (folder / "adapter" / "adapter_model.safetensors").exists()
 
 
 def test_a_backbone_for_images_alone_is_pretrained_too(run_config, llava, small_vit, captioned):
-    settings = read_settings(run_config(**FEW, pretrain_encoder=str(llava), backbone=str(small_vit)))
+    settings = read_settings(run_config(**FEW, pretrain__encoder=str(llava), backbone=str(small_vit)))
     adapter = open_learner(settings)
     adapter.begin_anew()
     first = adapter.state("shared")
@@ -68,7 +68,7 @@ def test_a_backbone_without_patches_is_refused_in_one_line(run_config, llava, ca
     (tmp_path / "words").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a"]))
     BertModel(BertConfig(**sizes, vocab_size=6)).save_pretrained(tmp_path / "bert")
     BertTokenizer(str(tmp_path / "words")).save_pretrained(tmp_path / "bert")
-    settings = read_settings(run_config(**FEW, pretrain_encoder=str(llava), backbone=str(tmp_path / "bert")))
+    settings = read_settings(run_config(**FEW, pretrain__encoder=str(llava), backbone=str(tmp_path / "bert")))
     with pytest.raises(
         ValueError, match=r"^backbone = '.*bert' has no grid of patches .*; allowed: a ViLT or a ViT$"
     ):

@@ -90,7 +90,9 @@ class TestAnnotate:
         assert "out of memory with 6 images at once; going on with 3" in capsys.readouterr().out
 
     def test_out_of_memory_with_one_image(self, pictures):
-        with pytest.raises(ValueError, match=r"^teacher = 'fake' runs out of memory with a single image$"):
+        with pytest.raises(
+            ValueError, match=r"^teacher.model = 'fake' runs out of memory with a single image$"
+        ):
             annotate(FakeTeacher(memory=0), pictures, PROMPT, CANDIDATES)
 
 
@@ -107,7 +109,7 @@ class TestRefused:
         with pytest.raises(ValueError) as caught:
             annotate(Broken(), pictures, PROMPT, CANDIDATES, cache=cache)
         assert str(caught.value) == (
-            "teacher = 'fake' gives no distribution over the candidates for image "
+            "teacher.model = 'fake' gives no distribution over the candidates for image "
             f"{image_sha256(pictures[3])} (number 3), prompt {PROMPT!r}"
         )
         assert len(Annotations(cache).answers) == 2  # the batch before

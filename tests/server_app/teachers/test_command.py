@@ -84,8 +84,8 @@ class TestCommand:
             ({"--data": "scenes"}, "--data scenes: say with --limit how many public images to draw"),
             ({"--candidates": "red"}, "allowed: at least two, none empty, none twice"),
             ({"--batch-size": "0"}, "--batch-size must be at least 1, --limit at least 0"),
-            ({"--model": "/none"}, "teacher = '/none' cannot be loaded"),
-            ({"--model": "none.parquet"}, "teacher = 'none.parquet': no such file"),
+            ({"--model": "/none"}, "teacher.model = '/none' cannot be loaded"),
+            ({"--model": "none.parquet"}, "teacher.model = 'none.parquet': no such file"),
         ],
     )
     def test_bad_input_is_one_line(self, random_llava, data, cache, capsys, change, line, monkeypatch):

@@ -208,7 +208,7 @@ class TestUnloadable:
         with pytest.raises(ValueError) as caught:
             load_model(name, "cpu")
         (line,) = str(caught.value).splitlines()
-        assert line.startswith(f"teacher = {name!r} cannot be loaded (")
+        assert line.startswith(f"teacher.model = {name!r} cannot be loaded (")
         assert "give the path of a local folder with config.json, weights in safetensors, tokenizer" in line
         return line
 

@@ -115,7 +115,7 @@ class TestRecorded:
         with pytest.raises(ValueError) as caught:
             annotate(open_teacher(str(recorded)), pictures, PROMPT, CANDIDATES)
         assert str(caught.value) == (
-            f"teacher = '{recorded}': 2 of 6 answers are missing, first image "
+            f"teacher.model = '{recorded}': 2 of 6 answers are missing, first image "
             f"{image_sha256(pictures[4])}, prompt '{PROMPT}', "
             'candidates ["red", "green", "a blue square"]; '
             "it was made for other images, prompts or candidates"

@@ -1,0 +1,18 @@
+"""The model: the backbone, its adapter, its head."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from .section import Section
+
+
+class ModelSettings(Section):
+    """Top-level settings of the model."""
+
+    backbone: str = Field(min_length=1)
+    backbone_weights: Literal["pretrained", "random"]
+    adapter: Literal["bottleneck", "lora"]
+    reduction_factor: int = Field(gt=0)
+    lora_rank: int = Field(gt=0)
+    head: Literal["private", "shared"]

@@ -1,0 +1,127 @@
+"""All settings of a run, and which of them go together across concerns."""
+
+from collections.abc import Iterator
+from typing import Any, Self
+
+from pydantic import model_validator
+from pydantic.fields import FieldInfo
+
+from .alignment import AlignSettings
+from .data import DataSettings
+from .federation import FederationSettings
+from .method import MethodSettings
+from .model import ModelSettings
+from .pretraining import PretrainSettings
+from .privacy import PrivacySettings
+from .public import PublicSettings
+from .run import RunSettings
+from .section import Section
+from .teacher import TeacherSettings
+from .training import TrainingSettings
+
+
+class Settings(  # pydantic takes the last one's fields first
+    FederationSettings,
+    DataSettings,
+    TrainingSettings,
+    ModelSettings,
+    MethodSettings,
+    RunSettings,
+):
+    """All settings of a run. Build one with `read_settings`.
+
+    ``settings.num_rounds`` is the setting ``num-rounds``, ``settings.align.batch_size`` is
+    ``align.batch-size``.
+    """
+
+    pretrain: PretrainSettings
+    dp: PrivacySettings
+    align: AlignSettings
+    teacher: TeacherSettings
+    public: PublicSettings
+
+    def run_config(self) -> dict[str, Any]:
+        """Return all settings by key, flat, as Flower's run-config has them."""
+        flat: dict[str, Any] = {}
+        for key, value in self.model_dump(by_alias=True).items():
+            section = isinstance(value, dict)
+            flat |= {f"{key}.{own}": one for own, one in value.items()} if section else {key: value}
+        return flat
+
+    @classmethod
+    def sections(cls) -> dict[str, type[Section]]:
+        """Return the sections by name."""
+        kinds = {name: field.annotation for name, field in cls.model_fields.items()}
+        return {
+            name: kind for name, kind in kinds.items() if isinstance(kind, type) and issubclass(kind, Section)
+        }
+
+    @classmethod
+    def fields(cls) -> dict[str, FieldInfo]:
+        """Return what is declared of each setting, by its key in the run-config."""
+        sections = cls.sections()
+
+        def keyed() -> Iterator[tuple[str, FieldInfo]]:
+            for name, field in cls.model_fields.items():
+                if name not in sections:
+                    yield str(field.alias), field
+            for name, kind in sections.items():
+                for field in kind.model_fields.values():
+                    yield f"{name}.{field.alias}", field
+
+        return dict(keyed())
+
+    @model_validator(mode="after")
+    def _check_across(self) -> Self:
+        from ..methods import METHODS  # they import this folder
+
+        dp, align = self.dp.mode, self.align
+        central = dp not in ("none", "local")
+        return self.refuse(
+            *METHODS[self.method].problems(self),
+            (
+                align.when != "none" and align.beta > 0 and not self.teacher.model,
+                f"teacher.model = '' with align.when = {align.when!r}; allowed: a folder, a hub id, a parquet"
+                " file of annotations, or align.beta = 0.0 to align by labels alone",
+            ),
+            (
+                align.part == "head" and self.head == "private",
+                "align.part = 'head' with head = 'private', where the server has no head that travels;"
+                " allowed: 'all', or head = 'shared'",
+            ),
+            (
+                0 < self.num_clients < self.min_clients,
+                f"min-clients = {self.min_clients} with num-clients = {self.num_clients};"
+                f" allowed: at most num-clients",
+            ),
+            (
+                central and self.strategy not in ("fedavg", "fedprox"),
+                f"dp.mode = {dp!r} with strategy = {self.strategy!r}; allowed: 'fedavg' and 'fedprox', for"
+                " whose plain mean its noise is made",
+            ),
+            (
+                central and self.weighting != "uniform",
+                f"dp.mode = {dp!r} with weighting = {self.weighting!r}; allowed: 'uniform', the plain mean"
+                " for which its noise is made",
+            ),
+            (
+                central and self.num_clients == 0,
+                f"num-clients = 0 with dp.mode = {dp!r}; allowed: the number of clients, for which its noise"
+                " is made whoever replies",
+            ),
+            (
+                dp == "local" and self.weighting != "uniform",
+                f"dp.mode = 'local' with weighting = {self.weighting!r}; allowed: 'uniform', since clients do"
+                " not say how many examples they have",
+            ),
+            (
+                self.wire_precision != "float32" and dp in ("client-fixed", "client-adaptive", "local"),
+                f"wire-precision = {self.wire_precision!r} with dp.mode = {dp!r} would change what a client"
+                " has clipped; allowed: 'float32', or a dp.mode at the server",
+            ),
+            (
+                self.pretrain.part == "adapter" and self.of_files,
+                f"pretrain.part = 'adapter' with benchmark = {self.benchmark!r}, which has no captioned"
+                " public images; allowed: 'none', or benchmark = 'scenes'",
+            ),
+        )

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from flwr.common.config import get_fused_config_from_dir
 
-from app.settings import Settings, SettingsError, feddat_home, read_settings
+from app.settings import OLD_NAMES, Settings, SettingsError, feddat_home, read_settings
 
 PYPROJECT = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
 DEFAULTS = get_fused_config_from_dir(Path(__file__).parents[2], {})
@@ -132,11 +132,47 @@ def test_an_integer_for_a_number_becomes_one():
 
 def test_an_unknown_key_is_refused_with_the_known_ones():
     message = refusal(learning_rat=0.1)
-    assert message.startswith("learning-rat = 0.1 is not a setting; allowed: adapter, align, ")
+    assert message.startswith("learning-rat = 0.1 is not a setting; allowed: adapter, align.batch-size, ")
     assert "learning-rate" in message
     # The name of the field is not its key.
     with pytest.raises(SettingsError, match=r"^learning_rate = 0\.1 is not a setting"):
         read_settings({**DEFAULTS, "learning_rate": 0.1})
+
+
+@pytest.mark.parametrize(
+    "key", ["align.stepz", "Align.steps", "align.steps.more", "seed.steps", "public", "align."]
+)
+def test_a_key_that_only_looks_like_one_of_a_section_is_refused_as_it_was_written(key):
+    assert refusal(**{key: 5}).startswith(f"{key} = 5 is not a setting; allowed: adapter, ")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("align-steps", "align.steps"),
+        ("align-learning-rate", "align.learning-rate"),
+        ("align", "align.when"),
+        ("dp", "dp.mode"),
+        ("dp-noise-multiplier", "dp.noise-multiplier"),
+        ("pretrain", "pretrain.part"),
+        ("pretrain-language-model", "pretrain.language-model"),
+        ("teacher", "teacher.model"),
+        ("teacher-prompt", "teacher.prompt"),
+        ("caption-prompt", "teacher.caption-prompt"),
+        ("public-examples", "public.examples"),
+    ],
+)
+def test_an_old_name_is_refused_with_the_new_one(old, new):
+    """Also where the new one is missing, as in what an old run has recorded."""
+    assert refusal(**{old: 1}) == f"{old} is now {new}"
+    recorded = {key: value for key, value in DEFAULTS.items() if key != new}
+    with pytest.raises(SettingsError, match=f"^{old} is now {new}$"):
+        read_settings({**recorded, old: DEFAULTS[new]})
+
+
+def test_every_setting_in_a_section_had_an_old_name():
+    assert sorted(OLD_NAMES.values()) == sorted(key for key in DEFAULTS if "." in key)
+    assert not OLD_NAMES.keys() & DEFAULTS.keys()
 
 
 @pytest.mark.parametrize("key", DEFAULTS)

@@ -59,6 +59,17 @@ def test_settings_that_differ_are_listed(refusal):
     )
 
 
+def test_a_run_with_settings_of_old_names_is_refused_with_a_new_one(folder, refusal):
+    path = folder / "settings.json"
+    kept = json.loads(path.read_text())
+    kept = {key.replace("align.", "align-"): value for key, value in kept.items()}
+    path.write_text(json.dumps(kept))
+    assert refusal(num_rounds=3) == (
+        "resume = 'test' was begun with settings of old names: align-steps is now align.steps;"
+        " allowed: to go on with the version that began it"
+    )
+
+
 def test_another_backbone_of_the_same_name_is_refused(folder, refusal):
     change(folder, **{"backbone-hash": "abc"})
     assert "(kept → given): backbone-hash: 'abc' → '" in refusal(num_rounds=3)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .learner import Learner
+from .learner import Branch, Learner
 from .tasks import TASKS, Task, divergence
 
 
@@ -179,7 +179,7 @@ def adapter_step(
     batch: Any,
     targets: Tensor,
     method: Distillation,
-    branch="student",
+    branch: Branch = "student",
 ) -> Tensor:
     """Take one step of the baselines, one adapter or all weights, on CE alone; return the loss."""
     z, y = method.task.pair(learner.classify(learner.features(learner.trunk(batch), branch)), targets)

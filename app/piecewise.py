@@ -65,7 +65,9 @@ class PiecewiseLogits:
 
 class _Mean(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden: Tensor, logits: PiecewiseLogits, function: Callable[..., Tensor], others: Any):  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        ctx: Any, hidden: Tensor, logits: PiecewiseLogits, function: Callable[..., Tensor], others: Any
+    ) -> Tensor:
         wanted = ctx.needs_input_grad[0]
         total, gradient = hidden.new_zeros(()), torch.zeros_like(hidden) if wanted else None
         for rows in logits.pieces():
@@ -80,7 +82,7 @@ class _Mean(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx, grad: Tensor):  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
         return ctx.gradient * grad, None, None, None
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from .home import feddat_home
 from .private_state import PrivateState, Shelf, load_private_state, save_private_state
+from .settings import feddat_home
 
 
 class PrivateStore:

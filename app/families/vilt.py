@@ -24,7 +24,9 @@ def keep_patch_order(model: Any) -> Any:
     return model
 
 
-def _visual_embed(embeddings, pixel_values: Tensor, pixel_mask: Tensor | None, max_image_length: int = -1):
+def _visual_embed(
+    embeddings: Any, pixel_values: Tensor, pixel_mask: Tensor | None, max_image_length: int = -1
+) -> tuple[Tensor, Tensor, None]:
     config = embeddings.config
     grid = config.image_size // config.patch_size
     patches = embeddings.patch_embeddings(pixel_values)
@@ -63,7 +65,9 @@ def fuse_attention(model: Any) -> Any:
     return model
 
 
-def _attend(attention, hidden: Tensor, mask: Tensor | None = None, output_attentions: bool = False):
+def _attend(
+    attention: Any, hidden: Tensor, mask: Tensor | None = None, output_attentions: bool = False
+) -> Any:
     if output_attentions:
         return type(attention).forward(attention, hidden, mask, output_attentions)
 

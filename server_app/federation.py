@@ -31,12 +31,13 @@ from data_partitions.benchmarks import BENCHMARKS
 from strategies import Admission, Checkpoint, FedDAT, Limits, MLLMAlignment, Quorum, Resumable, RoundObserver
 
 from .alignment import open_aligner
+from .card import model_card
 from .checkpoints import Checkpoints, DamagedError, write_checkpoint
 from .export import export_result
 from .opening import open_run
 from .pretraining.initial_adapter import AdapterPretraining
 from .public_captions import load_captions
-from .report import classifier_card, model_card, privacy_line, refusals, results_table, write_report
+from .report import privacy_line, refusals, results_table, write_report
 from .resuming import kept_facts, last_checkpoint
 from .run_folder import created, held
 from .run_log import RunLog
@@ -195,11 +196,10 @@ def _export(
         log.info("method = %r shares nothing: there is no result to export", settings.method)
         return
     name = METHODS[settings.method].artifact
-    make_card = classifier_card if answers else model_card
 
     def export(folder: str, arrays: Mapping[str, torch.Tensor], server_round: int) -> None:
         rows = [row for row in run.rows if row["round"] <= server_round]
-        export_result(run.folder / folder, settings, arrays, make_card(run.facts, rows), answers)
+        export_result(run.folder / folder, settings, arrays, model_card(run.facts, rows, answers), answers)
 
     export(name, from_record(last), settings.num_rounds)
     if best := run.best_round(settings.num_rounds):

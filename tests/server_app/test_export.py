@@ -21,8 +21,8 @@ from app.heads import new_head
 from app.methods import open_learner
 from app.records import from_record
 from app.settings import read_settings
+from server_app.card import model_card
 from server_app.export import export_result
-from server_app.report import model_card
 
 # A stranger's process, which cannot import this project, and runs the card's own lines.
 STRANGER = r"""

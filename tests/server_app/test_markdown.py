@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from server_app import markdown
-from server_app.report import classifier_card, model_card, write_report
+from server_app.card import model_card
+from server_app.report import write_report
 from tests.server_app.test_report import ROWS, SETTINGS
 
 PARTS = [
@@ -112,7 +113,7 @@ def test_nothing_of_a_client_or_a_setting_is_live_in_report_and_cards(tmp_path):
     rows.append({"round": 1, "partition": 1, "phase": "train", "refused": hostile})
     given = {**SETTINGS, "data-dir": hostile, "backbone": "a`b` <https://example.org>"}
     write_report(tmp_path, given, rows, 60)
-    cards = [make(given, rows).split("---\n", 2)[2] for make in (model_card, classifier_card)]
+    cards = [model_card(given, rows, answers).split("---\n", 2)[2] for answers in ((), ("a",))]
     for page in ((tmp_path / "report.md").read_text(encoding="utf-8"), *cards):
         # Our one picture.
         tokens = READER.parse(page.replace("![scores, losses and changes over the rounds](curves.png)", ""))

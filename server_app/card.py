@@ -1,0 +1,121 @@
+"""The model card of an exported result: what it is, what it scored, the lines that load it."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from app.methods import METHODS
+
+from . import markdown
+from .export import lies_beside
+from .rows import Rows
+from .scores import measured_on, scores, what_ran
+
+
+def model_card(settings: Mapping[str, Any], rows: Rows, answers: Sequence[str] = ()) -> str:
+    """Return the README.md of an exported adapter or model.
+
+    Parameters
+    ----------
+    settings : Mapping
+        The run's settings, keys as in the run-config.
+    rows : sequence of dict
+        The run's rows up to the round that is exported.
+    answers : sequence of str
+        What a head that travels chooses from; without, heads never left their clients.
+    """
+    whole = METHODS[settings["method"]].artifact == "model"
+    about = ModelCardData(
+        library_name="transformers" if whole else "peft",
+        license="apache-2.0",
+        base_model=settings["backbone"],
+        tags=["federated-learning", "feddat"],
+        pipeline_tag="image-classification" if answers else "visual-question-answering",
+    )
+    kind = "All weights" if whole else f"A {settings['adapter']} adapter"
+    head = (
+        "Its head, which all clients share, is in `classifier.safetensors`; `answers` in that file's metadata"
+        " are what it chooses from."
+        if answers
+        else "It holds the shared adapter A_s only: no answer head and no local adapter. Those never left"
+        " their clients, and the scores are with the client's own private head. Deployed is the student."
+    )
+    parts = [
+        f"# {markdown.text(settings['run-name'])}",
+        f"{kind} for the backbone {markdown.text(settings['backbone'])}, trained by clients that kept their"
+        f" images, texts and answers to themselves. {what_ran(settings, rows)}",
+        head,
+        "## Scores",
+        measured_on(rows),
+        markdown.table(*scores(rows), align="---:"),
+        "## Use",
+        _use(settings, whole, bool(answers)),
+    ]
+    return ModelCard(f"---\n{about.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n").content
+
+
+def _use(settings: Mapping[str, Any], whole: bool, has_head: bool) -> str:
+    alone = settings["adapter"] == "lora" and not whole
+    with_what, code = _with_peft_alone(settings) if alone else _with_feddat(settings, whole)
+    if has_head:
+        code = f"from safetensors.torch import load_file\n{code}"
+        code += """
+head = load_file(f"{folder}/classifier.safetensors")
+logits = features @ head["weight"].T + head["bias"]"""
+    else:
+        code += """
+logits = head(features)  # such as torch.nn.Linear(features.shape[1], num_answers), trained on your answers"""
+    return f"{with_what}, for one PIL image and one question:\n\n```python\n{code}\n```"
+
+
+def _with_feddat(settings: Mapping[str, Any], whole: bool) -> tuple[str, str]:
+    backbone = json.dumps(settings["backbone"])
+    call = backbone if settings["backbone-weights"] == "pretrained" else f'{backbone}, "random"'
+    load = f"""import feddat.app.bottleneck  # registers the adapter type with PEFT
+from feddat.app.backbones import load_backbone
+from peft import PeftModel
+
+folder = "path/to/adapter"
+backbone = load_backbone({call})
+model = PeftModel.from_pretrained(backbone.fork(), folder)"""
+    if whole:
+        load = """from feddat.app.backbones import load_backbone
+
+folder = "path/to/model"
+backbone = load_backbone(folder)
+model = backbone.model"""
+    return (
+        "With the package `feddat` installed",
+        f"""{load}
+
+pixels = backbone.processor.normalise(backbone.processor.image(image)[None])
+inputs = backbone.processor.texts(["what colour is the circle?"])  # nothing for one that sees images alone
+features = model(**inputs, pixel_values=pixels).pooler_output""",
+    )
+
+
+def _with_peft_alone(settings: Mapping[str, Any]) -> tuple[str, str]:
+    base = json.dumps(settings["backbone"])
+    if lies_beside(settings["backbone"], settings["backbone-weights"]):
+        base = 'f"{folder}/base_model"'
+    return (
+        "With PEFT and transformers",
+        f"""import json
+import numpy as np
+import torch
+from peft import PeftModel
+from transformers import AutoModel, AutoTokenizer
+
+folder = "path/to/adapter"
+base = AutoModel.from_pretrained({base}, dtype=torch.float32)
+model = PeftModel.from_pretrained(base, folder).eval()
+
+made = json.load(open(f"{{folder}}/preprocessor_config.json"))
+pixels = np.asarray(image.convert("RGB").resize((base.config.image_size,) * 2, 3)) / 255  # 3: bicubic
+pixels = torch.tensor((pixels - made["image_mean"]) / made["image_std"], dtype=torch.float32)
+question = made["text_template"].format("what colour is the circle?")
+inputs = AutoTokenizer.from_pretrained(folder)(question, return_tensors="pt")  # ViT: inputs = {{}}
+features = model(**inputs, pixel_values=pixels.permute(2, 0, 1)[None]).pooler_output""",
+    )

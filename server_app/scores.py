@@ -1,0 +1,72 @@
+"""What a run scored, as the log's table, the report and the model card show it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from .rows import ALL, GROUPS, Rows, central, names_of
+
+SCORES = {
+    "student": "student\n(A_s, deployed)",
+    "local": "local\n(A_c)",
+    "teacher": "teacher\n(DAT)",
+    "text-only": "text\nonly",
+}
+GAIN = "gain\n(student − text only)"
+
+
+def scores(rows: Rows) -> tuple[list[str], list[list[str]]]:
+    """Return the table's header and its lines: each client's last scores, then the columns' mean and worst.
+
+    A NaN stays one, in the mean and as the worst. Clients without a score do not count in them. Where the
+    server evaluates, a line for each group of classes instead, then all classes.
+    """
+    if evaluated := central(rows):
+        wanted = {**GROUPS, "student": ALL}
+        lines = [
+            [label, f"{100 * evaluated[-1][key]:.1f}"]
+            for key, label in wanted.items()
+            if key in evaluated[-1]
+        ]
+        return ["classes", "accuracy"], lines
+    last = {row["partition"]: row for row in rows if "student" in row}
+    final = max((row["round"] for row in last.values()), default=0)
+    columns = {
+        heading: {partition: 100 * row[key] for partition, row in last.items() if key in row}
+        for key, heading in SCORES.items()
+    }
+    columns[GAIN] = {
+        partition: 100 * (row["student"] - row["text-only"])
+        for partition, row in last.items()
+        if "text-only" in row
+    }
+    columns = {heading: values for heading, values in columns.items() if values}
+    lines = []
+    for partition, name in names_of(rows).items():
+        if partition in last and (scored := last[partition]["round"]) != final:
+            name += f" (round {scored})"
+        points = (values.get(partition) for values in columns.values())
+        lines.append([name, *("–" if point is None else f"{point:.1f}" for point in points)])
+    for label, summary in (("mean", np.mean), ("worst", np.min)) if columns else ():
+        lines.append([label, *(f"{summary(list(values.values())):.1f}" for values in columns.values())])
+    return ["client", *columns], lines
+
+
+def measured_on(rows: Rows) -> str:
+    """Say what the scores are of, before their table."""
+    if central(rows):
+        return (
+            "Accuracy of the aggregated model on the benchmark's balanced test set, over the classes with "
+            "many, with a medium number of and with few training examples, and over all, in points:"
+        )
+    if not any("student" in row for row in rows):
+        return "Scores were not measured, or no client sent any:"
+    return "Scores on each client's test split with its own head, in points:"
+
+
+def what_ran(settings: Mapping[str, Any], rows: Rows) -> str:
+    """Say in a sentence what a run was."""
+    method, strategy, benchmark = (f"`{settings[key]}`" for key in ("method", "strategy", "benchmark"))
+    size = f"{len(names_of(rows))} clients, {settings['num-rounds']} rounds, seed {settings['seed']}"
+    return f"Method {method} under {strategy} on the benchmark {benchmark}: {size}."

@@ -73,7 +73,7 @@ def write_message(folder: Path, settings: Mapping[str, Any]) -> None:
     facts = {
         "arrays": arrays.object_id,
         "config": {**identity, "run": "startup", "run-token": "0" * 32},
-        "node-config": {"partition-id": 0, "num-partitions": 5},
+        "node-config": {"partition-id": 0, "num-partitions": 5, "backbone": checked.backbone},
         "run-config": dict(settings),
     }
     (folder / "message.json").write_text(json.dumps(facts))

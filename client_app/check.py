@@ -26,11 +26,16 @@ from app.backbones import choose_device
 from app.caches import CACHES, cache_limit, prune
 from app.home import closed_folder, closed_home
 
-from .client import SITE_KEYS, STATE_DIR, Client
+from .client import SITE_KEYS, STATE_DIR, Client, weights_sent
 from .policy import POLICY_KEYS
 
 NODE_KEYS = ("partition-id", "num-partitions", *SITE_KEYS, STATE_DIR, *POLICY_KEYS)
 _GIB = 2**30
+_WEIGHTS = {
+    "adapter": "the shared adapter",
+    "head": "the shared adapter and the head of all clients",
+    "all": "all weights",
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -118,7 +123,8 @@ def leaves(client: Client) -> str:
     metrics = policy.share_metrics or ("none" if dp == "local" else "all")
     errors = "whole errors" if policy.policy == "open" else "errors without their reasons"
     return (
-        f"the shared adapter (dp {dp}, requires {policy.require_dp}), as {client.name!r}, metrics: {metrics},"
+        f"{_WEIGHTS[weights_sent(client.settings)]} (dp {dp}, requires {policy.require_dp}),"
+        f" as {client.name!r}, metrics: {metrics},"
         f" to {policy.metric_decimals} decimals and counts to {policy.min_examples}s, {errors}"
     )
 

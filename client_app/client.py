@@ -24,7 +24,7 @@ from data_partitions.options import DataOptions
 
 from .carried_state import pick_up, put_down
 from .kept_examples import Sources, kept_examples
-from .policy import Policy, PublicError, in_simulation
+from .policy import Policy, PublicError, Weights, in_simulation
 
 if TYPE_CHECKING:
     from data_partitions.benchmarks import Partition
@@ -133,7 +133,7 @@ class Client:
             )
         share = Share(settings.benchmark, index, count, data_options(settings), "data-dir" in node)
         policy = Policy.of(node)
-        policy.admit(settings)
+        policy.admit(settings, weights_sent(settings), node)
         return cls(settings, index, count, share, policy, context)
 
     @property
@@ -227,6 +227,27 @@ class Client:
         save_private_state(shelf, server_round, state)
         if self.settings.private_state == "context":
             pick_up(self.context, shelf)
+
+
+def weights_sent(settings: Settings) -> Weights:
+    """Say which weights leave a client of a run.
+
+    Raises
+    ------
+    PublicError
+        A head would, though the benchmark's clients have no answer list in common: it tells theirs.
+    """
+    if settings.head == "shared":
+        from data_partitions.benchmarks import BENCHMARKS  # see `Share.load`
+
+        if not BENCHMARKS[settings.benchmark].test:
+            raise PublicError(
+                f"head = 'shared' with benchmark = {settings.benchmark!r}, whose clients have answer lists of"
+                " their own; allowed: 'private'"
+            )
+    if METHODS[settings.method].artifact == "model":
+        return "all"
+    return "head" if settings.head == "shared" else "adapter"
 
 
 def data_options(settings: Settings) -> DataOptions:

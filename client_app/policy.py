@@ -5,6 +5,7 @@ the business of `privacy`; this room is for the rest.
 """
 
 import logging
+import re
 import sys
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -25,9 +26,13 @@ _COUNTS = ("num-examples", "skipped")
 _NAMES = sorted({*MEASURED["train"], *MEASURED["evaluate"], *SAID})
 # An open site is a machine of whoever runs the federation, as in a simulation.
 _DEFAULTS: dict[str, dict[str, Any]] = {
-    "open": {"min-examples": 1, "metric-decimals": 17},
-    "closed": {"min-examples": 10, "metric-decimals": 2},
+    "open": {"min-examples": 1, "metric-decimals": 17, "share-weights": "all"},
+    "closed": {"min-examples": 10, "metric-decimals": 2, "share-weights": "adapter"},
 }
+Weights = Literal["adapter", "head", "all"]
+_MORE: tuple[Weights, ...] = ("adapter", "head", "all")
+# A hub's id, which names nothing on a disk; all else that a run may write there is a path.
+_HUB_ID = re.compile(r"(?!\.)[\w.-]+(/(?!\.)[\w.-]+)?")
 
 
 class PublicError(ValueError):
@@ -50,6 +55,9 @@ class Policy(BaseModel):
         Places that losses, scores and seconds are rounded to.
     share_metrics : str
         "all", "none", or names with commas between. "": all, but none under local privacy.
+    share_weights : str
+        Which weights may leave: the shared "adapter", with it a "head" that all clients have in common, or
+        "all" of the model, as method = "full" sends them.
     require_dp : str
         The least differential privacy of a run that the site takes part in.
     max_epsilon, max_delta : float
@@ -68,6 +76,7 @@ class Policy(BaseModel):
     min_examples: int = Field(ge=1)
     metric_decimals: int = Field(ge=0, le=17)
     share_metrics: str = ""
+    share_weights: Weights
     require_dp: Literal["none", "central", "local"] = "none"
     max_epsilon: float = Field(1.0, gt=0)
     max_delta: float = Field(1e-4, gt=0, lt=1)
@@ -97,8 +106,28 @@ class Policy(BaseModel):
         except ValidationError as error:
             raise SettingsError(f"node-config: {one_line_of(error)}") from None
 
-    def admit(self, settings: Settings) -> None:
-        """Raise a PublicError unless the run is as private as the site wants it."""
+    def admit(self, settings: Settings, sends: Weights, own: Mapping[str, Any]) -> None:
+        """Raise a PublicError unless the run is as private as the site wants it.
+
+        Parameters
+        ----------
+        settings : Settings
+            The run's, with the site's own in place.
+        sends : {"adapter", "head", "all"}
+            Which weights leave a client of it.
+        own : Mapping
+            The node-config. A closed site reads no path that is not in there.
+        """
+        if _MORE.index(sends) > _MORE.index(self.share_weights):
+            raise PublicError(
+                f"a site has share-weights = {self.share_weights!r}; the run's method and head send {sends!r}"
+            )
+        for key, path in (
+            ("data-dir", bool(settings.data_dir)),
+            ("backbone", not _HUB_ID.fullmatch(settings.backbone)),
+        ):
+            if self.policy == "closed" and path and key not in own:
+                raise PublicError(f"a site reads no path that a run names: set {key} in its own node-config")
         enough = {"none": True, "central": settings.dp.mode != "none", "local": settings.dp.mode == "local"}
         if not enough[self.require_dp]:
             raise PublicError(

@@ -101,12 +101,13 @@ class Site:
     def start(self, *trust: str) -> Self:
         """Start the SuperNode; `trust` are other options on TLS and keys than the right ones."""
         where = f"partition-id={self.partition} num-partitions={len(self.deployment.sites)}"
+        own = f'backbone="{self.deployment.backbone}"'
         self.process = self._start(
             *("flower-supernode", "--superlink", f"127.0.0.1:{self.port}"),
             *("--host", "127.0.0.1", "--port", str(self.own_port)),
             *(trust or self.deployment.trust(self)),
             *self.deployment.isolation(self.name),
-            *("--node-config", f'{where} state-dir="{self.folder / "state"}" min-examples=8'),
+            *("--node-config", f'{where} {own} state-dir="{self.folder / "state"}" min-examples=8'),
         )
         return self
 
@@ -170,6 +171,8 @@ class Deployment:
         Where all machines' folders are.
     sites : int
         How many sites.
+    backbone : Path
+        The sites' copy of the backbone.
     tls : bool
         With TLS and known nodes, or without either.
     trusted : Path, optional
@@ -185,8 +188,10 @@ class Deployment:
         The SuperLink, what runs its ServerApps, and nginx.
     """
 
-    def __init__(self, folder: Path, sites: int, tls: bool, trusted: Path | None = None) -> None:
-        self.folder, self.tls, self.trusted = folder, tls, trusted
+    def __init__(
+        self, folder: Path, sites: int, backbone: Path, tls: bool, trusted: Path | None = None
+    ) -> None:
+        self.folder, self.backbone, self.tls, self.trusted = folder, backbone, tls, trusted
         self.inner_port = free_port()
         self.port = free_port() if tls and shutil.which("nginx") else self.inner_port
         self.superlink = self.app = self.door = None

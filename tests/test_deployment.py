@@ -16,8 +16,8 @@ SITES = 3
 
 
 @pytest.fixture(scope="module")
-def deployment(tmp_path_factory):
-    with Deployment(tmp_path_factory.mktemp("deployment"), SITES, tls=True) as deployment:
+def deployment(tmp_path_factory, small_backbone):
+    with Deployment(tmp_path_factory.mktemp("deployment"), SITES, small_backbone, tls=True) as deployment:
         deployment.start_superlink()
         for site in deployment.sites:
             site.register()

@@ -51,10 +51,10 @@ def rows_of(folder):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, run_config):
+def run(tmp_path_factory, run_config, small_backbone):
     """Run three rounds; in the second site 1 is slow, and site 2 is cut off until the SuperLink notices."""
     folder = tmp_path_factory.mktemp("wire")
-    with Deployment(folder, SITES, tls=False) as deployment, ExitStack() as wires:
+    with Deployment(folder, SITES, small_backbone, tls=False) as deployment, ExitStack() as wires:
         proxies = [wires.enter_context(Proxy(deployment.port)) for _ in range(SITES)]
         deployment.start_superlink()
         for site, proxy in zip(deployment.sites, proxies, strict=True):
@@ -85,7 +85,7 @@ def run(tmp_path_factory, run_config):
 
 
 @pytest.fixture(scope="module")
-def in_process(tmp_path_factory, drawn, run_config):
+def in_process(tmp_path_factory, drawn, run_config, small_backbone):
     """Make the same run in one process, in which the replies of sites 1 and 2 are lost in round 2."""
     trained = []
 
@@ -96,7 +96,11 @@ def in_process(tmp_path_factory, drawn, run_config):
                 return None
         return reply
 
-    site = {"policy": "closed", "min-examples": 8}  # as `tests.deployment` has them
+    site = {
+        "policy": "closed",
+        "backbone": str(small_backbone),
+        "min-examples": 8,
+    }  # as `tests.deployment` has them
     federation = Federation(run_config(**SETTINGS), SITES, node_config=site, alter=lose)
     with own_home(tmp_path_factory.mktemp("in-process"), drawn):
         return federation, federation.serve()

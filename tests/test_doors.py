@@ -29,13 +29,13 @@ INNER = ("/v1/runtime/acquire-task", "/v1/control/start-run", "/docs")
 
 
 @pytest.fixture(scope="module")
-def deployment(tmp_path_factory):
+def deployment(tmp_path_factory, small_backbone):
     """Start a SuperLink that knows the app as signed, and a site that runs no other; no app runs yet."""
     folder = tmp_path_factory.mktemp("doors")
     key, trusted = folder / "reviewer", folder / "trusted.yaml"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", key], check=True)
     trusted.write_text(f"reviewer: {key.with_suffix('.pub').read_text()}")
-    with Deployment(folder, 1, tls=True, trusted=trusted) as deployment:
+    with Deployment(folder, 1, small_backbone, tls=True, trusted=trusted) as deployment:
         deployment.start_superlink(app=False)
         app = deployment.user.build()
         signature = folder / "reviewer.json"

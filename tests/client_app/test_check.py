@@ -22,7 +22,8 @@ def lines(home, small_backbone, capsys):
     """Run the check on a small benchmark; return its exit code and its lines by name."""
 
     def lines(*arguments, node=NODE, run=""):
-        settings = f'backbone="{small_backbone}" train-examples=12 test-examples=8 device="cpu" {run}'
+        settings = f'train-examples=12 test-examples=8 device="cpu" {run}'
+        node = node if "backbone" in node else f'{node} backbone="{small_backbone}"'
         code = check.main(["--node-config", node, "--run-config", settings, *arguments])
         found = [line.split(maxsplit=2) for line in capsys.readouterr().out.splitlines()]
         return code, {name.rstrip(":"): (mark, said) for mark, name, said in found}

@@ -31,7 +31,9 @@ def asked(federation, small_backbone, first):
     """Ask a site for everything; return its replies by kind. Keywords are settings, `node` its own word."""
 
     def asked(node=None, arrays=first, **settings):
-        clients = federation(1, node_config={"policy": "closed", **(node or {})}, **settings)
+        own = {"policy": "closed", "backbone": str(small_backbone), **(node or {})}
+        own = {key: value for key, value in own.items() if value is not None}
+        clients = federation(1, node_config=own, **settings)
         config = {
             "backbone": load_backbone(str(small_backbone)).fingerprint,
             "source": source_hash(),
@@ -196,6 +198,59 @@ def test_a_server_cannot_ask_for_one_example(asked):
     )
     assert not asked(train_examples=10)["train"].has_error()
     assert not asked({"min-examples": 1}, train_examples=1)["train"].has_error()
+
+
+ELSEWHERE = "a site reads no path that a run names: set {} in its own node-config"
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_server_cannot_have_a_site_read_a_folder_that_it_names(vqa, small_backbone, tmp_path, there):
+    """Whether it is there, and what lies in it, is not told."""
+    other = tmp_path / "other project"
+    if there:
+        write(other, domain(name=SECRET), SECRET)
+    replies = vqa(node={"data-dir": None}, data_dir=str(other))
+    assert {refusal(reply) for reply in replies.values()} == {ELSEWHERE.format("data-dir")}
+    # An id of a hub is no path, though a folder of that name might be there.
+    for path in (str(other), str(small_backbone), "~/model", "../model", "./model", "a/../b", "a/b/c"):
+        replies = vqa(node={"backbone": None}, backbone=path)
+        assert {refusal(reply) for reply in replies.values()} == {ELSEWHERE.format("backbone")}
+    assert not vqa(node={"backbone": None}, backbone="tiny-vilt")["query"].has_error()
+    open_site = {"backbone": None, "policy": "open"}
+    assert not vqa(node=open_site, backbone=str(small_backbone))["query"].has_error()
+
+
+HEAD_OF_ALL = {"benchmark": "cifar10-lt", "head": "shared", "loss": "cross-entropy", "train_examples": 0}
+
+
+def kinds_refused(replies, why):
+    return {kind for kind, reply in replies.items() if reply.has_error() and why in refusal(reply)}
+
+
+@pytest.mark.parametrize("weights", ["adapter", "head", "all"])
+def test_an_answer_head_of_the_sites_own_never_leaves(vqa, weights):
+    """Its size and its weights would tell the site's answers."""
+    for method in ("feddat", "adapter", "local", "full"):
+        replies = vqa(node={"share-weights": weights}, head="shared", method=method)
+        assert kinds_refused(replies, "whose clients have answer lists of their own") == set(KINDS)
+
+
+@pytest.mark.parametrize(
+    ("node", "refused"),
+    [
+        ({}, {"feddat", "full"}),
+        ({"share-weights": "head"}, {"full"}),
+        ({"share-weights": "all"}, set()),
+        ({"policy": "open"}, set()),
+        ({"policy": "open", "share-weights": "adapter"}, {"feddat", "full"}),
+    ],
+)
+def test_which_weights_leave_is_the_sites_own_word(asked, small_cifar, node, refused):
+    for method in ("feddat", "full"):
+        replies = asked({"data-dir": str(small_cifar), **node}, **HEAD_OF_ALL, data_dir="/x", method=method)
+        kinds = kinds_refused(replies, "a site has share-weights = ")
+        assert kinds == (set(KINDS) if method in refused else set())
+        assert method in refused or not replies["query"].has_error()
 
 
 def test_numbers_leave_rounded_and_counts_in_multiples(asked):

@@ -49,9 +49,22 @@ def generator(*key: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def shuffled(num_examples: int, batch_size: int, *key: int) -> Iterator[Tensor]:
-    """Yield rows of batches in an order that is a function of `key`."""
-    yield from torch.randperm(num_examples, generator=generator(*key)).split(batch_size)
+def batch_sizes(num_examples: int, batch_size: int, least: int = 1) -> list[int]:
+    """Return how many examples each batch has.
+
+    They are `batch_size`, or `least` if that is more, and in the last the rest; where that would be fewer than
+    `least`, it is joined to the batch before it.
+    """
+    size = max(batch_size, least)
+    whole, rest = divmod(num_examples, size)
+    if whole and 0 < rest < least:
+        return [size] * (whole - 1) + [size + rest]
+    return [size] * whole + [rest] * (rest > 0)
+
+
+def shuffled(sizes: list[int], *key: int) -> tuple[Tensor, ...]:
+    """Return the rows of batches of these sizes, in an order that is a function of `key`."""
+    return torch.randperm(sum(sizes), generator=generator(*key)).split(sizes)
 
 
 def mixed_precision(device: torch.device) -> torch.autocast:
@@ -93,10 +106,12 @@ def train_round(
     settings: Settings,
     server_round: int,
     partition_id: int,
+    least: int = 1,
 ) -> dict[str, Any]:
     """Train what the run's method trains, in place, for one round; what was received is where it begins.
 
-    The setting `proximal-mu` pulls all that is shared, see `pulled`.
+    The setting `proximal-mu` pulls all that is shared, see `pulled`. No step is on fewer than `least` examples,
+    as long as there are so many.
 
     Returns
     -------
@@ -105,7 +120,8 @@ def train_round(
     """
     started = time.perf_counter()
     method = METHODS[settings.method]
-    batches = math.ceil(len(examples) / settings.batch_size) * settings.local_epochs
+    sizes = batch_sizes(len(examples), settings.batch_size, least)
+    batches = len(sizes) * settings.local_epochs
     total, done = settings.num_rounds * batches, (server_round - 1) * batches
     optimizer = make_optimizer(learner, settings.learning_rate, settings.weight_decay, settings.optimizer)
     distillation = Distillation(
@@ -124,7 +140,7 @@ def train_round(
         for epoch in range(settings.local_epochs):
             key = (settings.seed, partition_id, server_round, epoch)
             chance = generator(*key, 1)
-            for rows in shuffled(len(examples), settings.batch_size, *key):
+            for rows in shuffled(sizes, *key):
                 for group in optimizer.param_groups:
                     factor = schedule(done, total, settings.warmup, settings.schedule)
                     group["lr"] = settings.learning_rate * factor

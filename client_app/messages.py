@@ -69,6 +69,7 @@ def train(message: Message, context: Context) -> Message:
         client.settings,
         server_round,
         client.partition_id,
+        least=client.policy.min_examples,
     )
     sent, private = client.method.travelling(learner), learner.private()
     if name := not_finite({f"shared.{name}": value for name, value in sent.items()} | private):
@@ -112,7 +113,7 @@ def _expected(config: Mapping[str, Any]) -> int:
 
 
 def _called(message: Message, context: Context) -> tuple[Client, dict[str, Any]]:
-    """Read a round's message; refuse one from a server with another source or backbone."""
+    """Read a round's message; refuse one from a server with another source or backbone, or of no round."""
     client = Client.of(context)
     config: dict[str, Any] = dict(message.content.config_records["config"])
     for key, own in (("source", source_hash()), ("backbone", client.backbone.fingerprint)):
@@ -122,4 +123,8 @@ def _called(message: Message, context: Context) -> tuple[Client, dict[str, Any]]
                 f"{key} is {own[:12]} on partition {client.partition_id} but {theirs} on the server: "
                 f"give both the same {key}"
             )
+    # Past the last round the learning rate is no longer what the settings say.
+    server_round, last = config.get("server-round"), client.settings.num_rounds
+    if type(server_round) is not int or not 1 <= server_round <= last:
+        raise PublicError(f"server-round = {server_round!r} in the server's message; allowed: 1 to {last}")
     return client, config

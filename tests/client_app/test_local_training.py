@@ -14,7 +14,7 @@ from app.methods import METHODS
 from app.methods.full import FullModel
 from app.settings import read_settings
 from client_app import local_training
-from client_app.local_training import evaluate, schedule, shuffled, train_round
+from client_app.local_training import batch_sizes, evaluate, schedule, shuffled, train_round
 
 
 @pytest.mark.parametrize(
@@ -36,13 +36,32 @@ def test_a_constant_rate_is_the_peak_throughout():
 
 
 def order(*key, examples=20):
-    return torch.cat(list(shuffled(examples, 6, *key))).tolist()
+    return torch.cat(shuffled(batch_sizes(examples, 6), *key)).tolist()
 
 
 def test_batches_are_a_permutation():
-    batches = list(shuffled(20, 6, 0))
+    batches = shuffled(batch_sizes(20, 6), 0)
     assert [len(batch) for batch in batches] == [6, 6, 6, 2]
     assert sorted(torch.cat(batches).tolist()) == list(range(20))
+
+
+@pytest.mark.parametrize(
+    ("examples", "size", "least", "sizes"),
+    [
+        (20, 6, 1, [6, 6, 6, 2]),
+        (18, 6, 1, [6, 6, 6]),
+        (20, 6, 3, [6, 6, 8]),
+        (20, 6, 2, [6, 6, 6, 2]),
+        (10, 9, 10, [10]),
+        (25, 4, 10, [10, 15]),
+        (29, 4, 10, [10, 19]),
+        (30, 4, 10, [10, 10, 10]),
+        (7, 16, 1, [7]),
+        (12, 16, 10, [12]),
+    ],
+)
+def test_no_batch_has_fewer_than_the_least(examples, size, least, sizes):
+    assert batch_sizes(examples, size, least) == sizes
 
 
 def test_the_order_is_a_function_of_the_key_alone():
@@ -309,7 +328,7 @@ def test_training_images_are_changed_only_if_asked_for(client, examples, setting
         monkeypatch.setattr(METHODS["feddat"], "step", step)
         train_round(client(), examples, settings(augment=augment), 1, 0)
         seen.setdefault(augment, []).append(torch.cat(pixels))
-    order = torch.cat(list(shuffled(10, 4, 0, 0, 1, 0)))
+    order = torch.cat(shuffled(batch_sizes(10, 4), 0, 0, 1, 0))
     assert torch.equal(seen[False][0], examples.pixels[examples.image_of[order]])
     assert not torch.equal(seen[True][0], seen[False][0])
     assert torch.equal(seen[True][0], seen[True][1])

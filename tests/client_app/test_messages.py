@@ -35,6 +35,12 @@ def fresh(small_backbone):
 
 
 @pytest.fixture
+def federation(federation):
+    """Build one of rounds enough for every test."""
+    return lambda *clients, **settings: federation(*clients, **{"num_rounds": 5, **settings})
+
+
+@pytest.fixture
 def call(federation, small_backbone, fresh):
     """Send one client a message and return its reply; the arrays are the run's first."""
     first = to_record(fresh().state("shared"))
@@ -46,7 +52,8 @@ def call(federation, small_backbone, fresh):
     }
 
     def call(clients, kind, partition=0, server_round=1, arrays=first, **config):
-        content = {"config": ConfigRecord({**identity, "server-round": server_round, **config})}
+        config = {**identity, "server-round": server_round, **config}
+        content = {"config": ConfigRecord({k: v for k, v in config.items() if v is not None})}
         if kind != "query":
             content["arrays"] = arrays
         node = clients.node_id(partition)
@@ -305,6 +312,20 @@ def test_states_that_were_deleted_are_told_in_the_reply(federation, call, home):
 def test_a_state_round_that_cannot_be_is_refused(federation, call, value):
     reply = call(federation(), "train", **{"state-round": value})
     assert refusal(reply).startswith(f"state-round = {value!r} in the server's message; allowed: ")
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+@pytest.mark.parametrize("value", [0, -1, 6, 10**9, True, 1.0, "1", None])
+def test_a_round_that_the_run_has_not_is_refused_before_anything_is_done(
+    federation, call, home, monkeypatch, kind, value
+):
+    """Beyond the last one the schedule gives factors that the settings do not say."""
+    for work in ("train_round", "evaluate"):
+        monkeypatch.setattr(messages, work, lambda *_, **__: pytest.fail("it worked"))
+    config = {} if value is None else {"server-round": value}
+    reply = call(federation(), kind, server_round=None, **config)
+    assert refusal(reply) == f"server-round = {value!r} in the server's message; allowed: 1 to 5"
+    assert not (home / "clients").exists()
 
 
 @pytest.mark.parametrize("part", ["shared", "local", "head"])

@@ -10,6 +10,7 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
 from app.adapters import adapt, adapter_config
 from app.backbones import load_backbone
+from app.methods import METHODS
 from app.records import to_record
 from app.source import source_hash
 from client_app import local_training, messages
@@ -198,6 +199,28 @@ def test_a_server_cannot_ask_for_one_example(asked):
     )
     assert not asked(train_examples=10)["train"].has_error()
     assert not asked({"min-examples": 1}, train_examples=1)["train"].has_error()
+
+
+@pytest.mark.parametrize(
+    ("node", "batch", "sizes"),
+    [
+        ({}, 9, [10]),
+        ({}, 1, [10]),
+        ({"min-examples": 4}, 3, [4, 6]),
+        ({"policy": "open"}, 9, [9, 1]),
+    ],
+)
+def test_no_step_is_on_fewer_than_min_examples(asked, monkeypatch, node, batch, sizes):
+    """The last of nine and one would be a step on that one, with the rate that a server chose."""
+    taken, step = [], METHODS["feddat"].step
+
+    def spy(learner, optimizer, batch, targets, *rest):
+        taken.append(len(targets))
+        return step(learner, optimizer, batch, targets, *rest)
+
+    monkeypatch.setattr(METHODS["feddat"], "step", spy)
+    asked(node, train_examples=10, batch_size=batch)
+    assert taken == sizes
 
 
 ELSEWHERE = "a site reads no path that a run names: set {} in its own node-config"

@@ -4,13 +4,14 @@ None is known by name: each is what `AutoModelForImageTextToText` knows, a visio
 features take places in a text, and a language model that continues it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as IMAGE_TEXT_TO_TEXT,
 )
@@ -23,9 +24,20 @@ from .family import Family, Inputs
 
 
 class Entered(NamedTuple):
-    """What a model gives its language model, the same for all branches; and which positions are told."""
+    """What a model gives its language model, the same for all branches.
+
+    Attributes
+    ----------
+    arguments : dict
+        By their names in the language model's forward.
+    mask : Tensor
+        Which tokens are no padding, shape (batch, length).
+    told : Tensor or None
+        At which positions the next token is told, shape (batch, length - 1).
+    """
 
     arguments: dict[str, Any]
+    mask: Tensor
     told: Tensor | None
 
 
@@ -59,12 +71,57 @@ class AnswerPositions:
         if FEATURES in batch:
             inputs["mm_encoder_outputs"] = {"image": _encoded(batch[FEATURES])}
         told = batch[LABELS][:, 1:] != IGNORED if LABELS in batch else None
-        return Entered(self._entering(inputs), told)
+        return Entered(self._entering(inputs), inputs["attention_mask"], told)
 
     def features(self, trunk: Entered) -> Any:
         """Compute the logits (n, words) of the n tokens that are told, see `logits_of`."""
         hidden = self.decoder(**trunk.arguments, use_cache=False).last_hidden_state
         return logits_of(hidden[:, :-1][trunk.told], self.head, self.head.out_features)
+
+    @torch.no_grad()
+    def write(self, trunk: Entered, stops: Collection[int], limit: int) -> list[list[int]]:
+        """Continue texts by the likeliest token at each place, with whichever adapters are in place.
+
+        Parameters
+        ----------
+        trunk : Entered
+            Of texts padded on the left.
+        stops : collection of int
+            Tokens that end an answer; they are left out.
+        limit : int
+            Tokens that are written at most.
+        """
+        embed, mask, positions = (
+            self.model.get_input_embeddings(),
+            trunk.mask,
+            trunk.arguments.get("position_ids"),
+        )
+        cache, ends = (
+            DynamicCache(config=self.decoder.config),
+            torch.tensor(sorted(stops), device=mask.device),
+        )
+        hidden = self.decoder(**trunk.arguments, cache=cache, use_cache=True).last_hidden_state
+        if positions is not None:
+            positions = positions[..., -1:]
+        written: list[Tensor] = []
+        ended = torch.zeros_like(mask[:, :1], dtype=torch.bool)
+        while True:
+            token = self.head(hidden[:, -1:]).argmax(-1)
+            ended |= torch.isin(token, ends)
+            written.append(torch.where(ended, -1, token))
+            if len(written) == limit or ended.all():
+                break
+            mask = torch.cat([mask, torch.ones_like(token)], dim=1)
+            if positions is not None:
+                positions = positions + 1
+            hidden = self.decoder(
+                inputs_embeds=embed(token),
+                attention_mask=mask,
+                position_ids=positions,
+                cache=cache,
+                use_cache=True,
+            ).last_hidden_state
+        return [[token for token in row if token >= 0] for row in torch.cat(written, dim=1).tolist()]
 
     def _entering(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Run the model up to its language model."""

@@ -12,7 +12,7 @@ from app import piecewise
 from app.adapters import Adapter, adapt
 from app.backbones import load_backbone
 from app.conversations import FEATURES, converse
-from app.families.generative import image_features
+from app.families.generative import AnswerPositions, image_features
 from app.mkd import Distillation, make_optimizer, mkd_step, reference_step
 from tests.app.test_contract import METHOD, RATE, STEPS, Plain
 from tests.app.tiny_generative import MODELS, made, pictures_alone
@@ -181,3 +181,28 @@ def test_with_kept_features_no_vision_is_computed(backbone, batches):
         flops[key] = counter.get_total_flops()
     assert flops["kept"] < 0.1 * flops["pixels"]
     assert not trunk.arguments["inputs_embeds"].requires_grad
+
+
+@pytest.mark.parametrize("branch", ["student", "teacher"])
+def test_what_a_branch_writes_is_what_the_stock_model_generates(backbone, conversations, branch):
+    """Questions of unequal length, from kept features; the stock model has pixels and one question at a time."""
+    kept, given = conversations
+    adapter = differing(backbone)
+    stops = {int(token) for token in range(40, 60)}
+    with adapter.branch(branch):
+        parts = AnswerPositions(adapter.model)
+        found = parts.write(parts.trunk(kept.questions(torch.arange(3), CPU)), stops, 6)
+        expected = []
+        for row in range(3):
+            one = kept.questions(torch.tensor([row]), CPU)
+            pixels = {name: value for name, value in one.items() if name != FEATURES} | given[kept.shown[row]]
+            with torch.no_grad():
+                whole = adapter.model.generate(
+                    **pixels, do_sample=False, max_new_tokens=6, eos_token_id=sorted(stops), pad_token_id=0
+                )
+            new = whole[0, one["input_ids"].shape[1] :].tolist()
+            end = next((place for place, token in enumerate(new) if token in stops), len(new))
+            expected.append(new[:end])
+    assert found == expected
+    assert any(found)
+    assert len({len(row) for row in kept.questions(torch.arange(3), CPU)["attention_mask"]}) == 1

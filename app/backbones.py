@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -17,8 +17,10 @@ from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from .families import FAMILIES, Family, family_of
-from .processor import Processor
 from .settings import Settings
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 BUILTIN = ("tiny-vilt",)
 
@@ -33,7 +35,7 @@ class Backbone:
         The name it was asked by.
     model : PreTrainedModel
         In evaluation mode; no parameter requires a gradient.
-    processor : Processor
+    processor : Processor or ChatProcessor
         How its inputs are made.
     fingerprint : str
         SHA-256 over configuration and weights, in hexadecimal. Equal fingerprints compute equal features.
@@ -41,7 +43,7 @@ class Backbone:
 
     name: str
     model: Any
-    processor: Processor
+    processor: Any
     fingerprint: str
 
     @property
@@ -58,6 +60,10 @@ class Backbone:
         """Return a second module tree over the *same* weight tensors, for adapters to be put into."""
         tensors = [*self.model.parameters(), *self.model.buffers()]
         return copy.deepcopy(self.model, {id(tensor): tensor for tensor in tensors})
+
+    def examples(self, rows: "Dataset", device: torch.device) -> Any:
+        """Make examples, ready for the model, of a benchmark's rows; what is computed for it, on `device`."""
+        return self.family.examples(rows, self.model, self.processor, device)
 
     def features(self, model: Any, batch: Mapping[str, Tensor]) -> Tensor:
         """Compute features (batch, width) by one plain forward of `model`, a fork or copy of this one's."""
@@ -105,9 +111,11 @@ def load_backbone(name: str, weights: str = "pretrained", seed: int = 0) -> Back
         family = family_of(config.model_type)
         model = family.draw(config, seed) if weights == "random" else family.load(folder, config)
         processor = family.processor(folder, config)
-    # A RuntimeError says that shapes do not fit.
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
+    # A RuntimeError says that shapes do not fit, an ImportError that a processor needs another package.
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+        reason = next(
+            (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
+        )
         names = ", ".join((*BUILTIN, *(name for family in FAMILIES for name in family.built_in)))
         kinds = ", ".join(family.words for family in FAMILIES)
         raise ValueError(
@@ -117,7 +125,7 @@ def load_backbone(name: str, weights: str = "pretrained", seed: int = 0) -> Back
     return _frozen(name, family.prepare(model), processor)
 
 
-def _frozen(name: str, model: PreTrainedModel, processor: Processor) -> Backbone:
+def _frozen(name: str, model: PreTrainedModel, processor: Any) -> Backbone:
     model.eval().requires_grad_(False)
     return Backbone(name, model, processor, fingerprint(model, processor))
 
@@ -153,7 +161,7 @@ def builtin_folder(name: str) -> Path:
 _NOT_COMPUTED = {"transformers_version", "architectures", "_name_or_path", "dtype", "torch_dtype"}
 
 
-def fingerprint(model: PreTrainedModel, processor: Processor | None = None) -> str:
+def fingerprint(model: PreTrainedModel, processor: Any = None) -> str:
     """Hash what a backbone computes: configuration, weights and how inputs are made (SHA-256, hexadecimal).
 
     The hash depends on names, shapes and values, not on how the files are cut or which hub they came from.
@@ -163,10 +171,10 @@ def fingerprint(model: PreTrainedModel, processor: Processor | None = None) -> s
     shape = {key: config[key] for key in sorted(config) if key in known}
     digest = hashlib.sha256(json.dumps(shape, sort_keys=True, default=str).encode())
     if processor is not None:
-        digest.update(json.dumps(processor.facts()).encode())
+        digest.update(json.dumps(processor.facts(), default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -82,6 +82,13 @@ class Processor:
             return dict(batch)
         return {**batch, "pixel_values": self.normalise(pixels)}
 
+    def save(self, folder: str | Path) -> None:
+        """Write it into a model's folder, for `load_processor`, and its tokenizer for transformers."""
+        image = {"image_mean": self.mean, "image_std": self.std, "text_template": self.template}
+        Path(folder, SETTINGS_FILE).write_text(json.dumps(image))
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(folder)
+
     def facts(self) -> tuple[Any, ...]:
         """Return all that decides what inputs are made, for a fingerprint."""
         words = sorted(self.tokenizer.get_vocab().items()) if self.tokenizer else []

@@ -11,8 +11,9 @@ import torch
 from flwr.app import ArrayRecord, Context
 from torch import Tensor
 
-from app.backbones import Backbone, open_backbone
-from app.examples import Examples, process
+from app.backbones import Backbone, choose_device, open_backbone
+from app.conversations import Conversations
+from app.examples import Examples
 from app.heads import answer_with_new_head
 from app.learner import Learner
 from app.methods import METHODS, Method, open_learner
@@ -151,7 +152,7 @@ class Client:
         """The client's name, as its policy lets it leave."""
         return self.policy.name_of(self.partition_id, self.partition.name, self.share.has_public_names)
 
-    def examples(self, split: str) -> Examples:
+    def examples(self, split: str) -> Examples | Conversations:
         """Return one split, processed; the process keeps it, and the site's disk for the next process.
 
         Raises
@@ -159,7 +160,7 @@ class Client:
         ValueError
             If the client has no such rows, fewer than its policy wants, or its data cannot be used.
         """
-        found = _examples(self.share, split, self.backbone)
+        found = _examples(self.share, split, self.backbone, choose_device(self.settings.device))
         self.policy.require_examples(len(found))
         return found
 
@@ -208,7 +209,10 @@ class Client:
             How many private states were lost on the way, see `load_private_state`.
         """
         learner, settings = open_learner(self.settings), self.settings
-        answer_with_new_head(learner, self.backbone.width, num_answers, settings.seed, settings.head)
+        if num_answers:
+            answer_with_new_head(learner, self.backbone.width, num_answers, settings.seed, settings.head)
+        else:  # the backbone's own
+            learner.answer_with(None)
         received = from_record(arrays)
         self.method.receive(learner, received)
         learner.load_private({})
@@ -261,16 +265,16 @@ def _partition(share: Share) -> "Partition":
 
 
 @functools.lru_cache(maxsize=256)
-def _examples(share: Share, split: str, backbone: Backbone) -> Examples:
+def _examples(share: Share, split: str, backbone: Backbone, device: torch.device) -> Examples | Conversations:
     key = {**asdict(share), "split": split, "backbone": backbone.fingerprint}
     key["options"] = {name: str(value) for name, value in key["options"].items()}
 
-    def build() -> tuple[Examples, Sources]:
+    def build() -> tuple[Any, Sources]:
         partition = _partition(share)
         rows = getattr(partition, split)
         if not len(rows):
             raise ValueError(f"partition {share.index} has no {split} rows to {_PURPOSE[split]}")
-        return process(rows, backbone.processor), partition.sources
+        return backbone.examples(rows, device), partition.sources
 
     home, origin = feddat_home(), {"source": source_hash()}
-    return kept_examples(home, key, origin, build)
+    return kept_examples(home, key, origin, build, backbone.family.kind_of_examples)

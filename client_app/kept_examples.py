@@ -26,8 +26,12 @@ Sources = Sequence[tuple[str, int, int]]
 
 
 def kept_examples(
-    home: Path, key: Facts, origin: Facts, build: Callable[[], tuple[Examples, Sources]]
-) -> Examples:
+    home: Path,
+    key: Facts,
+    origin: Facts,
+    build: Callable[[], tuple[Any, Sources]],
+    kind: type[Any] = Examples,
+) -> Any:
     """Return the examples kept under a key; make them if there are none, or none of today's.
 
     A file that cannot be used is written anew. One that cannot be written is gone without, with a warning.
@@ -44,13 +48,15 @@ def kept_examples(
     build : callable
         Makes the examples, and names what they are made of, files or folders: path, size, time of change.
         After a change of one they are made anew.
+    kind : type
+        What they are: a dataclass of tensors, some of which may be None.
     """
     asked = json.dumps(key, sort_keys=True)
     folder = home / "examples"
     path = folder / f"{hashlib.sha256(asked.encode()).hexdigest()[:20]}.safetensors"
     facts = {"key": asked, "origin": json.dumps(origin, sort_keys=True)}
     try:
-        kept = _read(path, facts)
+        kept = _read(path, facts, kind)
         with suppress(OSError):
             os.utime(path)
         return kept
@@ -66,7 +72,7 @@ def kept_examples(
         prune(home, cache_limit())
 
 
-def _write(path: Path, examples: Examples, facts: Mapping[str, str]) -> None:
+def _write(path: Path, examples: Any, facts: Mapping[str, str]) -> None:
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_checked(
@@ -76,9 +82,9 @@ def _write(path: Path, examples: Examples, facts: Mapping[str, str]) -> None:
         log.warning("examples cannot be kept in %s, every process makes them again: %s", path.parent, error)
 
 
-def _read(path: Path, facts: Mapping[str, str]) -> Examples:
+def _read(path: Path, facts: Mapping[str, str], kind: type[Any]) -> Any:
     tensors = read_checked(path, facts)
     if not follows(path):
         raise ValueError("what they were made of has changed")
     # Without texts there are none to keep.
-    return Examples(**{field.name: tensors.get(field.name) for field in fields(Examples)})  # type: ignore[arg-type]
+    return kind(**{field.name: tensors.get(field.name) for field in fields(kind)})

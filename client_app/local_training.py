@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from app.conversations import Conversations
 from app.examples import Examples
 from app.learner import Branch, Learner
 from app.methods import METHODS
@@ -102,7 +103,7 @@ def training(model: Learner) -> Iterator[None]:
 
 def train_round(
     learner: Learner,
-    examples: Examples,
+    examples: Examples | Conversations,
     settings: Settings,
     server_round: int,
     partition_id: int,

@@ -14,6 +14,7 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 
 from app import __version__
 from app.backbones import choose_device
+from app.conversations import Conversations
 from app.private_state import PrivateState, not_finite
 from app.records import SCHEMA, to_reply
 from app.source import source_hash
@@ -21,6 +22,7 @@ from app.source import source_hash
 from .client import Client
 from .local_training import evaluate, train_round
 from .policy import PublicError
+from .written_answers import evaluate_written
 
 
 def introduce(message: Message, context: Context) -> Message:
@@ -92,7 +94,10 @@ def evaluate_branches(message: Message, context: Context) -> Message:
     learner, _, lost = client.open(
         arrays, shelf, config["server-round"], examples.num_answers, _expected(config)
     )
-    metrics = evaluate(learner, examples, client.settings)
+    if isinstance(examples, Conversations):
+        metrics = evaluate_written(learner, examples, client.backbone.processor, client.settings)
+    else:
+        metrics = evaluate(learner, examples, client.settings)
     return Message(RecordDict({"metrics": _record(client, metrics, lost)}), reply_to=message)
 
 

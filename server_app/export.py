@@ -13,7 +13,6 @@ from app.adapters import Adapter
 from app.backbones import BUILTIN, Backbone, open_backbone
 from app.learner import CLASSIFIER
 from app.methods import METHODS
-from app.processor import Processor
 from app.settings import Settings
 
 _BASE = "base_model"
@@ -66,7 +65,7 @@ def _save_adapter(folder: Path, settings: Settings, backbone: Backbone, shared: 
     # Otherwise PEFT asks the hub whether the vocabulary was changed.
     model.save_pretrained(str(folder), save_embedding_layers=False)
     if settings.adapter == "lora":
-        _save_processor(folder, backbone.processor)
+        backbone.processor.save(folder)
     if beside:
         backbone.model.save_pretrained(folder / _BASE)  # float32, as it computes here
 
@@ -81,11 +80,4 @@ def _save_model(folder: Path, settings: Settings, backbone: Backbone, shared: Ma
     whole = method.open(backbone, Adapter(), settings.seed, backbone.model.device)
     whole.load("shared", shared)
     whole.model.save_pretrained(folder)
-    _save_processor(folder, backbone.processor)
-
-
-def _save_processor(folder: Path, processor: Processor) -> None:
-    image = {"image_mean": processor.mean, "image_std": processor.std, "text_template": processor.template}
-    (folder / "preprocessor_config.json").write_text(json.dumps(image))
-    if processor.tokenizer is not None:
-        processor.tokenizer.save_pretrained(folder)
+    backbone.processor.save(folder)

@@ -6,14 +6,18 @@ A family is one file in this folder with one subclass of `Family`; `families.FAM
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
 from torch import Tensor
 
 from ..dual_adapter import Split
+from ..examples import Examples, process
 from ..processor import Processor
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 Inputs = Mapping[str, Tensor]
 
@@ -36,8 +40,14 @@ class Family(ABC):
         Modules that get no adapter of either kind, as an expression that matches their whole name.
     adapters : bool
         Whether adapters can be put into it.
+    whole : bool
+        Whether all of its weights can be trained.
     task_type : str
         What PEFT is to take it for.
+    losses : tuple of str
+        What it can be trained by, of `tasks.TASKS`.
+    kind_of_examples : type
+        What `examples` makes.
     """
 
     architectures: dict[str, str]
@@ -46,7 +56,10 @@ class Family(ABC):
     lora_targets: str | Sequence[str] = ()
     left_alone: str | None = None
     adapters = True
+    whole = True
     task_type = "FEATURE_EXTRACTION"
+    losses: tuple[str, ...] = ("bce-scores", "cross-entropy")
+    kind_of_examples: type = Examples
 
     def architecture(self, config: Any) -> type[Any]:
         """Return the class of a model."""
@@ -93,8 +106,12 @@ class Family(ABC):
         return model
 
     @abstractmethod
-    def processor(self, folder: str | Path, config: Any) -> Processor:
+    def processor(self, folder: str | Path, config: Any) -> Any:
         """Say how its inputs are made."""
+
+    def examples(self, rows: "Dataset", model: Any, processor: Any, device: torch.device) -> Any:
+        """Make examples, ready for the model, of a benchmark's rows; what is computed for it, on `device`."""
+        return process(rows, processor)
 
     @abstractmethod
     def features(self, model: Any, inputs: Inputs) -> Tensor:

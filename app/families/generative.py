@@ -7,7 +7,7 @@ features take places in a text, and a language model that continues it.
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +17,13 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from ..chat import ChatProcessor, load_chat_processor
-from ..conversations import FEATURES, LABELS
+from ..conversations import FEATURES, LABELS, Conversations, converse
 from ..piecewise import logits_of
 from ..tasks import IGNORED
 from .family import Family, Inputs
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 class Entered(NamedTuple):
@@ -193,17 +196,31 @@ class Generative(Family):
 
     words = "a vision-language model with a chat template (LLaVA, SmolVLM, Qwen-VL, InternVL, Gemma 3, ...)"
     task_type = "CAUSAL_LM"
+    whole = False  # its vision tower is not computed in training
+    losses = ("next-token",)
+    kind_of_examples = Conversations
     lora_targets = _LANGUAGE + r".*\.(q_proj|v_proj|qkv_proj|query_key_value|c_attn)"
     left_alone = rf"(?!{_LANGUAGE}).*"
 
     # All of `AutoModelForImageTextToText` but what a family of its own takes.
     architectures = {kind: name for kind, name in IMAGE_TEXT_TO_TEXT.items() if kind != "blip"}
 
-    def processor(self, folder: str | Path, config: Any) -> ChatProcessor:  # type: ignore[override]
+    def processor(self, folder: str | Path, config: Any) -> ChatProcessor:
         """Say how its inputs are made; ValueError if it cannot converse about pictures."""
         if config.is_encoder_decoder:
             raise ValueError("it is an encoder with a decoder, which does not continue a text")
         return load_chat_processor(folder, config, _ANSWER_KIND.get(config.model_type, 0))
+
+    def examples(
+        self, rows: "Dataset", model: Any, processor: ChatProcessor, device: torch.device
+    ) -> Conversations:
+        """Make conversations, with what vision tower and connector give for their pictures."""
+        model.to(device)
+
+        def encode(pictures: Mapping[str, Tensor]) -> Tensor:
+            return image_features(model, {name: value.to(device) for name, value in pictures.items()})
+
+        return converse(rows, processor, encode)
 
     def features(self, model: Any, inputs: Inputs) -> Tensor:
         """Compute the logits at every position (batch, length, words) by one plain forward."""

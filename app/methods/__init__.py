@@ -26,11 +26,17 @@ def open_learner(settings: Settings) -> Learner:
     Raises
     ------
     ValueError
-        If the settings' backbone, adapter or device cannot be had.
+        If the settings' backbone, adapter or device cannot be had, or do not go with the loss.
     """
+    backbone = open_backbone(settings)
+    if settings.loss not in (losses := backbone.family.losses):
+        raise ValueError(
+            f"loss = {settings.loss!r} with backbone = {settings.backbone!r}; allowed: "
+            f"{', '.join(map(repr, losses))}"
+        )
     return _open(
         METHODS[settings.method],
-        open_backbone(settings),
+        backbone,
         Adapter(settings.adapter, settings.reduction_factor, settings.lora_rank),
         settings.seed,
         str(choose_device(settings.device)),

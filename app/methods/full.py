@@ -75,5 +75,10 @@ class Full(SharedAdapter):
         )
 
     def open(self, backbone: Backbone, adapter: Any, seed: int, device: torch.device) -> FullModel:
-        """Copy the backbone."""
+        """Copy the backbone; ValueError if it is not trained as a whole."""
+        if not backbone.family.whole:
+            raise ValueError(
+                f"method = 'full' with backbone = {backbone.name!r}, of which vision is not trained; allowed: "
+                "methods with an adapter"
+            )
         return FullModel(backbone, device)

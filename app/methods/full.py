@@ -78,7 +78,7 @@ class Full(SharedAdapter):
         """Copy the backbone; ValueError if it is not trained as a whole."""
         if not backbone.family.whole:
             raise ValueError(
-                f"method = 'full' with backbone = {backbone.name!r}, of which vision is not trained; allowed: "
+                f"method = 'full' with backbone = {backbone.name!r}, whose vision is not trained; allowed: "
                 "methods with an adapter"
             )
         return FullModel(backbone, device)

@@ -185,7 +185,7 @@ def test_with_kept_features_no_vision_is_computed(backbone, batches):
 
 @pytest.mark.parametrize("branch", ["student", "teacher"])
 def test_what_a_branch_writes_is_what_the_stock_model_generates(backbone, conversations, branch):
-    """Questions of unequal length, from kept features; the stock model has pixels and one question at a time."""
+    """Unequal questions at once, from kept features; the stock model sees pixels, one question at a time."""
     kept, given = conversations
     adapter = differing(backbone)
     stops = {int(token) for token in range(40, 60)}

@@ -73,11 +73,19 @@ class Backbone:
 def open_backbone(settings: Settings) -> Backbone:
     """Return the process's backbone for a run's settings; random weights follow the run's seed."""
     seed = settings.seed if settings.backbone_weights == "random" else 0
-    return load_backbone(settings.backbone, settings.backbone_weights, seed)
+    return load_backbone(
+        settings.backbone, settings.backbone_weights, seed, settings.backbone_precision, settings.max_tokens
+    )
 
 
 @functools.lru_cache(maxsize=2)
-def load_backbone(name: str, weights: str = "pretrained", seed: int = 0) -> Backbone:
+def load_backbone(
+    name: str,
+    weights: str = "pretrained",
+    seed: int = 0,
+    precision: str = "float32",
+    max_tokens: int = 0,
+) -> Backbone:
     """Load a frozen backbone, once a process.
 
     Parameters
@@ -89,6 +97,10 @@ def load_backbone(name: str, weights: str = "pretrained", seed: int = 0) -> Back
         ``"pretrained"``, or ``"random"``: the same architecture with weights drawn from `seed` (a control).
     seed : int
         Used for random weights only.
+    precision : str
+        What weights are held in: ``"float32"``, or what the family allows.
+    max_tokens : int
+        Tokens of a text at most; 0: as many as the model reads.
 
     Raises
     ------
@@ -109,7 +121,13 @@ def load_backbone(name: str, weights: str = "pretrained", seed: int = 0) -> Back
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         family = family_of(config.model_type)
-        model = family.draw(config, seed) if weights == "random" else family.load(folder, config)
+        if precision not in family.precisions:
+            raise ValueError(f"backbone-precision = {precision!r}; allowed: {', '.join(family.precisions)}")
+        dtype = getattr(torch, precision)
+        if weights == "random":
+            model = family.draw(config, seed, dtype)
+        else:
+            model = family.load(folder, config, dtype)
         processor = family.processor(folder, config)
     # A RuntimeError says that shapes do not fit, an ImportError that a processor needs another package.
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
@@ -122,7 +140,7 @@ def load_backbone(name: str, weights: str = "pretrained", seed: int = 0) -> Back
             f"backbone = {name!r} cannot be loaded; allowed: {names}, the path of a folder with {kinds} in"
             f" safetensors, or the id of one on the hub if it can be reached ({reason})"
         ) from None
-    return _frozen(name, family.prepare(model), processor)
+    return _frozen(name, family.prepare(model), processor.cut(max_tokens) if max_tokens else processor)
 
 
 def _frozen(name: str, model: PreTrainedModel, processor: Any) -> Backbone:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,20 +48,26 @@ class ChatProcessor:
     processor : ProcessorMixin
         The model's own in transformers.
     longest : int
-        Tokens that the model reads at most.
+        Tokens of a conversation at most.
+    picture : int
+        The token that stands for a part of a picture.
     vocabulary : int
         Tokens that the model has words for.
     stops : frozenset of int
         Tokens that end an answer.
     answer_kind : int
         The ``token_type_ids`` of an answer's tokens and of what follows them.
+    max_tokens : int
+        The setting `max-tokens`: what is longer is cut behind so many. 0: nothing is.
     """
 
     processor: Any
     longest: int
+    picture: int
     vocabulary: int
     stops: frozenset[int]
     answer_kind: int = 0
+    max_tokens: int = 0
 
     @property
     def tokenizer(self) -> Any:
@@ -95,9 +101,11 @@ class ChatProcessor:
         ------
         ValueError
             Pictures and their places do not fit, nothing or everything is an answer, it is longer than the
-            model reads, or it has a token that the model has no word for.
+            model reads or cannot be cut, or it has a token that the model has no word for.
         """
         segments = list(self._segments(messages))
+        if not segments:
+            raise ValueError("a conversation without an answer")
         if (places := sum(shown for _, _, shown in segments)) != len(images):
             raise ValueError(f"{len(images)} pictures for a conversation with places for {places}")
         rest = iter(images)
@@ -123,6 +131,8 @@ class ChatProcessor:
         for index, message in enumerate(messages):
             shown += sum(part["type"] == "image" for part in message["content"])
             if message["role"] == "assistant":
+                if not index:
+                    raise ValueError("a conversation that begins with an answer")
                 before = self._render(messages[:index], add_generation_prompt=True)
                 until = self._render(messages[: index + 1])
                 if not before.startswith(written) or not until.startswith(before):
@@ -169,20 +179,33 @@ class ChatProcessor:
         return made
 
     def _checked(self, made: Conversation) -> Conversation:
-        if not made.told.any():
-            raise ValueError("a conversation without an answer")
         if made.told.all():
             raise ValueError("a conversation that is an answer alone")
-        if len(made.tokens) > self.longest:
+        words = made.tokens[made.tokens != self.picture]
+        if int(words.max()) >= self.vocabulary:
             raise ValueError(
-                f"a conversation of {len(made.tokens)} tokens, of which the model reads {self.longest}"
-            )
-        if int(made.tokens.max()) >= self.vocabulary:
-            raise ValueError(
-                f"token {int(made.tokens.max())} of a tokenizer whose vocabulary grew: the model knows "
+                f"token {int(words.max())} of a tokenizer whose vocabulary grew: the model knows "
                 f"{self.vocabulary}"
             )
+        length, most = len(made.tokens), self.max_tokens
+        if most and length > most:
+            pictures = int((made.tokens == self.picture).nonzero().max()) + 1 if made.pictures else 0
+            answer = int(made.told.nonzero()[0]) + 1
+            if most < (least := max(pictures, answer)):
+                lost = "a picture" if most < pictures else "a whole answer"
+                raise ValueError(f"max-tokens = {most} cuts off {lost}; allowed: 0, or {least} and more")
+            kinds = {name: kind[:most] for name, kind in made.kinds.items()}
+            made = made._replace(tokens=made.tokens[:most], told=made.told[:most], kinds=kinds)
+        if len(made.tokens) > self.longest:
+            raise ValueError(
+                f"a conversation of {length} tokens, of which the model reads {self.longest}; allowed: "
+                "shorter ones, or max-tokens to cut them"
+            )
         return made
+
+    def cut(self, max_tokens: int) -> "ChatProcessor":
+        """Return one that cuts conversations behind so many tokens."""
+        return replace(self, max_tokens=max_tokens)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return an answer's text."""
@@ -195,12 +218,8 @@ class ChatProcessor:
     def facts(self) -> tuple[Any, ...]:
         """Return all that decides what inputs are made, for a fingerprint."""
         words = sorted(self.tokenizer.get_vocab().items())
-        return (
-            json.loads(self.processor.to_json_string()),
-            self.processor.chat_template,
-            self.longest,
-            words,
-        )
+        said = json.loads(self.processor.to_json_string())
+        return (said, self.processor.chat_template, self.longest, self.max_tokens, words)
 
 
 def load_chat_processor(folder: str | Path, config: Any, answer_kind: int = 0) -> ChatProcessor:
@@ -223,6 +242,7 @@ def load_chat_processor(folder: str | Path, config: Any, answer_kind: int = 0) -
     return ChatProcessor(
         processor,
         longest=text.max_position_embeddings,
+        picture=config.image_token_id,
         vocabulary=text.vocab_size,
         stops=frozenset(token for end in ends for token in _listed(end)),
         answer_kind=answer_kind,

@@ -97,6 +97,11 @@ class Learner(nn.Module):
         finally:
             self.activate(before)
 
+    @property
+    def branch_in_place(self) -> Branch:
+        """The branch whose weights are in place."""
+        return self._branch
+
     def activate(self, branch: Branch) -> None:
         """Put a branch's weights in place."""
         self._branch = branch

@@ -69,7 +69,7 @@ class _Mean(torch.autograd.Function):
         ctx: Any, hidden: Tensor, logits: PiecewiseLogits, function: Callable[..., Tensor], others: Any
     ) -> Tensor:
         wanted = ctx.needs_input_grad[0]
-        total, gradient = hidden.new_zeros(()), torch.zeros_like(hidden) if wanted else None
+        total, gradient = torch.zeros((), device=hidden.device), torch.zeros_like(hidden) if wanted else None
         for rows in logits.pieces():
             piece = hidden[rows].detach().requires_grad_(wanted)
             with torch.set_grad_enabled(wanted):

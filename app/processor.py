@@ -3,7 +3,7 @@
 import functools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,10 @@ class Processor:
         if pixels is None or pixels.dtype != torch.uint8:
             return dict(batch)
         return {**batch, "pixel_values": self.normalise(pixels)}
+
+    def cut(self, longest: int) -> "Processor":
+        """Return one that cuts texts to so many tokens."""
+        return replace(self, text_length=min(self.text_length, longest))
 
     def save(self, folder: str | Path) -> None:
         """Write it into a model's folder, for `load_processor`, and its tokenizer for transformers."""

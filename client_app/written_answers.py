@@ -29,9 +29,9 @@ def evaluate_written(
         for branch in branches:
             with mixed_precision(learner.device), learner.branch(branch):
                 parts = AnswerPositions(learner.model)
-                written = parts.write(parts.trunk(questions), processor.stops, settings.answer_tokens)
+                written = parts.write(parts.trunk(questions), processor.stops, settings.writing.tokens)
             for row, tokens in zip(rows.tolist(), written, strict=True):
-                sums[branch] += text_score(settings.text_score, processor.decode(tokens), wanted[row])
+                sums[branch] += text_score(settings.writing.score, processor.decode(tokens), wanted[row])
     return {
         "num-examples": len(conversations),
         **{branch: total / len(conversations) for branch, total in sums.items()},

@@ -11,28 +11,36 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from app.adapters import Adapter, adapt
 from app.backbones import load_backbone
 from app.records import from_record
-from tests.app.tiny_generative import made, pictures_alone
+from tests.app.tiny_generative import MODELS, made, pictures_alone
+
+FAST = ("LLaVA", "Qwen2.5-VL")
+EACH = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in MODELS]
 
 
-@pytest.fixture(scope="module", params=["LLaVA", "Qwen2.5-VL"])
+@pytest.fixture(scope="module", params=EACH)
 def folder(request, tmp_path_factory):
     return made(request.param, tmp_path_factory.mktemp("backbone"))
 
 
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory):
+    return made("LLaVA", tmp_path_factory.mktemp("llava"))
+
+
 @pytest.fixture
-def writing(federation, folder):
+def writing(federation):
     """Build an in-process federation of clients that write; keywords are settings."""
 
-    def build(num_clients=2, **overrides):
+    def build(folder, **overrides):
         fixed = {"backbone": str(folder), "loss": "next-token", "adapter": "lora", "lora_rank": 3}
-        return federation(num_clients, **{**fixed, **overrides})
+        return federation(2, **{**fixed, "train_examples": 6, "test_examples": 3, **overrides})
 
     with pictures_alone():
         yield build
 
 
 def test_a_run_ends_in_an_adapter_that_stock_peft_loads(writing, folder):
-    clients = writing(answer_tokens=4)
+    clients = writing(folder, **{"writing.tokens": 4})
     run = clients.serve()
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [(row["round"], row["partition"]) for row in rows] == [(1, 0), (1, 1), (2, 0), (2, 1)]
@@ -59,9 +67,59 @@ def test_a_run_ends_in_an_adapter_that_stock_peft_loads(writing, folder):
     assert stock.generate(**inputs, max_new_tokens=3, do_sample=False).shape[1] > inputs["input_ids"].shape[1]
 
 
-def test_no_head_is_kept_and_what_travels_is_the_shared_adapter_alone(writing):
-    clients = writing(num_rounds=1)
+def test_no_head_is_kept_and_what_travels_is_the_shared_adapter_alone(writing, llava):
+    clients = writing(llava, num_rounds=1)
     run = clients.serve()
     assert not (run / "adapter" / "classifier.safetensors").exists()
     down = [m for way, m in clients.wire if way == "to client" and m.metadata.message_type == "train"]
     assert all("lora_" in name and "language_model" in name for m in down for name in m.content["arrays"])
+
+
+def test_a_stopped_run_goes_on_to_the_same_bytes(writing, llava):
+    whole = writing(llava, num_rounds=2, run_name="whole").serve()
+    writing(llava, num_rounds=1, run_name="stopped", schedule="constant").serve()
+    straight = writing(llava, num_rounds=2, run_name="straight", schedule="constant").serve()
+    writing(llava, num_rounds=2, resume="stopped", run_name="", schedule="constant").serve()
+    runs = (straight, straight.with_name("stopped"), whole)
+    files = [run / "adapter" / "adapter_model.safetensors" for run in runs]
+    assert files[0].read_bytes() == files[1].read_bytes() != files[2].read_bytes()
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"backbone_precision": "bfloat16"},
+        {"gradient_checkpointing": True},
+        {"adapter": "bottleneck"},
+        {"method": "adapter"},
+        {"method": "local"},
+        {"update": "joint", "writing.score": "rouge-l", "max_tokens": 100},
+    ],
+    ids=lambda overrides: " ".join(map(str, overrides.values())),
+)
+def test_every_kind_of_run_trains_and_writes(writing, llava, overrides):
+    run = writing(llava, num_rounds=1, **overrides).serve()
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert not any("refused" in row for row in rows)
+    assert all(row[name] > 1e-5 for row in rows for name in row if name.startswith("delta-"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        ({"loss": "bce-scores"}, "loss = 'bce-scores' with backbone = .*; allowed: 'next-token'"),
+        ({"method": "full"}, "method = 'full' with loss = 'next-token', whose pictures"),
+        ({"head": "shared"}, "head = 'shared' with loss = 'next-token'; allowed: 'private'"),
+        ({"augment": True}, "augment = true.* with loss = 'next-token'; allowed: false"),
+        ({"pretrain.part": "adapter", "pretrain.encoder": "x"}, "pretrain.part = 'adapter' with loss = "),
+        (
+            {"backbone": "tiny-vilt"},
+            "loss = 'next-token' with backbone = 'tiny-vilt'; allowed: 'bce-scores', ",
+        ),
+        ({"backbone": "tiny-vilt", "backbone_precision": "bfloat16"}, "backbone-precision = 'bfloat16'"),
+    ],
+    ids=str,
+)
+def test_settings_that_do_not_go_together_end_the_run_by_name(writing, llava, overrides, line):
+    with pytest.raises(ValueError, match=line):
+        writing(**{"folder": llava, **overrides}).serve()

@@ -40,10 +40,10 @@ class Family(ABC):
         Modules that get no adapter of either kind, as an expression that matches their whole name.
     adapters : bool
         Whether adapters can be put into it.
-    whole : bool
-        Whether all of its weights can be trained.
     task_type : str
         What PEFT is to take it for.
+    precisions : tuple of str
+        What its weights can be held in, as dtypes of torch.
     losses : tuple of str
         What it can be trained by, of `tasks.TASKS`.
     kind_of_examples : type
@@ -56,8 +56,8 @@ class Family(ABC):
     lora_targets: str | Sequence[str] = ()
     left_alone: str | None = None
     adapters = True
-    whole = True
     task_type = "FEATURE_EXTRACTION"
+    precisions: tuple[str, ...] = ("float32",)
     losses: tuple[str, ...] = ("bce-scores", "cross-entropy")
     kind_of_examples: type = Examples
 
@@ -69,8 +69,8 @@ class Family(ABC):
         """Make the configuration of a name in `built_in`."""
         raise NotImplementedError
 
-    def load(self, folder: str | Path, config: Any) -> Any:
-        """Load a model's weights from safetensors, in float32.
+    def load(self, folder: str | Path, config: Any, dtype: torch.dtype = torch.float32) -> Any:
+        """Load a model's weights from safetensors.
 
         Raises
         ------
@@ -83,7 +83,7 @@ class Family(ABC):
             config=config,
             use_safetensors=True,
             trust_remote_code=False,
-            dtype=torch.float32,
+            dtype=dtype,
             output_loading_info=True,
         )
         if missing := sorted(self.missing(model, report["missing_keys"])):
@@ -94,12 +94,15 @@ class Family(ABC):
         """Return which of the weights that a checkpoint lacks matter; a family may do without some."""
         return keys
 
-    def draw(self, config: Any, seed: int) -> Any:
+    def draw(self, config: Any, seed: int, dtype: torch.dtype = torch.float32) -> Any:
         """Make a model of random weights, a function of `seed`."""
         architecture = self.architecture(config)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return architecture(config)
+            model = architecture(config)
+        for parameter in model.parameters():  # buffers, such as the frequencies of positions, stay exact
+            parameter.data = parameter.data.to(dtype)
+        return model
 
     def prepare(self, model: Any) -> Any:
         """Change how a model computes, not what; most families leave it."""

@@ -79,7 +79,7 @@ class AnswerPositions:
     def features(self, trunk: Entered) -> Any:
         """Compute the logits (n, words) of the n tokens that are told, see `logits_of`."""
         hidden = self.decoder(**trunk.arguments, use_cache=False).last_hidden_state
-        return logits_of(hidden[:, :-1][trunk.told], self.head, self.head.out_features)
+        return logits_of(hidden[:, :-1][trunk.told], self._words, self.head.out_features)
 
     @torch.no_grad()
     def write(self, trunk: Entered, stops: Collection[int], limit: int) -> list[list[int]]:
@@ -109,7 +109,7 @@ class AnswerPositions:
         written: list[Tensor] = []
         ended = torch.zeros_like(mask[:, :1], dtype=torch.bool)
         while True:
-            token = self.head(hidden[:, -1:]).argmax(-1)
+            token = self._words(hidden[:, -1:]).argmax(-1)
             ended |= torch.isin(token, ends)
             written.append(torch.where(ended, -1, token))
             if len(written) == limit or ended.all():
@@ -125,6 +125,9 @@ class AnswerPositions:
                 use_cache=True,
             ).last_hidden_state
         return [[token for token in row if token >= 0] for row in torch.cat(written, dim=1).tolist()]
+
+    def _words(self, hidden: Tensor) -> Tensor:
+        return self.head(hidden).float()
 
     def _entering(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Run the model up to its language model."""
@@ -196,7 +199,7 @@ class Generative(Family):
 
     words = "a vision-language model with a chat template (LLaVA, SmolVLM, Qwen-VL, InternVL, Gemma 3, ...)"
     task_type = "CAUSAL_LM"
-    whole = False  # its vision tower is not computed in training
+    precisions = ("float32", "bfloat16")
     losses = ("next-token",)
     kind_of_examples = Conversations
     lora_targets = _LANGUAGE + r".*\.(q_proj|v_proj|qkv_proj|query_key_value|c_attn)"
@@ -218,7 +221,10 @@ class Generative(Family):
         model.to(device)
 
         def encode(pictures: Mapping[str, Tensor]) -> Tensor:
-            return image_features(model, {name: value.to(device) for name, value in pictures.items()})
+            floats = (value.is_floating_point() for value in pictures.values())
+            kinds = (model.dtype if floating else None for floating in floats)
+            moved = zip(pictures.items(), kinds, strict=True)
+            return image_features(model, {name: v.to(device, kind) for (name, v), kind in moved})
 
         return converse(rows, processor, encode)
 

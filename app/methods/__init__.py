@@ -6,6 +6,7 @@ import torch
 
 from ..adapters import Adapter
 from ..backbones import Backbone, choose_device, open_backbone
+from ..checkpointing import recompute_blocks
 from ..discovery import kinds_in
 from ..learner import Learner
 from ..settings import Settings
@@ -40,9 +41,15 @@ def open_learner(settings: Settings) -> Learner:
         Adapter(settings.adapter, settings.reduction_factor, settings.lora_rank),
         settings.seed,
         str(choose_device(settings.device)),
+        settings.gradient_checkpointing,
     )
 
 
 @functools.lru_cache(maxsize=1)
-def _open(method: Method, backbone: Backbone, adapter: Adapter, seed: int, device: str) -> Learner:
-    return method.open(backbone, adapter, seed, torch.device(device))
+def _open(
+    method: Method, backbone: Backbone, adapter: Adapter, seed: int, device: str, recompute: bool
+) -> Learner:
+    learner = method.open(backbone, adapter, seed, torch.device(device))
+    if recompute:
+        recompute_blocks(learner)
+    return learner

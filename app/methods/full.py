@@ -54,6 +54,11 @@ class Full(SharedAdapter):
 
     def problems(self, settings: Settings) -> Iterable[tuple[bool, str]]:
         """Refuse what does not go with averaging all weights."""
+        yield (
+            settings.loss == "next-token",
+            "method = 'full' with loss = 'next-token', whose pictures are kept as features; allowed: methods"
+            " with an adapter",
+        )
         yield from super().problems(settings)
         yield (
             settings.head == "private",
@@ -75,10 +80,5 @@ class Full(SharedAdapter):
         )
 
     def open(self, backbone: Backbone, adapter: Any, seed: int, device: torch.device) -> FullModel:
-        """Copy the backbone; ValueError if it is not trained as a whole."""
-        if not backbone.family.whole:
-            raise ValueError(
-                f"method = 'full' with backbone = {backbone.name!r}, whose vision is not trained; allowed: "
-                "methods with an adapter"
-            )
+        """Copy the backbone."""
         return FullModel(backbone, device)

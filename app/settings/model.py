@@ -12,6 +12,8 @@ class ModelSettings(Section):
 
     backbone: str = Field(min_length=1)
     backbone_weights: Literal["pretrained", "random"]
+    backbone_precision: Literal["float32", "bfloat16"]
+    max_tokens: int = Field(ge=0)
     adapter: Literal["bottleneck", "lora"]
     reduction_factor: int = Field(gt=0)
     lora_rank: int = Field(gt=0)

@@ -18,6 +18,7 @@ from .run import RunSettings
 from .section import Section
 from .teacher import TeacherSettings
 from .training import TrainingSettings
+from .writing import WritingSettings
 
 
 class Settings(  # pydantic takes the last one's fields first
@@ -39,6 +40,7 @@ class Settings(  # pydantic takes the last one's fields first
     align: AlignSettings
     teacher: TeacherSettings
     public: PublicSettings
+    writing: WritingSettings
 
     def run_config(self) -> dict[str, Any]:
         """Return all settings by key, flat, as Flower's run-config has them."""
@@ -76,7 +78,7 @@ class Settings(  # pydantic takes the last one's fields first
         from ..methods import METHODS  # they import this folder
 
         dp, align = self.dp.mode, self.align
-        central = dp not in ("none", "local")
+        central, writes = dp not in ("none", "local"), self.loss == "next-token"
         return self.refuse(
             *METHODS[self.method].problems(self),
             (
@@ -88,6 +90,19 @@ class Settings(  # pydantic takes the last one's fields first
                 align.part == "head" and self.head == "private",
                 "align.part = 'head' with head = 'private', where the server has no head that travels;"
                 " allowed: 'all', or head = 'shared'",
+            ),
+            *(
+                (writes and wrong, f"{what} with loss = 'next-token'; allowed: {allowed}")
+                for wrong, what, allowed in (
+                    (
+                        self.head == "shared",
+                        "head = 'shared'",
+                        "'private': the backbone's own stays as it is",
+                    ),
+                    (align.when != "none", f"align.when = {align.when!r}", "'none'"),
+                    (self.pretrain.part != "none", f"pretrain.part = {self.pretrain.part!r}", "'none'"),
+                    (self.augment, "augment = true, though pictures are kept as features", "false"),
+                )
             ),
             (
                 0 < self.num_clients < self.min_clients,

@@ -18,4 +18,5 @@ class TrainingSettings(Section):
     augment: bool
     batch_size: int = Field(gt=0)
     local_epochs: int = Field(gt=0)
+    gradient_checkpointing: bool
     device: str

@@ -97,8 +97,8 @@ def conversation_of(record: Mapping[str, Any], form: str) -> Conversation:
         raise BadRowError(f"has {len(pictures)} pictures; allowed: {MOST_PICTURES}")
     messages, answers = _READERS[form](record)
     _check_turns(messages)
-    answers = {_text(answer, "answer").strip(): score for answer, score in answers.items()}
-    if not answers or "" in answers:
+    answers = {answer.strip(): score for answer, score in answers.items() if answer.strip()}
+    if not answers:
         raise BadRowError("no answer")
     if form != "conversations":
         _place(messages, len(pictures))

@@ -27,7 +27,7 @@ SPLIT_OF = {
 UNKNOWN = ""  # the split of rows that do not say theirs
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Origin:
     """Some records of one form, and where their pictures are.
 

@@ -7,19 +7,18 @@ pictures begin where the file is, or in `data-dir`, and lead nowhere else.
 """
 
 import re
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
 
 from .benchmark import Benchmark
-from .drafts import SPLIT_OF, UNKNOWN, Origin, prepare
+from .drafts import SPLIT_OF, UNKNOWN, Origin
+from .natural import Natural, load_natural
 from .options import DataOptions
-from .partition import Partition, client_name, require_one_of
+from .partition import Partition
 from .pictures import one_line
 from .records import KINDS, Record, records_of, records_of_tables
-from .store import cached, source
 
 # Changes with whatever changes the rows that come out, so that data kept by older code are not used.
 VERSION = 1
@@ -35,65 +34,33 @@ Files = dict[str, list[Path]]
 
 def names(options: DataOptions) -> list[str]:
     """Name the natural clients: by their files or folders, or by the data set."""
-    return list(_clients(options)) if options.data_dir else [_hub_id(options)[0]]
+    return list(_clients(options))
 
 
 def load(partition_id: int, num_partitions: int, options: DataOptions) -> Partition:
-    """Load a client's rows; several that share a natural client's get different rows, and one answer list.
-
-    Raises
-    ------
-    ValueError
-        Naming the file and the row that cannot be used; or a client without training rows.
-    """
-    require_one_of("split-by", options.split_by, ("iid", "dirichlet"))
-    require_one_of("on-bad-row", options.on_bad_row, ("error", "skip"))
-    if not 0 <= options.missing_modality < 1:
-        raise ValueError(f"missing-modality = {options.missing_modality}; allowed: 0 to less than 1")
-    natural = names(options)
-    share, index = divmod(partition_id, len(natural))
-    shares = len(range(index, num_partitions, len(natural)))
-    name = client_name(natural, partition_id)
-    folder = Path(options.data_dir).expanduser().absolute()
-    files = _clients(options)[natural[index]] if options.data_dir else {}
-    paths = [path for split in files.values() for path in split]
-    key = {
-        "version": VERSION,
-        "hub": options.hub_data,
-        "client": [natural[index], partition_id],
-        "share": [share, shares, options.split_by, options.dirichlet_alpha] if shares > 1 else [],
-        "num_answers": options.num_answers,
-        "caps": [options.train_examples, options.test_examples],
-        "on_bad_row": options.on_bad_row,
-        "missing": options.missing_modality,
-        "seed": options.seed,
-    }
-
-    def build() -> tuple[datasets.DatasetDict, dict]:
-        if options.data_dir:
-            return prepare(_origins(files, folder), share, shares, partition_id, options)
-        options.cache_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # What the library makes of it on the way is of no use later.
-        with tempfile.TemporaryDirectory(prefix="draft-", dir=options.cache_dir) as scratch:
-            return prepare(_from_hub(options, scratch), share, shares, partition_id, options)
-
-    splits, facts = cached(options.cache_dir / "files", key, build, paths)
-    if not len(splits["train"]):
-        raise ValueError(f"partition-id = {partition_id}: {name!r} has no training rows")
-    # Another file in a folder is more data, or another client.
-    folders = {folder, *(path.parent for path in paths)} if options.data_dir else set()
-    sources = [*facts.pop("sources", []), *map(source, sorted(folders))]
-    answers = tuple(facts.pop("answers"))
-    return Partition(partition_id, name, answers, **splits, **facts, sources=sources)
+    """Load a client's rows, see `load_natural`."""
+    return load_natural("files", VERSION, _clients(options), partition_id, num_partitions, options)
 
 
-def _clients(options: DataOptions) -> dict[str, Files]:
+def _clients(options: DataOptions) -> dict[str, Natural]:
+    if not options.data_dir:
+        name, _ = _hub_id(options)
+        return {name: Natural(lambda scratch: _from_hub(options, scratch))}
+    root = Path(options.data_dir).expanduser().absolute()
+    found = {}
+    for name, files in _in_folder(root, options).items():
+        paths = [path for split in files.values() for path in split]
+        folders = sorted({root, *(path.parent for path in paths)})
+        found[name] = Natural(lambda _, files=files: _origins(files, root), paths, folders)  # type: ignore[misc]
+    return found
+
+
+def _in_folder(folder: Path, options: DataOptions) -> dict[str, Files]:
     """Find the natural clients in the folder, and the files of each."""
     if options.hub_data:
         raise ValueError(
             f"hub-data = {options.hub_data!r} with data-dir = {options.data_dir!r}; allowed: one of them"
         )
-    folder = Path(options.data_dir).expanduser().absolute()
     if not folder.is_dir():
         raise ValueError(
             f"data-dir = {options.data_dir!r} is no folder; allowed: a folder of {', '.join(KINDS)} files"
@@ -162,15 +129,15 @@ def _hub_id(options: DataOptions) -> tuple[str, str | None]:
     return name, revision or None
 
 
-def _from_hub(options: DataOptions, scratch: str) -> list[Origin]:
+def _from_hub(options: DataOptions, scratch: Path) -> list[Origin]:
     """Load a data set of the hub; `scratch` is where the library may write."""
     name, revision = _hub_id(options)
     try:
-        builder = datasets.load_dataset_builder(name, revision=revision, cache_dir=scratch)
+        builder = datasets.load_dataset_builder(name, revision=revision, cache_dir=str(scratch))
         kind = type(builder).__module__.rpartition(".")[2]
         if kind not in _READERS:
             raise ValueError(f"its files are of {kind}; allowed: {', '.join(_READERS)}")
-        found = datasets.load_dataset(name, revision=revision, cache_dir=scratch)
+        found = datasets.load_dataset(name, revision=revision, cache_dir=str(scratch))
     # The hub's library and those beneath it raise of everything.
     except Exception as error:
         raise ValueError(f"hub-data = {options.hub_data!r} cannot be read ({one_line(error)})") from None

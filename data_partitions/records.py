@@ -19,15 +19,15 @@ _BATCH = 64  # rows in memory at a time
 Record = tuple[str, dict[str, Any] | BadRowError]
 
 
-def records_of(path: Path, name: str) -> Iterator[Record]:
-    """Yield the records of a file, which errors call `name`.
+def records_of(path: Path, name: str, kind: str = "") -> Iterator[Record]:
+    """Yield the records of a file, which errors call `name`; its `kind` is its name's ending if not given.
 
     Raises
     ------
     ValueError
         Naming the file, and in JSON the line, that cannot be read.
     """
-    reader = {".json": _json, ".jsonl": _json_lines, ".parquet": _parquet}[path.suffix]
+    reader = {".json": _json, ".jsonl": _json_lines, ".parquet": _parquet}[kind or path.suffix]
     try:
         yield from reader(path, name)
     except ValueError:

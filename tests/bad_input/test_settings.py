@@ -12,7 +12,7 @@ SETTINGS = [
     (
         "benchmark",
         "scene",
-        r"benchmark = 'scene'; allowed: 'files', 'cifar10-lt', 'cifar100-lt', 'scenes', 'vqa-domains'",
+        r"benchmark = 'scene'; allowed: .*'cifar10-lt', 'cifar100-lt', 'scenes', 'vqa-domains'",
     ),
     ("strategy", "fedsgd", r"strategy = 'fedsgd'; allowed: 'fedavg', .*'krum'"),
     ("adapter", "prompt", r"adapter = 'prompt'; allowed: 'bottleneck' or 'lora'"),

@@ -24,11 +24,22 @@ def options(tmp_path):
 
 
 def test_names_by_the_files():
-    assert list(BENCHMARKS) == ["files", "cifar10-lt", "cifar100-lt", "scenes", "vqa-domains"]
+    assert list(BENCHMARKS) == [
+        "feddat-domain",
+        "feddat-function",
+        "feddat-scene",
+        "feddat-task",
+        "files",
+        "hflb",
+        "cifar10-lt",
+        "cifar100-lt",
+        "scenes",
+        "vqa-domains",
+    ]
 
 
 def test_unknown_benchmark(options):
-    message = "^benchmark = 'vqa'; allowed: files, cifar10-lt, cifar100-lt, scenes, vqa-domains$"
+    message = f"^benchmark = 'vqa'; allowed: {', '.join(BENCHMARKS)}$"
     with pytest.raises(ValueError, match=message):
         load_partition("vqa", 0, 1, options)
     with pytest.raises(ValueError, match=message):

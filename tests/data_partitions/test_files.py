@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_partitions import files
+from data_partitions import natural
 from data_partitions.benchmarks import DataOptions, load_partition, partition_names
 from tests.data_partitions.given_files import llava, picture, png, write
 
@@ -264,7 +264,7 @@ def test_what_is_kept_follows_files_pictures_and_folders(folder, options, monkey
     sources = {path for path, *_ in part.sources}
     assert sources == {str(folder / name) for name in ("train.jsonl", "test.jsonl", "a.png")} | {str(folder)}
     with monkeypatch.context() as patch:
-        patch.setattr(files, "prepare", pytest.fail)
+        patch.setattr(natural, "prepare", pytest.fail)
         load(options)
     picture(folder / "a.png", 2)
     os.utime(folder / "a.png", (1, 1))

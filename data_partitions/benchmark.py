@@ -1,12 +1,15 @@
 """What a benchmark is: one more of it is one file or folder beside this one that makes a `Benchmark`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import datasets
 
 from .options import DataOptions
 from .partition import BalancedTest, Partition
+
+# Options that a benchmark does without unless it says that it `uses` them.
+ONLY_FOR_SOME = ("hub_data", "missing_modality")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +33,9 @@ class Benchmark:
     questions : callable, optional
         Public pictures with a question each, see `benchmarks.load_public_questions`.
     needs_folder : bool
-        Whether its data lie in `data-dir`.
+        Whether its data lie in `data-dir`, or on the hub if it uses `hub_data`.
+    uses : sequence of str
+        Those of the options in `ONLY_FOR_SOME` that have an effect.
     names_in_data : bool
         Whether clients are named by what stands in their files.
     """
@@ -43,4 +48,5 @@ class Benchmark:
     captions: Callable[[DataOptions, int, str], datasets.Dataset] | None = None
     questions: Callable[[DataOptions, int, str, str], datasets.Dataset] | None = None
     needs_folder: bool = True
+    uses: Sequence[str] = ()
     names_in_data: bool = False

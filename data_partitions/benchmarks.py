@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import datasets
 
 from .baseline import text_only_baseline
-from .benchmark import Benchmark
+from .benchmark import ONLY_FOR_SOME, Benchmark
 from .options import DataOptions
 from .partition import BalancedTest, Partition, require_one_of
 from .vqa_domains import load_pool as load_pool_file
@@ -19,6 +19,7 @@ __all__ = [
     "Benchmark",
     "DataOptions",
     "Partition",
+    "check_options",
     "load_partition",
     "load_pool",
     "load_public",
@@ -43,6 +44,33 @@ def partition_names(benchmark: str, options: DataOptions) -> list[str]:
     """Name the natural clients of a benchmark: with exactly so many, each has a domain of its own."""
     require_one_of("benchmark", benchmark, BENCHMARKS)
     return BENCHMARKS[benchmark].names(options)
+
+
+def check_options(benchmark: str, options: DataOptions) -> None:
+    """See whether a run's options are enough for a benchmark, and not too many.
+
+    Raises
+    ------
+    ValueError
+        One line with the key, the value and what is allowed.
+    """
+    require_one_of("benchmark", benchmark, BENCHMARKS)
+    found, with_it = BENCHMARKS[benchmark], f"with benchmark = {benchmark!r}"
+    for name in ONLY_FOR_SOME:
+        if (value := getattr(options, name)) and name not in found.uses:
+            others = " or ".join(repr(other) for other, one in BENCHMARKS.items() if name in one.uses)
+            nothing = type(value)()
+            raise ValueError(
+                f"{name.replace('_', '-')} = {value!r} {with_it} has no effect; allowed: {nothing!r}, or "
+                f"benchmark = {others}"
+            )
+    if options.hub_data and options.data_dir:
+        raise ValueError(
+            f"hub-data = {options.hub_data!r} with data-dir = {options.data_dir!r}; allowed: one of them"
+        )
+    if found.needs_folder and not (options.data_dir or options.hub_data):
+        hub = ", or hub-data" if "hub_data" in found.uses else ""
+        raise ValueError(f"data-dir = '' {with_it}; allowed: the absolute path of a folder{hub}")
 
 
 def load_partition(benchmark: str, partition_id: int, num_partitions: int, options: DataOptions) -> Partition:

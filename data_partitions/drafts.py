@@ -157,7 +157,7 @@ def prepare(
         Naming the file and the row that cannot be used.
     """
     faults = Faults(options.on_bad_row)
-    drafts = _split(drafts_of(origins, faults), options.seed)
+    drafts = _split(drafts_of(origins, faults), {origin.split for origin in origins}, options.seed)
     # What is wrong with the texts of what several share, counts for the first.
     skipped = faults.skipped if share == 0 else Counter()
     faults.skipped = Counter()
@@ -213,8 +213,9 @@ def _key(picture: Any) -> str:
     return picture
 
 
-def _split(drafts: list[Draft], seed: int) -> list[Draft]:
-    said = {draft.split for draft in drafts}
+def _split(drafts: list[Draft], said: set[str], seed: int) -> list[Draft]:
+    """Give each its split; `said` are the splits that there are, though all rows of one may be bad."""
+    said = said | {draft.split for draft in drafts}
     if said <= {UNKNOWN, "train"}:
         groups = [
             [os.path.normpath(picture) for picture in draft.said.pictures] or [row]

@@ -48,22 +48,18 @@ def _clients(options: DataOptions) -> dict[str, Natural]:
         return {name: Natural(lambda scratch: _from_hub(options, scratch))}
     root = Path(options.data_dir).expanduser().absolute()
     found = {}
-    for name, files in _in_folder(root, options).items():
+    for name, files in _in_folder(root, options.data_dir).items():
         paths = [path for split in files.values() for path in split]
         folders = sorted({root, *(path.parent for path in paths)})
         found[name] = Natural(lambda _, files=files: _origins(files, root), paths, folders)  # type: ignore[misc]
     return found
 
 
-def _in_folder(folder: Path, options: DataOptions) -> dict[str, Files]:
+def _in_folder(folder: Path, data_dir: str) -> dict[str, Files]:
     """Find the natural clients in the folder, and the files of each."""
-    if options.hub_data:
-        raise ValueError(
-            f"hub-data = {options.hub_data!r} with data-dir = {options.data_dir!r}; allowed: one of them"
-        )
     if not folder.is_dir():
         raise ValueError(
-            f"data-dir = {options.data_dir!r} is no folder; allowed: a folder of {', '.join(KINDS)} files"
+            f"data-dir = {data_dir!r} is no folder; allowed: a folder of {', '.join(KINDS)} files"
         )
     lying, inside = _data_files(folder), [path for path in sorted(folder.iterdir()) if path.is_dir()]
     found = {}
@@ -81,7 +77,7 @@ def _in_folder(folder: Path, options: DataOptions) -> dict[str, Files]:
                 found[own.name] = files
     if not found:
         raise ValueError(
-            f"data-dir = {options.data_dir!r} has no {', '.join(KINDS)} files; allowed: one or more, or"
+            f"data-dir = {data_dir!r} has no {', '.join(KINDS)} files; allowed: one or more, or"
             " folders of them"
         )
     return found
@@ -156,4 +152,6 @@ def _rows_of(part: datasets.Dataset, split: str) -> Iterator[Record]:
     return records_of_tables(tables, split)
 
 
-FILES = Benchmark(name="files", names=names, load=load, needs_folder=False, names_in_data=True)
+FILES = Benchmark(
+    name="files", names=names, load=load, uses=("hub_data", "missing_modality"), names_in_data=True
+)

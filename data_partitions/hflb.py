@@ -107,4 +107,4 @@ def _options(record: dict[str, Any]) -> list[str]:
     return options if str(answered).strip() in options else []
 
 
-HFLB = Benchmark(name="hflb", names=names, load=load)
+HFLB = Benchmark(name="hflb", names=names, load=load, uses=("missing_modality",))

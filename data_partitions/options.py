@@ -23,7 +23,8 @@ class DataOptions:
         `vqa-domains`: folder of parquet files, one a domain. `cifar10-lt`, `cifar100-lt`: folder with theirs.
         `files`: folder of data in common forms. Others: what their owners publish.
     hub_data : str
-        `files`: a data set of the Hugging Face hub instead, ``owner/name`` or ``owner/name@revision``.
+        `files` without a `data_dir`: a data set of the Hugging Face hub, ``owner/name`` or
+        ``owner/name@revision``.
     num_answers : int
         Length of a client's answer list, its most frequent training answers.
     train_examples, test_examples : int
@@ -37,8 +38,8 @@ class DataOptions:
     on_bad_row : str
         `error` ends the run at a row that cannot be used, `skip` leaves it out and counts it.
     missing_modality : float
-        `files`: share of a client's training examples that lack their pictures or, of every other one, their
-        text.
+        `files`, `hflb`, `feddat-…`: share of a client's training examples that lack their pictures or, every
+        other one, their text.
     public_data : str
         Parquet file of the server's public examples, in the format of `vqa-domains`. "": the benchmark's own.
     public_examples : int

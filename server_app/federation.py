@@ -27,7 +27,7 @@ from app.methods import METHODS
 from app.records import SCHEMA, WireCodec, from_record, to_record
 from app.settings import Settings, SettingsError, feddat_home, read_settings
 from app.source import source_hash
-from data_partitions.benchmarks import BENCHMARKS
+from data_partitions.benchmarks import BENCHMARKS, DataOptions, check_options
 from strategies import Admission, Checkpoint, FedDAT, Limits, MLLMAlignment, Quorum, Resumable, RoundObserver
 
 from .alignment import open_aligner
@@ -49,12 +49,26 @@ log = logging.getLogger("flwr")
 def federate(grid: Grid, context: Context) -> None:
     """Check the settings, federate, export the result, report."""
     settings = read_settings(context.run_config)
-    if settings.benchmark not in BENCHMARKS:
-        raise SettingsError(
-            f"benchmark = {settings.benchmark!r}; allowed: {', '.join(map(repr, BENCHMARKS))}"
-        )
+    _check_benchmark(settings)
     with ExitStack() as alone:
         _federate(grid, settings, alone)
+
+
+def _check_benchmark(settings: Settings) -> None:
+    """Raise a SettingsError unless the benchmark is there and can give what the run asks of it."""
+    name = settings.benchmark
+    if name not in BENCHMARKS:
+        raise SettingsError(f"benchmark = {name!r}; allowed: {', '.join(map(repr, BENCHMARKS))}")
+    try:
+        check_options(name, DataOptions.of(settings.run_config(), feddat_home() / "data"))
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
+    if settings.pretrain.part == "adapter" and not BENCHMARKS[name].captions:
+        others = " or ".join(repr(other) for other, found in BENCHMARKS.items() if found.captions)
+        raise SettingsError(
+            f"pretrain.part = 'adapter' with benchmark = {name!r}, which has no captioned public images; "
+            f"allowed: 'none', or benchmark = {others}"
+        )
 
 
 def _federate(grid: Grid, settings: Settings, alone: ExitStack) -> None:

@@ -13,6 +13,7 @@ class DataSettings(Section):
     benchmark: str
     heterogeneity: str
     data_dir: str
+    hub_data: str = Field(max_length=300)
     num_answers: int = Field(gt=1)
     train_examples: int = Field(ge=0)
     test_examples: int = Field(ge=0)
@@ -21,20 +22,12 @@ class DataSettings(Section):
     imbalance_factor: float = Field(ge=1)
     public_per_class: int = Field(ge=0)
     on_bad_row: Literal["error", "skip"]
+    missing_modality: float = Field(ge=0, lt=1)
     private_state: Literal["files", "context"]
-
-    @property
-    def of_files(self) -> bool:
-        """Whether the benchmark's data are files in `data_dir`."""
-        return self.benchmark in ("vqa-domains", "cifar10-lt", "cifar100-lt")
 
     @model_validator(mode="after")
     def _check_data(self) -> Self:
         return self.refuse(
-            (
-                self.of_files and not self.data_dir,
-                f"data-dir = '' with benchmark = {self.benchmark!r}; allowed: the absolute path of a folder",
-            ),
             (
                 is_relative(self.data_dir),
                 f"data-dir = {self.data_dir!r} is relative; allowed: an absolute path",

@@ -134,9 +134,4 @@ class Settings(  # pydantic takes the last one's fields first
                 f"wire-precision = {self.wire_precision!r} with dp.mode = {dp!r} would change what a client"
                 " has clipped; allowed: 'float32', or a dp.mode at the server",
             ),
-            (
-                self.pretrain.part == "adapter" and self.of_files,
-                f"pretrain.part = 'adapter' with benchmark = {self.benchmark!r}, which has no captioned"
-                " public images; allowed: 'none', or benchmark = 'scenes'",
-            ),
         )

@@ -46,7 +46,7 @@ def _benchmark(name: str, parts: Sequence[Published]) -> Benchmark:
         }
         return load_natural(name, VERSION, clients, partition_id, num_partitions, options)
 
-    return Benchmark(name=name, names=names, load=load)
+    return Benchmark(name=name, names=names, load=load, uses=("missing_modality",))
 
 
 DOMAIN = _benchmark("feddat-domain", (AQUA, ABSTRACT, VIZWIZ, COCO_QA, GQA))

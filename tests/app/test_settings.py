@@ -238,7 +238,6 @@ def test_a_missing_key_is_named(key):
             "pretrain.language-model = '/llama'",
             "pretrain.part = 'adapter'",
         ),
-        ({"benchmark": "vqa-domains"}, "data-dir = ''", "absolute path"),
         ({"data_dir": "data/vqa"}, "data-dir = 'data/vqa'", "absolute path"),
         ({"data_dir": "a\nb"}, r"data-dir = 'a\nb'", "absolute path"),
     ],

@@ -13,6 +13,7 @@ import pytest
 
 from client_app import check
 from data_partitions.partition import Partition
+from tests.data_partitions.given_files import llava, picture, write
 
 NODE = "partition-id=1 num-partitions=5"
 
@@ -200,6 +201,55 @@ def test_what_leaves_is_what_the_policy_says(lines):
 def test_data_without_training_examples(lines, monkeypatch):
     monkeypatch.setattr(check.Client, "partition", Partition(1, "empty", (), [], [], [1]))
     assert lines()[1]["data"] == ("FAIL", "empty has no training examples")
+
+
+BAD_DATA = {
+    "no JSON of LLaVA": (
+        [{"caption": "a"}],
+        "has none of conversations, messages, prompt, question; it has c",
+    ),
+    "no answer": ([llava(0, images=(), conversations=[{"from": "human", "value": "?"}])], "no answer"),
+    "an unknown role": (
+        [{"messages": [{"role": "cat", "content": "a"}]}],
+        "has a turn of role 'cat'; allowed: ",
+    ),
+    "too many pictures": ([llava(0, image=["a.png", "a.png"])], "has 2 pictures and 1 places for them"),
+    "a picture elsewhere": ([llava(0, images=("../../a.png",))], "image '"),
+    "two forms": (
+        [{**llava(0), "prompt": "a", "completion": "b"}],
+        "has conversations and prompt; allowed: one",
+    ),
+}
+
+
+@pytest.mark.parametrize(("rows", "fault"), BAD_DATA.values(), ids=BAD_DATA)
+def test_files_of_its_own_that_cannot_be_used(lines, tmp_path, rows, fault):
+    picture(tmp_path / "data" / "a.png")
+    write(tmp_path / "data" / "train.jsonl", rows)
+    node = f'{NODE} data-dir="{tmp_path / "data"}"'
+    code, found = lines(node=node, run="benchmark='files'")
+    mark, said = found["data"]
+    assert (code, mark) == (1, "FAIL")
+    assert said.startswith(f"data-dir: train.jsonl line 1: {fault}")
+
+
+def test_files_of_its_own(lines, tmp_path):
+    picture(tmp_path / "data" / "a.png")
+    for split, count in (("train", 12), ("test", 2)):
+        write(tmp_path / "data" / f"{split}.jsonl", [llava(n) for n in range(count)])
+    node = f'{NODE} data-dir="{tmp_path / "data"}"'
+    assert lines(node=node, run="benchmark='files'")[1]["data"] == (
+        "ok",
+        "data, 12 training and 2 test examples",
+    )
+
+
+def test_a_hub_that_cannot_be_reached(lines, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    mark, said = lines(run="benchmark='files' hub-data='nobody/nothing'")[1]["data"]
+    assert mark == "FAIL"
+    assert said.startswith("hub-data = 'nobody/nothing' cannot be read (")
 
 
 @pytest.mark.parametrize(

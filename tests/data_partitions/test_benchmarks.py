@@ -1,6 +1,7 @@
 """Benchmarks by name, and what can be answered without looking."""
 
 import sys
+from dataclasses import replace
 
 import datasets
 import pytest
@@ -11,6 +12,7 @@ from data_partitions.benchmarks import (
     BENCHMARKS,
     DataOptions,
     Partition,
+    check_options,
     load_partition,
     load_public,
     partition_names,
@@ -52,6 +54,45 @@ def test_one_more_file_is_one_more_benchmark(tmp_path, monkeypatch):
     monkeypatch.setattr(data_partitions, "__path__", [*data_partitions.__path__, str(tmp_path)])
     assert {benchmark.name for benchmark in benchmarks._found()} == {*BENCHMARKS, "one"}
     del sys.modules["data_partitions.one_more"]
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "changes", "message"),
+    [
+        ("hflb", {}, "data-dir = '' with benchmark = 'hflb'; allowed: the absolute path of a folder"),
+        (
+            "files",
+            {},
+            "data-dir = '' with benchmark = 'files'; allowed: the absolute path of a folder, or hub-data",
+        ),
+        (
+            "files",
+            {"data_dir": "/d", "hub_data": "a/b"},
+            "hub-data = 'a/b' with data-dir = '/d'; allowed: one of them",
+        ),
+        (
+            "hflb",
+            {"hub_data": "a/b"},
+            "hub-data = 'a/b' with benchmark = 'hflb' has no effect; allowed: '', or benchmark = 'files'",
+        ),
+        (
+            "scenes",
+            {"missing_modality": 0.3},
+            "missing-modality = 0.3 with benchmark = 'scenes' has no effect; allowed: 0.0, or benchmark = "
+            "'feddat-domain' or ",
+        ),
+    ],
+)
+def test_options_that_a_benchmark_cannot_use(options, benchmark, changes, message):
+    with pytest.raises(ValueError) as caught:
+        check_options(benchmark, replace(options, **changes))
+    assert str(caught.value).startswith(message)
+
+
+def test_options_that_a_benchmark_can_use(options):
+    check_options("scenes", options)
+    check_options("files", replace(options, hub_data="a/b", missing_modality=0.3))
+    check_options("vqa-domains", replace(options, data_dir="/d"))
 
 
 @pytest.mark.parametrize("partition_id", [-1, 3])

@@ -451,8 +451,11 @@ def test_options_that_are_not_allowed(folder, options):
     write(folder / "a.json", [{"question": "a?", "answer": "b"}])
     with pytest.raises(ValueError, match=r"^missing-modality = 1\.5; allowed: 0 to less than 1$"):
         load(options, missing_modality=1.5)
-    with pytest.raises(ValueError, match=r"^hub-data = 'a/b' with data-dir = '.*'; allowed: one of them$"):
-        load(options, hub_data="a/b")
+
+
+def test_a_sites_own_folder_wins_over_the_hub(folder, options):
+    write(folder / "a.json", [{"question": "a?", "answer": "b", "split": "train"}])
+    assert load(options, hub_data="nobody/nothing").name == "a"
 
 
 def test_a_client_without_training_rows(folder, options):

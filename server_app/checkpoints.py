@@ -1,18 +1,15 @@
 """A run's checkpoints: one safetensors file a round, of which the last two and the best stay."""
 
-import hashlib
-import json
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import torch
 from flwr.app import Array, ArrayRecord
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
-from app.files import write_atomically
+from app.checked_files import read_checked, write_checked
 from strategies import Checkpoint
 
 log = logging.getLogger("flwr")
@@ -58,7 +55,7 @@ class Checkpoints:
         DamagedError
             It is missing, cut, or its checksum is wrong.
         """
-        return _unpack(_path(self.folder, server_round), server_round)
+        return _read(_path(self.folder, server_round), server_round)
 
     def newest(self) -> Checkpoint | None:
         """Read the last checkpoint, or if that is damaged the one before, saying so; None without either.
@@ -87,45 +84,29 @@ class Checkpoints:
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint to a folder that is there."""
-    write_atomically(_path(folder, checkpoint.server_round), _pack(checkpoint))
+    arrays = {f"arrays/{name}": array.numpy() for name, array in checkpoint.arrays.items()}
+    arrays |= {f"state/{name}": array for name, array in checkpoint.state.items()}
+    tensors = {name: torch.from_numpy(np.array(array, order="C")) for name, array in arrays.items()}
+    write_checked(_path(folder, checkpoint.server_round), tensors, _facts(checkpoint.server_round))
 
 
 def _path(folder: Path, server_round: int) -> Path:
     return folder / f"round-{server_round:06d}.safetensors"
 
 
-def _pack(checkpoint: Checkpoint) -> bytes:
-    arrays = {f"arrays/{name}": array.numpy() for name, array in checkpoint.arrays.items()}
-    arrays |= {f"state/{name}": array for name, array in checkpoint.state.items()}
-    # Safetensors writes memory as it lies.
-    arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-    # Safetensors sorts names, while some strategies pair arrays by position; and it shuffles metadata, so one
-    # key holds all.
-    about = {"names": list(arrays), "sha256": _checksum(checkpoint.server_round, arrays)}
-    return save(arrays, {"checkpoint": json.dumps(about)})
+def _facts(server_round: int) -> dict[str, str]:
+    return {"round": str(server_round)}
 
 
-def _unpack(path: Path, server_round: int) -> Checkpoint:
+def _read(path: Path, server_round: int) -> Checkpoint:
     try:
-        with safe_open(path, "np") as file:
-            about = json.loads(file.metadata()["checkpoint"])
-            arrays = {name: file.get_tensor(name) for name in about["names"]}
-            intact = about["sha256"] == _checksum(server_round, arrays)
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
+        tensors = read_checked(path, _facts(server_round))
+    except (OSError, ValueError) as error:
         raise DamagedError(f"{path} cannot be read: {error}") from None
-    if not intact:
-        raise DamagedError(f"{path} is damaged: its checksum is not that of what it holds")
 
     def part(prefix: str) -> dict[str, np.ndarray]:
-        return {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}
+        own = {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        return {name.removeprefix(prefix): tensor.numpy() for name, tensor in own.items()}
 
     record = ArrayRecord({name: Array(array) for name, array in part("arrays/").items()})
     return Checkpoint(server_round, record, part("state/"))
-
-
-def _checksum(server_round: int, arrays: Mapping[str, np.ndarray]) -> str:
-    digest = hashlib.sha256(str(server_round).encode())
-    for name, array in arrays.items():
-        digest.update(f"\n{name} {array.dtype.str} {array.shape}\n".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()

@@ -86,8 +86,8 @@ def outcome(home: Path) -> dict[str, Any]:
 def private(path: Path) -> tuple[dict[str, str], dict[str, bytes]]:
     """Return what one file of private state says, and the bytes of its arrays."""
     with safe_open(path, "np") as file:
-        facts = file.metadata()
-    del facts["run-token"], facts["sha256"]
+        facts = json.loads(file.metadata()["about"])["facts"]
+    del facts["run-token"]
     return facts, {name: array.tobytes() for name, array in load_file(path).items()}
 
 

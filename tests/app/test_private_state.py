@@ -1,6 +1,7 @@
 """The private state: in files that are there complete or not at all, of the last three rounds."""
 
 import errno
+import json
 import os
 import re
 import signal
@@ -92,10 +93,9 @@ def test_the_file_says_what_it_is(shelf, save):
     save(5)
     path = shelf.state_dir / "test-0123abcd" / "3" / "round-000005.safetensors"
     assert load_file(path).keys() == {"local.x.down", "local.x.up", "head.fc.bias"}
-    with safe_open(path, "pt") as file:
-        facts = file.metadata()
-    assert len(facts.pop("sha256")) == 64
-    assert facts == {"schema": "1", "run-token": "0123abcd", "partition": "3", "round": "5"}
+    said = about(path)
+    assert len(said["sha256"]) == 64
+    assert said["facts"] == {"schema": "1", "run-token": "0123abcd", "partition": "3", "round": "5"}
 
 
 @pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX")
@@ -260,10 +260,16 @@ def noise(path):
     path.write_bytes(b"\x80\x04\x95 a pickle, or anything else" * 30)
 
 
-def other_metadata(path, **changes):
+def about(path):
+    """Return what a file says of itself."""
     with safe_open(path, "pt") as file:
-        facts = {**file.metadata(), **changes}
-    save_file(load_file(path), path, facts)
+        return json.loads(file.metadata()["about"])
+
+
+def other_metadata(path, **changes):
+    said = about(path)
+    said["facts"] |= changes
+    save_file(load_file(path), path, {"about": json.dumps(said)})
 
 
 def of_another_run(path):
@@ -287,17 +293,14 @@ def without_metadata(path):
 
 
 def one_value_changed(path):
-    with safe_open(path, "pt") as file:
-        facts = file.metadata()
-    tensors = load_file(path)
+    said, tensors = about(path), load_file(path)
     tensors["head.fc.bias"] += 1e-6
-    save_file(tensors, path, facts)
+    save_file(tensors, path, {"about": json.dumps(said)})
 
 
 def not_finite_and_written_so(path):
-    with safe_open(path, "pt") as file:
-        facts = {key: value for key, value in file.metadata().items() if key != "sha256"}
-    checked_files.write_checked(path, load_file(path) | {"head.fc.bias": torch.tensor([torch.nan])}, facts)
+    tensors = load_file(path) | {"head.fc.bias": torch.tensor([torch.nan])}
+    checked_files.write_checked(path, tensors, about(path)["facts"])
 
 
 BROKEN = [

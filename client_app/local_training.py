@@ -53,8 +53,8 @@ def generator(*key: int) -> torch.Generator:
 def batch_sizes(num_examples: int, batch_size: int, least: int = 1) -> list[int]:
     """Return how many examples each batch has.
 
-    They are `batch_size`, or `least` if that is more, and in the last the rest; where that would be fewer than
-    `least`, it is joined to the batch before it.
+    They are `batch_size`, or `least` if that is more, and in the last the rest; where that would be fewer
+    than `least`, it is joined to the batch before it.
     """
     size = max(batch_size, least)
     whole, rest = divmod(num_examples, size)
@@ -111,8 +111,8 @@ def train_round(
 ) -> dict[str, Any]:
     """Train what the run's method trains, in place, for one round; what was received is where it begins.
 
-    The setting `proximal-mu` pulls all that is shared, see `pulled`. No step is on fewer than `least` examples,
-    as long as there are so many.
+    The setting `proximal-mu` pulls all that is shared, see `pulled`. No step is on fewer than `least`
+    examples, as long as there are so many.
 
     Returns
     -------

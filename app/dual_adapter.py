@@ -86,6 +86,8 @@ class DualAdapter(Learner):
     >>> dual = DualAdapter(model, LoraConfig(r=8, target_modules=["query", "value"]), head="classifier")
     >>> with dual.branch("teacher"):
     ...     logits = dual.logits(batch)
+    >>> logits.shape  # (batch, classes)
+    torch.Size([4, 3])
     """
 
     def __init__(

@@ -46,6 +46,11 @@ class Distillation:
     ------
     ValueError
         A value is not allowed.
+
+    Examples
+    --------
+    >>> Distillation(loss="cross-entropy", update="joint").beta
+    1.0
     """
 
     alpha: float = 1.0
@@ -126,6 +131,13 @@ def reference_step(
     ValueError
         Logits and targets do not fit each other; or a loss is not finite (on a GPU, where asking would make
         the host wait, whoever runs the loop has to look).
+
+    Examples
+    --------
+    >>> optimizer = torch.optim.AdamW(dual.trained_parameters(), lr=1e-4)
+    >>> outcome = reference_step(dual, optimizer, batch, targets, Distillation(loss="cross-entropy"))
+    >>> outcome.losses.shape
+    torch.Size([4])
     """
     with torch.no_grad():
         z_teacher = learner(batch, "teacher")
@@ -151,6 +163,8 @@ def mkd_step(
     --------
     >>> optimizer = torch.optim.AdamW(dual.trained_parameters(), lr=1e-4)
     >>> outcome = mkd_step(dual, optimizer, batch, targets, Distillation(loss="cross-entropy"))
+    >>> outcome.losses.shape  # CE and KL of the student, CE and KL of the teacher
+    torch.Size([4])
     """
     trunk = learner.trunk(batch)
     h_dat = learner.features(trunk, "teacher")

@@ -19,7 +19,7 @@ class PrivateStore:
 
     Examples
     --------
-    >>> store = PrivateStore("/var/lib/project/private")
+    >>> store = PrivateStore("~/project/private")
     >>> client = FedDATClient(get_model(), lora, head="classifier", store=store)
     """
 

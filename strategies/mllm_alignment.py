@@ -48,6 +48,10 @@ class MLLMAlignment(StrategyWrapper):
     ------
     ValueError
         If `every` is neither, or "end" without a last round.
+
+    Examples
+    --------
+    >>> strategy = MLLMAlignment(FedDAT(FedAvg()), aligner, every=2)
     """
 
     def __init__(

@@ -73,6 +73,10 @@ class Resumable(StrategyWrapper):
     ------
     ValueError
         The checkpoint has state of other strategies than these.
+
+    Examples
+    --------
+    >>> strategy = Resumable(FedDAT(FedAvg()), store)
     """
 
     def __init__(

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from .section import SettingsError
 from .settings import Settings
 
-# What settings were called before there were sections: by default as now, with a hyphen for the dot.
+# What settings were called before there were sections.
 _RENAMED = {
     "pretrain": "pretrain.part",
     "dp": "dp.mode",
@@ -16,8 +16,16 @@ _RENAMED = {
     "teacher": "teacher.model",
     "caption-prompt": "teacher.caption-prompt",
 }
-_HYPHENATED = [key for key in Settings.fields() if "." in key and key not in _RENAMED.values()]
-OLD_NAMES = {**_RENAMED, **{key.replace(".", "-"): key for key in _HYPHENATED}}
+_HYPHENATED = {
+    "pretrain": "encoder language-model images steps learning-rate",
+    "dp": "clipping-norm noise-multiplier epsilon delta",
+    "align": "steps batch-size learning-rate labels beta temperature target part radius",
+    "teacher": "prompt normalise temperature margin",
+    "public": "data examples",
+}
+OLD_NAMES = _RENAMED | {
+    f"{section}-{key}": f"{section}.{key}" for section, keys in _HYPHENATED.items() for key in keys.split()
+}
 
 
 def read_settings(run_config: Mapping[str, bool | float | int | str]) -> Settings:

@@ -12,8 +12,8 @@ C / num_clients.
 They belong inside FedDAT and around FedAvg: `FedDAT(ServerFixedClipping(FedAvg(), …))`.
 """
 
-from collections.abc import Iterable
-from math import erfc, exp, log, sqrt
+from collections.abc import Iterable, Mapping
+from math import erfc, exp, hypot, log, sqrt
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,8 @@ from flwr.serverapp.strategy import (
     DifferentialPrivacyServerSideFixedClipping,
     Strategy,
 )
+
+from .outliers import changes, clipped, norm
 
 
 def gaussian_delta(shift: float, epsilon: float) -> float:
@@ -112,6 +114,34 @@ class _Calibrated:
         return super()._add_noise_to_aggregated_arrays(arrays)  # type: ignore[misc]
 
 
+class _HeldToNorm(_Calibrated):
+    """Clip what a client says that it has clipped: one that has not would move the mean by any length."""
+
+    clipping_norm: float
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Clip, add up, and add the noise; what a client has clipped is left as it is, to the bit."""
+        replies = list(replies)
+        sent = {name: array.numpy() for name, array in self.current_arrays.items()}
+        for reply in replies:
+            for name, record in reply.content.array_records.items():
+                reply.content[name] = _within(sent, record, float(self.clipping_norm))
+        return super().aggregate_train(server_round, replies)
+
+
+def _within(sent: Mapping[str, np.ndarray], received: ArrayRecord, most: float) -> ArrayRecord:
+    """Scale a change to a norm if it is longer by more than a client's own rounding makes it."""
+    norms = changes(sent, received)
+    whole = hypot(*norms.values())
+    eps = max((np.finfo(old.dtype).eps for old in sent.values() if old.dtype.kind in "fc"), default=0.0)
+    if whole <= 1.001 * most + eps * norm(sent.values()):
+        return received
+    share = most / whole  # 0 where the change is too long to have a norm
+    return clipped(sent, received, norms, {n: share * size if share else 0.0 for n, size in norms.items()})[0]
+
+
 def _rescaled(sent: ArrayRecord, mean: ArrayRecord, share: float) -> ArrayRecord:
     """Multiply the change from `sent` to `mean` by `share`."""
     scaled = ArrayRecord()
@@ -160,12 +190,12 @@ class ServerAdaptiveClipping(_Adaptive, DifferentialPrivacyServerSideAdaptiveCli
     """Central privacy; the server clips, and moves the norm to the median of the changes' norms."""
 
 
-class ClientFixedClipping(_Calibrated, DifferentialPrivacyClientSideFixedClipping):
-    """Central privacy; clients clip, with Flower's `fixedclipping_mod`."""
+class ClientFixedClipping(_HeldToNorm, DifferentialPrivacyClientSideFixedClipping):
+    """Central privacy; clients clip, with Flower's `fixedclipping_mod`, and the server what they did not."""
 
 
-class ClientAdaptiveClipping(_Adaptive, DifferentialPrivacyClientSideAdaptiveClipping):
-    """Central privacy; clients clip, with Flower's `adaptiveclipping_mod`; the norm follows the median."""
+class ClientAdaptiveClipping(_HeldToNorm, _Adaptive, DifferentialPrivacyClientSideAdaptiveClipping):
+    """The same with Flower's `adaptiveclipping_mod`; the norm follows the median."""
 
 
 CENTRAL: dict[str, Any] = {

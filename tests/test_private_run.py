@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from flwr.app import Array, ArrayRecord
 from flwr.serverapp.strategy import FedAvg
 from safetensors.numpy import load_file
 
@@ -131,3 +132,26 @@ def test_privacy_around_the_alignment_is_refused():
     aligned = MLLMAlignment(FedDAT(FedAvg()), aligner=None)
     with pytest.raises(ValueError, match="must stand around FedAvg's mean, not around MLLMAlignment"):
         FedDAT(central_privacy("server-fixed", aligned, 1.0, 1.0, 3))
+
+
+@pytest.mark.parametrize("kind", CENTRAL)
+@pytest.mark.parametrize("value", [1e20, 3.4e38, -3.4e38])
+def test_a_client_that_does_not_clip_moves_the_adapter_by_the_norm_and_the_run_goes_on(
+    federation, kind, value
+):
+    """It would be nothing but infinities, which every later round and every resumed one began with."""
+
+    def alter(node, reply):
+        if node == clients.node_id(0) and not reply.has_error() and "arrays" in reply.content:
+            arrays = reply.content["arrays"]
+            reply.content["arrays"] = ArrayRecord(
+                {name: Array(np.full(array.shape, value, np.float32)) for name, array in arrays.items()}
+            )
+        return reply
+
+    settings = {**central(kind, 3), "dp__clipping_norm": 0.004, "dp__noise_multiplier": 1e-9}
+    clients = federation(3, deployed=True, alter=alter, **settings)
+    folder = clients.serve()
+    assert "refused" not in (folder / "metrics.jsonl").read_text()
+    # Two rounds; an adaptive norm grows by a tenth at most in one.
+    assert distance(adapter_of(folder), sent(clients, 0)) <= 2.2 * 0.004

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import strategy as flower
+from flwr.supercore.differential_privacy import compute_clip_model_update
 
 from strategies import FedDAT, Resumable, StrategyWrapper, central_privacy, privacy
 from strategies.privacy import CENTRAL
@@ -175,3 +176,36 @@ def test_under_feddat_the_mean_moves_as_far_as_clipping_lets_it(toy, federation,
     result = FedDAT(private).start(federation(), arrays, num_rounds=1)
     values = np.concatenate([array.numpy().ravel() for array in result.arrays.values()])
     np.testing.assert_allclose(values, 2.0, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["client-fixed", "client-adaptive"])
+def test_what_a_client_clipped_is_averaged_to_the_bit(monkeypatch, kind):
+    """Though rounding made it longer than the norm."""
+    random = np.random.default_rng(0)
+    before = random.normal(size=SIZE).astype(np.float32) * 300
+    after = [before + random.normal(size=SIZE).astype(np.float32)]
+    compute_clip_model_update(after, [before], 0.01)
+    assert np.linalg.norm(after[0].astype(float) - before) > 1.005 * 0.01
+    seen = []
+
+    def aggregate_train(self, server_round, replies):
+        seen.extend(reply.content["arrays"] for reply in replies)
+        return None, None
+
+    monkeypatch.setattr(flower.FedAvg, "aggregate_train", aggregate_train)
+    strategy = central_privacy(kind, flower.FedAvg(), 1e-9, 0.01, 1)
+    strategy.current_arrays = ArrayRecord({"x": Array(before)})
+    asked = Message(RecordDict(), dst_node_id=1, message_type=MessageType.TRAIN)
+    arrays, metrics = ArrayRecord({"x": Array(after[0])}), MetricRecord({"num-examples": 1.0, "norm_bit": 1})
+    strategy.aggregate_train(1, [Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=asked)])
+    assert seen == [arrays]
+
+
+@pytest.mark.parametrize("kind", CENTRAL)
+@pytest.mark.parametrize("length", [31.0, 1e20, 3e40])
+def test_a_client_alone_moves_the_mean_by_the_norm(kind, length):
+    mean = aggregate(central_privacy(kind, flower.FedAvg(), 1e-9, 3.0, 2), 0.0, length)
+    # Of a change that is too long for float32's squares Flower's servers leave nothing.
+    most = 3.0 / 2 * (1 + 1e-4)
+    assert np.linalg.norm(mean) <= most
+    assert length > 31 or np.linalg.norm(mean) == pytest.approx(3.0 / 2, rel=1e-4)

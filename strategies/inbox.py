@@ -191,7 +191,7 @@ def _compared(
     far = far_changes(sizes, next(iter(sent.values())), limits.max_change) | far
     near = {index: reply for index, reply in good.items() if index not in far}
     if limits.clip_change < inf:
-        usual = usual_norms([norms[index] for index in near])
+        usual = usual_norms([norms[index] for index in near], len(requests) - len(near))
         most = {name: limits.clip_change * size for name, size in usual.items()}
         for index, reply in near.items():
             arrays, left = clipped(values[id(sent[index])], _arrays(reply), norms[index], most)

@@ -2,8 +2,8 @@
 
 Clipping a change to a norm bounds what one client can do to the mean, whatever it sends (Sun et al., "Can You
 Really Backdoor Federated Learning?", 2019, https://arxiv.org/abs/1911.07963). The norm here is the lower
-median of the round, array by array: as long as attackers send at most half of the replies, it is at most that
-of an honest client.
+median of the round, array by array, with a reply that is missing for one of no length: as long as attackers
+are at most half of those that a round asked, and an honest client replies, it is at most an honest one's.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -77,16 +77,19 @@ def far_changes(sizes: Mapping[int, float], sent: ArrayRecord, max_change: float
     }
 
 
-def usual_norms(round_changes: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Return the lower median of the norms of each array's change.
+def usual_norms(round_changes: Sequence[Mapping[str, float]], missing: int = 0) -> dict[str, float]:
+    """Return the lower median of the norms of each array's change, or the least if that is of none.
 
-    A reply that changes nothing at all says nothing of what is usual; one that changes some arrays and not
-    others says that these do not change.
+    A reply that changes nothing at all is as one that is missing; one that changes some arrays and not others
+    says that these do not change.
 
     Parameters
     ----------
     round_changes : sequence of dict
         What `changes` returned for each reply.
+    missing : int
+        How many were asked besides, and have no reply that counts: were they left out, one honest client that
+        fails would make a majority of attackers that are not.
 
     Returns
     -------
@@ -94,7 +97,9 @@ def usual_norms(round_changes: Sequence[Mapping[str, float]]) -> dict[str, float
         By array.
     """
     saying = [norms for norms in round_changes if any(norms.values())] or round_changes
-    return {name: median_low(norms[name] for norms in saying) for name in (saying[0] if saying else ())}
+    missing += len(round_changes) - len(saying)
+    place = max(0, (len(saying) + missing - 1) // 2 - missing)
+    return {name: sorted(norms[name] for norms in saying)[place] for name in (saying[0] if saying else ())}
 
 
 def clipped(

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord
+from flwr.app import Array, ArrayRecord, RecordDict
 from flwr.serverapp import strategy as flower
 
 from strategies import FedDAT, Limits, Resumable, central_privacy
@@ -138,6 +138,21 @@ def test_usual_is_the_lower_median_of_those_that_change_something(norms, usual):
     assert usual_norms([{"x": norm} for norm in norms]) == {"x": usual}
 
 
+@pytest.mark.parametrize(
+    ("norms", "missing", "usual"),
+    [
+        ([1.0, 9.0, 9.0], 1, 1.0),  # of four asked two attack, and one of the honest is gone
+        ([1.0, 2.0, 3.0, 4.0, 9.0, 9.0], 1, 3.0),
+        ([1.0, 2.0, 9.0, 9.0], 3, 1.0),
+        ([1.0, 9.0, 9.0], 4, 1.0),  # the median is of one that is gone: the least there is
+        ([0.0, 1.0, 9.0, 9.0], 0, 1.0),  # who changes nothing is as good as gone
+        ([2.0], 1, 2.0),
+    ],
+)
+def test_who_is_missing_counts_as_one_that_changes_nothing(norms, missing, usual):
+    assert usual_norms([{"x": norm} for norm in norms], missing) == {"x": usual}
+
+
 def test_an_array_that_most_leave_as_it_is_does_not_change():
     assert usual_norms([{"x": 1.0, "y": 0.0}, {"x": 2.0, "y": 0.0}, {"x": 3.0, "y": 9.0}]) == {
         "x": 2.0,
@@ -203,6 +218,21 @@ def test_two_of_seven_count_as_much_as_is_usual_however_far_they_go(toy, arrays,
     steps = [*HONEST, 5 * factor, 5 * factor]
     result = clipping().start(grid_of(toy, steps, [1] * 7), arrays, num_rounds=1)
     assert_value(result, (1 + 2 + 3 + 4 + 4 + 2 * np.sign(factor) * 4) / 7)
+
+
+@pytest.mark.parametrize(
+    "fails", [lambda content: "an error", lambda content: None, lambda content: RecordDict()]
+)
+@pytest.mark.parametrize("lost", range(3))
+def test_half_of_those_asked_move_no_array_further_than_the_honest_whoever_fails(toy, arrays, lost, fails):
+    """Honest steps of 1, 2 and 3, of which `lost` fail, the largest first, and three far ones."""
+    grid = grid_of(toy, [1, 2, 3, 1e3, 1e3, 1e3], [1] * 6)
+    for partition in range(3 - lost, 3):
+        grid.nodes[9 - partition].alter = fails
+    limits = Limits(max_change=10.0, clip_change=1.0)
+    result = FedDAT(flower.FedAvg(), limits=limits).start(grid, arrays, num_rounds=1)
+    left = range(1, 4 - lost)
+    assert toy.value(result) <= (sum(left) + 3 * max(left)) / (6 - lost) * (1 + 1e-6)
 
 
 def test_a_lowered_median_lowers_what_an_attacker_can_do(toy, arrays):

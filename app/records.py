@@ -12,7 +12,7 @@ import torch
 from flwr.app import Array, ArrayRecord
 from torch import Tensor
 
-from .codec import ENCODINGS, decode, encode
+from .wire_precision import ENCODINGS, decode, encode
 
 # Goes up with every change of what messages hold; server and clients must have the same.
 SCHEMA = 2

@@ -27,8 +27,8 @@ from rich.table import Table
 from transformers import ViltConfig, ViltModel
 
 from app.bottleneck import BottleneckConfig
-from app.codec import ENCODINGS
 from app.records import from_record, to_record
+from app.wire_precision import ENCODINGS
 
 from .figures import machine_of, write_figures
 from .in_process import Federation

@@ -34,6 +34,7 @@ from .alignment import open_aligner
 from .card import model_card
 from .checkpoints import Checkpoints, DamagedError, write_checkpoint
 from .export import export_result
+from .inner_strategy import make_strategy
 from .opening import open_run
 from .pretraining.initial_adapter import AdapterPretraining
 from .public_captions import load_captions
@@ -41,7 +42,6 @@ from .report import privacy_line, refusals, results_table, write_report
 from .resuming import kept_facts, last_checkpoint
 from .run_folder import created, held
 from .run_log import RunLog
-from .strategy import make_strategy
 
 log = logging.getLogger("flwr")
 
@@ -133,6 +133,7 @@ def _federate(grid: Grid, settings: Settings, alone: ExitStack) -> None:
     if pretrains and run.facts.get("pretrained") is False and isinstance(opening.learner, DualAdapter):
         pretraining = AdapterPretraining(settings, opening.learner, load_captions(settings))
 
+    alone.enter_context(told(observers, run, checkpoint.server_round if checkpoint else 0))
     federation.gather(grid)
     if checkpoint:
         run.reopen(checkpoint.server_round)
@@ -160,7 +161,6 @@ def _federate(grid: Grid, settings: Settings, alone: ExitStack) -> None:
             observer.round_ended(server_round)
 
     config: dict[str, Any] = {**identity, "run": run.name, "run-token": run.token}
-    alone.enter_context(told(observers, run, checkpoint.server_round if checkpoint else 0))
     try:
         result = resumable.start(
             grid,

@@ -14,6 +14,7 @@ from safetensors.numpy import load
 import app.bottleneck  # noqa: F401
 from app.backbones import load_backbone
 from benchmarks.real_processes import free_port, wait_for
+from tests.app.families.test_whole_forwards import make, save_small
 from tests.conftest import ROOT
 from tests.processes import Lab, adapter_of, environment, program, wait_until
 
@@ -73,6 +74,21 @@ def test_states_that_travel_give_the_same_bytes_and_all_that_is_kept_is_closed(l
     ]
     assert len(made) > 20
     assert [path for path in made if path.stat().st_mode & 0o077] == []
+
+
+@pytest.mark.parametrize("name", ["blip", "clip", "bert"])
+def test_other_kinds_of_models_end_in_an_adapter_of_stock_peft(lab, run_config, small_backbone, name):
+    folder = save_small(name, lab.folder / name, small_backbone)
+    ended = run(lab, run_config(run_name=f"on-{name}", backbone=str(folder), adapter="lora", lora_rank=3))
+    assert ended["status"] == "finished:completed", ended["status-details"]
+    kept = lab.folder / "home" / "runs" / f"on-{name}"
+    assert "| clean |" in (kept / "report.md").read_text()
+    model = PeftModel.from_pretrained(type(make(name)).from_pretrained(folder), kept / "adapter")
+    loaded = {key.replace(".default", ""): value.numpy() for key, value in model.named_parameters()}
+    exported = load(adapter_of(kept))
+    assert exported
+    assert all(np.array_equal(array, loaded[key]) for key, array in exported.items())
+    assert any(array.any() for key, array in exported.items() if "lora_B" in key)
 
 
 def test_a_wrong_setting_ends_the_run_with_its_line(lab, run_config):

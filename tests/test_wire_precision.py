@@ -7,8 +7,8 @@ import pytest
 from flwr.app import RecordDict
 from safetensors.numpy import load_file
 
-from app.codec import ENCODINGS, encoded_size
 from app.records import WireCodec, from_record
+from app.wire_precision import ENCODINGS, encoded_size
 from tests.private_files import newest_state
 
 

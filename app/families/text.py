@@ -24,6 +24,12 @@ class TextEncoder(Family):
         """Do without the pooler, which is not used."""
         return {key for key in keys if not key.startswith("pooler.")}
 
+    def prepare(self, model: Any) -> Any:
+        """Take the pooler off: where a checkpoint has none, each process would draw other weights."""
+        if getattr(model, "pooler", None) is not None:
+            model.pooler = None
+        return model
+
     def processor(self, folder: str | Path, config: Any) -> Processor:
         """Say how its inputs are made."""
         # RoBERTa counts positions from behind its padding token's id.

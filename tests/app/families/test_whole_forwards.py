@@ -66,15 +66,18 @@ def name(request):
     return request.param
 
 
-@pytest.fixture(scope="module")
-def folder(name, tmp_path_factory, small_backbone):
-    """Save a model with the tokenizer of the small ViLT."""
-    folder = tmp_path_factory.mktemp(name)
+def save_small(name, folder, tokenizer):
+    """Save a model with the tokenizer of another."""
     make(name).save_pretrained(folder)
-    for path in small_backbone.iterdir():
+    for path in tokenizer.iterdir():
         if "token" in path.name or path.name == "vocab.txt":
             shutil.copy(path, folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def folder(name, tmp_path_factory, small_backbone):
+    return save_small(name, tmp_path_factory.mktemp(name), small_backbone)
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +104,13 @@ def test_features_have_their_width_and_depend_on_every_input(name, backbone, bat
         other = {key: value.roll(1, 0) if key in keys else value for key, value in batch.items()}
         assert ((backbone.features(backbone.model, other) - features).abs().amax(1) > 1e-3).all()
     assert (backbone.processor.image_size > 0) == (name in IMAGES)
+
+
+def test_it_is_the_same_in_every_process(folder, backbone):
+    """Whatever its checkpoint lacks is not drawn: clients and server compare fingerprints."""
+    torch.manual_seed(1)
+    load_backbone.cache_clear()
+    assert load_backbone(str(folder)).fingerprint == backbone.fingerprint
 
 
 def test_padding_changes_nothing(backbone, batch):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from app.codec import ENCODINGS, LEVELS, decode, encode, encoded_size
+from app.wire_precision import ENCODINGS, LEVELS, decode, encode, encoded_size
 
 
 def body(values, precision, name=""):

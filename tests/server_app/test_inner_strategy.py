@@ -6,7 +6,7 @@ import pytest
 from flwr.serverapp import strategy as flower
 
 from app.settings import Strategy, read_settings
-from server_app.strategy import make_strategy
+from server_app.inner_strategy import make_strategy
 
 NAMES = {
     "fedavg": flower.FedAvg,

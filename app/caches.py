@@ -2,7 +2,7 @@
 
 Prepared data lie in ``data/<benchmark>/<key>/``, processed examples in ``examples/<key>.safetensors``. Each
 entry says which files it was made of, as a JSON list of ``[path, size, time of change]``: a folder in its
-``sources.json``, a file in its metadata under ``sources``. The time of change of an entry itself is when it
+``sources.json``, a file in its facts under ``sources``. The time of change of an entry itself is when it
 was last used. Removing one costs making it again; whoever reads it goes on, for it is memory-mapped.
 """
 
@@ -17,8 +17,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from safetensors import SafetensorError, safe_open
 
 from .settings import SettingsError
 
@@ -110,15 +108,16 @@ def follows(path: Path) -> bool:
     """Whether an entry says what it was made of, files or folders, and all that is as it was."""
     try:
         return all(_unchanged(*source) for source in json.loads(_sources(path)))
-    except (OSError, ValueError, TypeError, SafetensorError):
+    except (OSError, ValueError, TypeError):
         return False
 
 
 def _sources(path: Path) -> Any:
     if path.is_dir():
         return (path / "sources.json").read_text()
-    with safe_open(path, "np") as file:
-        return (file.metadata() or {}).get("sources")
+    from .checked_files import facts_of  # it brings torch, and the apps' first imports are to be few
+
+    return facts_of(path).get("sources")
 
 
 def _unchanged(path: str, size: int, changed: int) -> bool:

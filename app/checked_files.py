@@ -57,6 +57,25 @@ def read_checked(path: Path, facts: Mapping[str, str]) -> dict[str, Tensor]:
     return tensors
 
 
+def facts_of(path: Path) -> dict[str, str]:
+    """Return the facts that a file says it was written with, its content unchecked.
+
+    Raises
+    ------
+    ValueError
+        It does not say.
+    OSError
+        It cannot be read.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            return dict(json.loads((file.metadata() or {})[_ABOUT])["facts"])
+    except SafetensorError as error:
+        raise ValueError(str(error)) from None
+    except (KeyError, TypeError, RecursionError):
+        raise ValueError("it does not say what it holds") from None
+
+
 def _checksum(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> str:
     """Hash the facts, and each tensor's name, shape, dtype and bytes in their order (SHA-256, hex)."""
     digest = hashlib.sha256(json.dumps(dict(facts), sort_keys=True).encode())

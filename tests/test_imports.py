@@ -48,7 +48,9 @@ import json, os, sys
 from flwr.app import Context, RecordDict
 from client_app.client import Client
 
-settings, node = json.loads(os.environ["SETTINGS"]), {"partition-id": 0, "num-partitions": 1}
+settings = json.loads(os.environ["SETTINGS"])
+# An open site: a closed one reads no backbone whose path a run names.
+node = {"partition-id": 0, "num-partitions": 1, "policy": "open"}
 context = Context(run_id=1, node_id=1, node_config=node, state=RecordDict(), run_config=settings)
 print(len(Client.of(context).examples("train")), "datasets" in sys.modules)
 """

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from app import caches
 from app.caches import cache_limit, entries, prune
+from app.checked_files import write_checked
 from app.settings import SettingsError
 
 NOW = time.time()
@@ -52,7 +53,11 @@ def examples(home):
     def make(name, used=0.0, sources=(), metadata=None):
         path = home / "examples" / f"{name * 20}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"x": torch.zeros(250)}, path, metadata or {"sources": json.dumps(list(sources))})
+        tensors = {"x": torch.zeros(250)}
+        if metadata:
+            save_file(tensors, path, metadata)
+        else:
+            write_checked(path, tensors, {"sources": json.dumps(list(sources))})
         os.utime(path, (NOW - used, NOW - used))
         return path
 
@@ -121,6 +126,8 @@ def test_one_that_does_not_say_what_it_was_made_of_is_removed(home, data, exampl
     (data("b") / "sources.json").write_text("{")
     (data("c") / "sources.json").write_text("[[1]]")
     examples("d", metadata={"other": "x"})
+    examples("f", metadata={"about": "[]"})
+    examples("a", metadata={"about": '{"facts": {}}'})
     examples("e").write_bytes(b"no safetensors")
     prune(home, ALL)
     assert left(home) == set()

@@ -6,15 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from app.families import family
 from client_app import client as room
 from client_app.client import Client
+from tests.data_partitions.given_files import llava, picture, write
 
 
 @pytest.fixture
 def made(federation, monkeypatch):
     """Return a split's examples as a new process finds them, and how often they were processed for that."""
-    process, calls = room.process, []
-    monkeypatch.setattr(room, "process", lambda *given: calls.append(1) or process(*given))
+    process, calls = family.process, []
+    monkeypatch.setattr(family, "process", lambda *given: calls.append(1) or process(*given))
 
     def made(split="train", partition=0, node_config=None, **settings):
         calls.clear()
@@ -96,4 +98,26 @@ def test_other_files_make_them_again(made, tmp_path, small_cifar, change):
         with pytest.raises(ValueError, match=r"has no cifar10\.parquet"):
             made(**given)
         return
+    assert made(**given)[1] == 1
+
+
+@pytest.mark.parametrize("change", ["a picture", "the rows", "another file"])
+def test_other_files_of_any_form_make_them_again(made, tmp_path, change):
+    folder = tmp_path / "data"
+    picture(folder / "pictures" / "a.png", 1)
+    rows = [llava(n, images=("pictures/a.png",)) for n in range(4)]
+    for split in ("train", "test"):
+        write(folder / f"{split}.jsonl", rows)
+    given = {"benchmark": "files", "data_dir": str(folder), "num_answers": 2}
+    first, times = made(**given)
+    assert (len(first), times) == (2, 1)
+    assert made(**given)[1] == 0
+    match change:
+        case "a picture":
+            (folder / "pictures" / "a.png").unlink()
+            picture(folder / "pictures" / "a.png", 2)
+        case "the rows":
+            write(folder / "train.jsonl", rows * 2)
+        case _:
+            write(folder / "train-2.jsonl", rows)
     assert made(**given)[1] == 1

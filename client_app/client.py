@@ -23,6 +23,7 @@ from app.settings import RUN_NAME, Settings, feddat_home, read_settings
 from app.source import source_hash
 from data_partitions.options import DataOptions
 
+from .budget import spend, squared_shift
 from .carried_state import pick_up, put_down
 from .kept_examples import Sources, kept_examples
 from .policy import Policy, PublicError, Weights, in_simulation
@@ -152,6 +153,12 @@ class Client:
         """The client's name, as its policy lets it leave."""
         return self.policy.name_of(self.partition_id, self.partition.name, self.share.has_public_names)
 
+    @property
+    def neutral_name(self) -> str:
+        """A name for it that is known without its data."""
+        neutral = f"partition {self.partition_id}"
+        return self.policy.name_of(self.partition_id, neutral, self.share.has_public_names)
+
     def examples(self, split: str) -> Examples | Conversations:
         """Return one split, processed; the process keeps it, and the site's disk for the next process.
 
@@ -186,6 +193,19 @@ class Client:
             if not isinstance(value, str) or not re.fullmatch(pattern, value):
                 raise ValueError(f"{key} = {value!r} in the server's message; allowed: text like {pattern}")
         return Shelf(self.state_dir, str(name), str(token), self.partition_id)
+
+    def spend(self, shelf: Shelf, server_round: int) -> None:
+        """Count an answer to a round of training, where the site bounds what local privacy may cost it.
+
+        Raises
+        ------
+        PublicError
+            It would cost more than is left.
+        """
+        if self.policy.require_dp == "local":
+            what = f"{shelf.run_name}-{shelf.run_token} round {server_round}"
+            squares = squared_shift(self.settings.dp.epsilon, self.settings.dp.delta)
+            spend(self.state_dir / f"released-{self.partition_id}.txt", self.policy, squares, what)
 
     @property
     def method(self) -> Method:

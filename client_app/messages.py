@@ -4,13 +4,14 @@
 from app import heavy_imports  # noqa: F401
 
 # isort: split
+import logging
 import platform
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import flwr
 import torch
-from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 
 from app import __version__
 from app.backbones import choose_device
@@ -24,19 +25,27 @@ from .local_training import evaluate, train_round
 from .policy import PublicError
 from .written_answers import evaluate_written
 
+log = logging.getLogger("flwr")
+
+Answer = TypeVar("Answer")
+
 
 def introduce(message: Message, context: Context) -> Message:
     """Say who this client is, what it runs and what its data are like, once, before the first round."""
     from data_partitions.baseline import text_only_baseline  # see `Share.load`
 
     client = Client.of(context)
-    partition = client.partition
-    measured = {
-        "natural-partitions": len(client.share.names),
-        "skipped": sum(partition.skipped.values()),
-        "unanswerable": partition.unanswerable["test"] / max(1, len(partition.test)),
-        "text-only": text_only_baseline(partition),
-    }
+
+    def described() -> tuple[str, dict[str, Any]]:
+        partition = client.partition
+        return client.name, {
+            "natural-partitions": len(client.share.names),
+            "skipped": sum(partition.skipped.values()),
+            "unanswerable": partition.unanswerable["test"] / max(1, len(partition.test)),
+            "text-only": text_only_baseline(partition),
+        }
+
+    name, measured = _hiding_failures(client, described, lambda: (client.neutral_name, {}))
     answer = ConfigRecord(
         {
             "partition-id": client.partition_id,
@@ -49,7 +58,7 @@ def introduce(message: Message, context: Context) -> Message:
             "torch": torch.__version__,
             "python": platform.python_version(),
             "device": str(choose_device(client.settings.device)),
-            "name": client.name,
+            "name": name,
             **client.policy.told(measured, client.settings.dp.mode),
         }
     )
@@ -59,52 +68,75 @@ def introduce(message: Message, context: Context) -> Message:
 def train(message: Message, context: Context) -> Message:
     """Train for one round; reply with what is shared and scalars."""
     client, config = _called(message, context)
-    shelf, server_round = client.shelf(config), config["server-round"]
+    shelf, server_round, expected = client.shelf(config), config["server-round"], _expected(config)
     arrays = message.content.array_records["arrays"]
-    examples = client.examples("train")
-    learner, owed, lost = client.open(
-        arrays, shelf, server_round - 1, examples.num_answers, _expected(config)
-    )
-    metrics = train_round(
-        learner,
-        examples,
-        client.settings,
-        server_round,
-        client.partition_id,
-        least=client.policy.min_examples,
-    )
-    sent, private = client.method.travelling(learner), learner.private()
-    if name := not_finite({f"shared.{name}": value for name, value in sent.items()} | private):
-        raise PublicError(
-            f"training diverged: {name.replace('.', ' ', 1)} is not finite; nothing of this round is kept, "
-            "and the next begins from the state before it; a lower learning-rate may help"
+    client.spend(shelf, server_round)
+
+    def trained() -> tuple[ArrayRecord, MetricRecord]:
+        examples = client.examples("train")
+        learner, owed, lost = client.open(arrays, shelf, server_round - 1, examples.num_answers, expected)
+        metrics = train_round(
+            learner,
+            examples,
+            client.settings,
+            server_round,
+            client.partition_id,
+            least=client.policy.min_examples,
         )
-    record, owed = to_reply(sent, arrays, owed, client.settings.wire_precision)
-    client.keep(shelf, server_round, PrivateState.of(private, owed))
-    told = _record(client, metrics, lost)
+        sent, private = client.method.travelling(learner), learner.private()
+        if name := not_finite({f"shared.{name}": value for name, value in sent.items()} | private):
+            raise PublicError(
+                f"training diverged: {name.replace('.', ' ', 1)} is not finite; nothing of this round is"
+                " kept, and the next begins from the state before it; a lower learning-rate may help"
+            )
+        record, owed = to_reply(sent, arrays, owed, client.settings.wire_precision)
+        client.keep(shelf, server_round, PrivateState.of(private, owed))
+        return record, _record(client, metrics, lost)
+
+    record, told = _hiding_failures(client, trained, lambda: (arrays, MetricRecord({"num-examples": 1})))
     return Message(RecordDict({"arrays": record, "metrics": told}), reply_to=message)
 
 
 def evaluate_branches(message: Message, context: Context) -> Message:
     """Score the branches on the client's test split; reply with scalars."""
     client, config = _called(message, context)
-    examples = client.examples("test")
+    shelf, server_round, expected = client.shelf(config), config["server-round"], _expected(config)
     arrays = message.content.array_records["arrays"]
-    shelf = client.shelf(config)
-    learner, _, lost = client.open(
-        arrays, shelf, config["server-round"], examples.num_answers, _expected(config)
-    )
-    if isinstance(examples, Conversations):
-        metrics = evaluate_written(learner, examples, client.backbone.processor, client.settings)
-    else:
-        metrics = evaluate(learner, examples, client.settings)
-    return Message(RecordDict({"metrics": _record(client, metrics, lost)}), reply_to=message)
+
+    def scored() -> MetricRecord:
+        examples = client.examples("test")
+        learner, _, lost = client.open(arrays, shelf, server_round, examples.num_answers, expected)
+        if isinstance(examples, Conversations):
+            metrics = evaluate_written(learner, examples, client.backbone.processor, client.settings)
+        else:
+            metrics = evaluate(learner, examples, client.settings)
+        return _record(client, metrics, lost)
+
+    told = _hiding_failures(client, scored, lambda: MetricRecord({"num-examples": 1}))
+    return Message(RecordDict({"metrics": told}), reply_to=message)
+
+
+def _hiding_failures(client: Client, work: Callable[[], Answer], instead: Callable[[], Answer]) -> Answer:
+    """Return what work on the data gives, or `instead` where it must not tell of them that it failed.
+
+    Under local privacy whether it fails is a bit of the data that no noise hides, and by its arrays and
+    settings the server chooses which. An open site says what is wrong in any case.
+    """
+    try:
+        return work()
+    except Exception:
+        if client.settings.dp.mode != "local" or client.policy.policy == "open":
+            raise
+        log.exception("this failed, which is not told under local privacy: the server gets noise alone")
+        return instead()
 
 
 def _record(client: Client, metrics: dict[str, Any], lost: int) -> MetricRecord:
     """Keep what may leave, and add how many private states were lost, if any were."""
-    told = client.policy.told(metrics, client.settings.dp.mode)
-    return MetricRecord({**told, **({"state-recovered": lost} if lost else {})})
+    mode = client.settings.dp.mode
+    # A round that failed left no state, so that it would tell of the data too.
+    recovered = {"state-recovered": lost} if lost and mode != "local" else {}
+    return MetricRecord({**client.policy.told(metrics, mode), **recovered})
 
 
 def _expected(config: Mapping[str, Any]) -> int:

@@ -61,7 +61,7 @@ class Policy(BaseModel):
     require_dp : str
         The least differential privacy of a run that the site takes part in.
     max_epsilon, max_delta : float
-        With require-dp = "local": the largest ε and δ of a round.
+        With require-dp = "local": the largest ε, at this δ, of a round and of all answers ever, see `budget`.
     """
 
     model_config = ConfigDict(

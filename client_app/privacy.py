@@ -1,9 +1,12 @@
 """Differential privacy where the data are: a Flower mod that clips, or clips and blurs, what is sent."""
 
+from math import hypot, inf, log, sqrt
+
 import numpy as np
-from flwr.app import Context, Message
-from flwr.clientapp.mod import LocalDpMod, adaptiveclipping_mod, fixedclipping_mod
+from flwr.app import Array, ArrayRecord, Context, Message
+from flwr.clientapp.mod import adaptiveclipping_mod, fixedclipping_mod
 from flwr.clientapp.typing import ClientAppCallable
+from numpy.random import default_rng
 
 from app.settings import Settings, read_settings
 
@@ -20,30 +23,58 @@ def private_training(message: Message, context: Context, call_next: ClientAppCal
         case "client-adaptive":
             return adaptiveclipping_mod(message, context, call_next)
         case "local":
-            return local_privacy(settings)(message, context, _unseeded(call_next))
+            (sent,) = message.content.array_records.values()
+            reply = call_next(message, context)
+            ((name, trained),) = reply.content.array_records.items()
+            reply.content[name] = blurred(sent, trained, settings.dp.clipping_norm, deviation(settings))
+            return reply
         case _:
             return call_next(message, context)
 
 
-def _unseeded(call_next: ClientAppCallable) -> ClientAppCallable:
-    """Seed NumPy's global generator, which Flower draws noise from, from the operating system's entropy.
-
-    Whoever knows the seed that another set could subtract the noise.
-    """
-
-    def call(message: Message, context: Context) -> Message:
-        reply = call_next(message, context)
-        np.random.seed()
-        return reply
-
-    return call
-
-
-def local_privacy(settings: Settings) -> LocalDpMod:
-    """Return the mod that clips a change to a norm C and adds Gaussian noise of 2 C √(2 ln 1.25/δ) / ε.
+def deviation(settings: Settings) -> float:
+    """Return the standard deviation of local noise, 2 C √(2 ln 1.25/δ) / ε.
 
     Two changes of norm C are at most 2 C apart. Dwork & Roth, "The Algorithmic Foundations of Differential
     Privacy", 2014, theorem A.1, for ε in (0, 1).
     """
-    norm = settings.dp.clipping_norm
-    return LocalDpMod(norm, 2 * norm, settings.dp.epsilon, settings.dp.delta)
+    return 2 * settings.dp.clipping_norm * sqrt(2 * log(1.25 / settings.dp.delta)) / settings.dp.epsilon
+
+
+def blurred(sent: ArrayRecord, trained: ArrayRecord, most: float, deviation: float) -> ArrayRecord:
+    """Clip a change, add noise to it, and only then add it to what was sent.
+
+    Clipped change and noise are float64. What follows, rounding to the dtype of what was sent above all, is a
+    function of their sum and of what the server knows, so that nothing which the server sends makes the
+    change count more. Flower's `LocalDpMod` adds before it blurs, and then rounding beside a large value of
+    the server's makes a change of any length.
+
+    Parameters
+    ----------
+    sent : ArrayRecord
+        What the client was sent.
+    trained : ArrayRecord
+        The same arrays after training. Where the change has no finite norm, it counts as none.
+    most : float
+        C, the largest norm of the whole change.
+    deviation : float
+        Standard deviation of the noise. Its generator is seeded by the operating system.
+
+    Returns
+    -------
+    ArrayRecord
+        The arrays, in the order and with the dtypes of those sent.
+    """
+    before = {name: array.numpy() for name, array in sent.items()}
+    with np.errstate(all="ignore"):
+        change = {
+            n: trained[n].numpy().astype(np.float64) - old.astype(np.float64) for n, old in before.items()
+        }
+        whole = hypot(*(float(np.linalg.norm(one)) for one in change.values()))
+        share = min(1.0, most / whole) if 0 < whole < inf else 0.0
+        noise, private = default_rng(), ArrayRecord()
+        for name, old in before.items():
+            clipped = share * change[name] if share else 0.0
+            new = old + (clipped + noise.normal(0.0, deviation, old.shape))
+            private[name] = Array(np.asarray(new, old.dtype))
+    return private

@@ -5,6 +5,8 @@ import shutil
 
 import numpy as np
 import pytest
+from dp_accounting import GaussianDpEvent, SelfComposedDpEvent
+from dp_accounting.pld import PLDAccountant
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
@@ -13,7 +15,7 @@ from app.backbones import load_backbone
 from app.methods import METHODS
 from app.records import to_record
 from app.source import source_hash
-from client_app import local_training, messages
+from client_app import budget, local_training, messages, privacy
 from client_app.policy import Policy
 from tests.bad_input.given import domain, png, write
 
@@ -31,14 +33,15 @@ def first(small_backbone):
 def asked(federation, small_backbone, first):
     """Ask a site for everything; return its replies by kind. Keywords are settings, `node` its own word."""
 
-    def asked(node=None, arrays=first, **settings):
+    def asked(node=None, arrays=first, run="test", state_round=0, **settings):
         own = {"policy": "closed", "backbone": str(small_backbone), **(node or {})}
         own = {key: value for key, value in own.items() if value is not None}
         clients = federation(1, node_config=own, **settings)
         config = {
             "backbone": load_backbone(str(small_backbone)).fingerprint,
             "source": source_hash(),
-            "run": "test",
+            "run": run,
+            "state-round": state_round,
             "run-token": "0123456789abcdef",
             "server-round": 1,
             "clipping_norm": 1.0,
@@ -332,11 +335,7 @@ def test_a_sites_name_is_its_own_word(vqa, asked):
 @pytest.fixture
 def still_noise(monkeypatch):
     """Draw the same noise every time."""
-
-    def normal(mean, deviation, shape):
-        return np.random.Generator(np.random.PCG64(7)).normal(mean, deviation, shape)
-
-    monkeypatch.setattr(np.random, "normal", normal)
+    monkeypatch.setattr(privacy, "default_rng", lambda: np.random.Generator(np.random.PCG64(7)))
 
 
 @pytest.mark.parametrize("policy", ["open", "closed"])
@@ -362,6 +361,91 @@ def test_under_local_privacy_only_the_noised_arrays_depend_on_the_data(vqa, stil
         if kind == "train":
             assert dict(records["metrics"]) == {"num-examples": 1}
             assert any(arrays[name].data != moved[name].data for name in arrays)
+
+
+def damaged_data(monkeypatch, vqa):
+    return vqa(**FAILURES["a broken image"], dp__mode="local")
+
+
+def few_examples(monkeypatch, vqa):
+    return vqa(domain(train=9, test=9), dp__mode="local")
+
+
+def overflow(monkeypatch, vqa):
+    """An example that the server looks for, by arrays of its own, makes a number that is none."""
+    return vqa(dp__mode="local", learning_rate=1e30)
+
+
+def breaks(monkeypatch, vqa):
+    def fail(*_, **__):
+        raise RuntimeError(SECRET)
+
+    for work in ("train_round", "evaluate"):
+        monkeypatch.setattr(messages, work, fail)
+    return vqa(dp__mode="local")
+
+
+@pytest.mark.parametrize("failing", [damaged_data, few_examples, overflow, breaks])
+def test_under_local_privacy_a_failure_is_a_reply_of_noise(
+    vqa, first, still_noise, monkeypatch, failing, caplog
+):
+    replies = failing(monkeypatch, vqa)
+    assert not any(reply.has_error() for reply in replies.values())
+    for kind in ("train", "evaluate"):
+        assert dict(replies[kind].content["metrics"]) == {"num-examples": 1}
+    handshake = dict(replies["query"].content["handshake"])
+    assert handshake["name"] == "partition 0"
+    assert not {"natural-partitions", "skipped", "unanswerable", "text-only"} & set(handshake)
+    # σ = 2 √(2 ln 1.25/δ) / ε
+    noise, deviation = np.random.Generator(np.random.PCG64(7)), 4 * np.sqrt(2 * np.log(1.25e5))
+    for name, array in replies["train"].content["arrays"].items():
+        before = first[name].numpy()
+        expected = before + noise.normal(0.0, deviation, before.shape)
+        np.testing.assert_allclose(array.numpy(), expected, rtol=1e-5)
+    assert "this failed" in caplog.text
+
+
+def test_under_local_privacy_a_lost_state_is_not_told(asked, home):
+    """A round that failed has left none: it would tell of that one."""
+    replies = asked(dp__mode="local", test_examples=12, state_round=1)
+    assert "state-recovered" not in replies["train"].content["metrics"]
+    assert dict(replies["evaluate"].content["metrics"]) == {"num-examples": 1}
+
+
+def test_all_that_a_site_answers_costs_no_more_than_its_budget(asked, home):
+    """However often a round is asked for, in whatever run. Of ε = 0.5, δ = 1e-5 three answers cost 0.530."""
+    node = {"require-dp": "local", "max-epsilon": 0.54}
+    settings = {"dp__mode": "local", "test_examples": 12}
+    spent = "a site has spent its max-epsilon = 0.54 at max-delta = 0.0001"
+    for run in ("a", "b", "a"):
+        assert not asked(node, run=run, **settings)["train"].has_error()
+    for run in ("a", "c"):
+        assert refusal(asked(node, run=run, **settings)["train"]) == spent
+    lines = (home / "clients" / "released-0.txt").read_text().splitlines()
+    assert [line.split(maxsplit=1)[1] for line in lines] == [
+        f"{run}-0123456789abcdef round 1" for run in ("a", "b", "a")
+    ]
+    squares = sum(float(line.split()[0]) for line in lines)
+    event = SelfComposedDpEvent(GaussianDpEvent(np.sqrt(2 * np.log(1.25e5)) / 0.5), 3)
+    exact = PLDAccountant().compose(event)
+    assert budget.least_delta(squares, 0.54) == pytest.approx(exact.get_delta(0.54), rel=1e-5)
+    assert exact.get_epsilon(1e-4) == pytest.approx(0.530, abs=5e-4)
+    # Another site's are its own affair, and one that sets no bound has no such file.
+    assert not asked({**node, "partition-id": 1}, run="a", **settings)["train"].has_error()
+
+
+def test_what_was_spent_is_not_forgotten_by_damage(asked, home, caplog):
+    node, settings = {"require-dp": "local"}, {"dp__mode": "local", "test_examples": 12}
+    assert not asked(node, **settings)["train"].has_error()
+    ledger = home / "clients" / "released-0.txt"
+    for text in (ledger.read_text()[:-1], "", "-1 test\n", "a lot test\n", "\n"):
+        ledger.write_text(text)
+        assert (
+            refusal(asked(node, **settings)["train"])
+            == "train failed on partition 0: the site's log says why"
+        )
+        assert f"{ledger} is damaged" in caplog.text
+        caplog.clear()
 
 
 def test_a_run_whose_clients_send_no_scores_has_a_report(federation, monkeypatch):

@@ -372,7 +372,6 @@ def few_examples(monkeypatch, vqa):
 
 
 def overflow(monkeypatch, vqa):
-    """An example that the server looks for, by arrays of its own, makes a number that is none."""
     return vqa(dp__mode="local", learning_rate=1e30)
 
 

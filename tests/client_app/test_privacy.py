@@ -122,7 +122,7 @@ def blur(monkeypatch, sent, change, noise):
 @pytest.mark.parametrize("exponent", range(18, 31))
 @pytest.mark.parametrize("steps", range(4))
 def test_a_large_value_of_the_servers_makes_no_change_count_more(monkeypatch, exponent, steps):
-    """What leaves is a function of the sum of clipped change and noise alone: of 1 − 1, or of 0 + 0, and so on.
+    """What leaves is a function of the sum of clipped change and noise: of 1 − 1 as of 0 + 0, and so on.
 
     Rounded to float32 before the noise, a change of 1 beside 2²⁴ + 2 is one of 2.
     """

@@ -171,11 +171,15 @@ def table(lines: Sequence[Mapping[str, Any]]) -> str:
         points = np.array([100 * own["mean"] for own in scores.values()])
         spread = f" ± {points.std(ddof=1):.1f}" if len(points) > 1 else ""
         lost = less(scores, clean_of(found, share, defence, attack))
-        shown = f"{np.mean(lost):.1f} ({', '.join(f'{one:.1f}' for one in lost)})" if lost else "–"
+        shown = f"{_points(float(np.mean(lost)))} ({', '.join(map(_points, lost))})" if lost else "–"
         kept = [100 * own["kept"] for own in scores.values() if "kept" in own]
         cells = [share, defence, attack, str(len(points)), f"{points.mean():.1f}{spread}", shown]
         text.append(f"| {' | '.join([*cells, f'{np.mean(kept):.0f} %' if kept else '–'])} |")
     return "\n".join(text)
+
+
+def _points(value: float) -> str:
+    return f"{round(value, 1) + 0.0:.1f}"  # no -0.0
 
 
 def judge(lines: Sequence[Mapping[str, Any]]) -> int:

@@ -84,6 +84,10 @@ def answer(kind: str, folder: Path, server_round: int, clock: Clock) -> None:
         state=RecordDict(),
         run_config=facts["run-config"],
     )
+    if kind in ("train", "evaluate"):
+        from client_app.site_word import SITE_WORD, give_word
+
+        message.content["config"][SITE_WORD] = give_word(context)
     clock.lap("message")
 
     if kind != "noop":

@@ -26,8 +26,9 @@ from app.backbones import choose_device
 from app.caches import CACHES, cache_limit, prune
 from app.home import closed_folder, closed_home
 
-from .client import SITE_KEYS, STATE_DIR, Client, weights_sent
+from .client import SITE_KEYS, Client, weights_sent
 from .policy import POLICY_KEYS
+from .site_word import STATE_DIR
 
 NODE_KEYS = ("partition-id", "num-partitions", *SITE_KEYS, STATE_DIR, *POLICY_KEYS)
 _GIB = 2**30

@@ -27,14 +27,13 @@ from .budget import spend, squared_shift
 from .carried_state import pick_up, put_down
 from .kept_examples import Sources, kept_examples
 from .policy import Policy, PublicError, Weights, in_simulation
+from .site_word import STATE_DIR, state_dir
 
 if TYPE_CHECKING:
     from data_partitions.benchmarks import Partition
 
 # A site's own settings: its node-config may set them, whatever the run says.
 SITE_KEYS = ("backbone", "data-dir", "device")
-# And one that no run may set: where the site keeps its private states.
-STATE_DIR = "state-dir"
 _PURPOSE = {"train": "train on", "test": "evaluate on"}
 
 
@@ -174,11 +173,7 @@ class Client:
     @property
     def state_dir(self) -> Path:
         """The site's folder for private states; ValueError if the node names a relative one."""
-        given = self.context.node_config.get(STATE_DIR)
-        folder = Path(str(given)).expanduser() if given else feddat_home() / "clients"
-        if not folder.is_absolute():
-            raise ValueError(f"node-config: {STATE_DIR} = {given!r} is relative; allowed: an absolute path")
-        return folder
+        return state_dir(self.context.node_config)
 
     def shelf(self, config: Mapping[str, Any]) -> Shelf:
         """Return where the private states of the run lie that a message's `config` names.

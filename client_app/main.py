@@ -16,6 +16,7 @@ from app.home import closed_home
 
 from .policy import discreet
 from .privacy import private_training
+from .site_word import obedient
 
 app = ClientApp()
 _tidy = functools.cache(prune)  # once a process
@@ -38,7 +39,7 @@ def query(message: Message, context: Context) -> Message:
         return messages.introduce(message, context)
 
 
-@app.train(mods=[discreet, private_training])
+@app.train(mods=[discreet, obedient, private_training])
 def train(message: Message, context: Context) -> Message:
     """Train for one round; reply with what is shared and scalars."""
     with _at_home():
@@ -47,7 +48,7 @@ def train(message: Message, context: Context) -> Message:
         return messages.train(message, context)
 
 
-@app.evaluate(mods=[discreet])
+@app.evaluate(mods=[discreet, obedient])
 def evaluate(message: Message, context: Context) -> Message:
     """Score the branches on the client's test split; reply with scalars."""
     with _at_home():

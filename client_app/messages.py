@@ -22,7 +22,8 @@ from app.source import source_hash
 
 from .client import Client
 from .local_training import evaluate, train_round
-from .policy import PublicError
+from .policy import PublicError, in_simulation
+from .site_word import SITE_WORD, give_word
 from .written_answers import evaluate_written
 
 log = logging.getLogger("flwr")
@@ -62,7 +63,11 @@ def introduce(message: Message, context: Context) -> Message:
             **client.policy.told(measured, client.settings.dp.mode),
         }
     )
-    return Message(RecordDict({"handshake": answer}), reply_to=message)
+    content = RecordDict({"handshake": answer})
+    if not in_simulation():
+        # A record of its own: what is in the other may be logged.
+        content["secret"] = ConfigRecord({SITE_WORD: give_word(context)})
+    return Message(content, reply_to=message)
 
 
 def train(message: Message, context: Context) -> Message:

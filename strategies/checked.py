@@ -17,6 +17,7 @@ from flwr.serverapp.strategy import Strategy
 
 from .checks import one_line
 from .codec import Codec
+from .handshake import SITE_WORD, UNKNOWN_WORD, unguessable
 from .inbox import Reply, Request, accept
 from .membership import Admission, Members
 from .metrics import Ranges
@@ -284,21 +285,27 @@ class Checked(StrategyWrapper):
                 message.content = RecordDict({**content, key: encoded[id(arrays)]})
             node = message.metadata.dst_node_id
             partition = self._members.partitions[node]
-            message.content = self._with_state_round(message.content, partition)
+            message.content = self._for_one(message.content, node)
             self._requests[node] = Request(partition, content, message)
         return messages
 
-    def _with_state_round(self, content: RecordDict, partition_id: int) -> RecordDict:
-        """Say beside the round which round's state the client should have; the records of `content` stay."""
-        if not self._members.handshake or partition_id not in self._trained_in:
-            return content  # without a handshake a partition is a rank, and no client's for good
-        state_round = self._trained_in[partition_id]
-        said = {
-            key: ConfigRecord({**config, "state-round": state_round})
-            for key, config in content.config_records.items()
-            if "server-round" in config
-        }
-        return RecordDict({**content, **said})
+    def _for_one(self, content: RecordDict, node: int) -> RecordDict:
+        """Say beside the round what is for one client alone; the records of `content` stay as they are.
+
+        That is what makes the message's id unguessable, the client's own word, and which round's state it
+        should have. Flower's mods for clients read the config of a message that has one: so it gets no second.
+        """
+        partition_id = self._members.partitions[node]
+        said: dict[str, str | int] = {**unguessable()}
+        if word := self._members.word_of(node):
+            said[SITE_WORD] = word
+        # Without a handshake a partition is a rank, and no client's for good.
+        if self._members.handshake and partition_id in self._trained_in:
+            said["state-round"] = self._trained_in[partition_id]
+        records = content.config_records
+        of_round = (key for key, config in records.items() if "server-round" in config)
+        key = next(of_round, next(iter(records), "config"))
+        return RecordDict({**content, key: ConfigRecord({**records.get(key, {}), **said})})
 
     def _sent(self) -> ArrayRecord:
         """Return what the round's clients were sent; all of them the same names, shapes and dtypes."""
@@ -322,6 +329,8 @@ class Checked(StrategyWrapper):
         )
         for partition_id, reason in refused:
             log.warning("round %d, %s: partition %d refused: %s", server_round, phase, partition_id, reason)
+            if reason == UNKNOWN_WORD:
+                self._members.ask_anew(partition_id, server_round)
             for observer in self.observers:
                 observer.refused(server_round, phase, partition_id, reason)
         return valid, [reason for _, reason in refused]

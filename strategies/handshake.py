@@ -1,6 +1,7 @@
 """The question every node answers before it takes part: which partition it holds, and what it runs."""
 
 import re
+import secrets
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import cast
@@ -13,18 +14,42 @@ from .places import Places
 
 Answer = ConfigRecord | str  # a node's own words, or why there are none
 
+# In the record `secret` of an answer: what a node wants to find in the config of each message to it.
+SITE_WORD = "site-word"
+# What a node says that finds another there, or none.
+UNKNOWN_WORD = "the message does not have this site's word"
+_LONGEST_WORD = 200
 
-def ask(grid: Grid, node_ids: Iterable[int], server_round: int, timeout: float) -> dict[int, Answer]:
-    """Send the query to each node and collect the answers that come in time, by node id."""
+
+def unguessable() -> dict[str, str]:
+    """Return what makes a message's id unguessable: it is a hash of what is in it.
+
+    A SuperLink takes a reply from whoever of the registered nodes names the sender and that id; each other
+    node was sent all but the same.
+    """
+    return {"nonce": secrets.token_hex(16)}
+
+
+def ask(
+    grid: Grid, node_ids: Iterable[int], server_round: int, timeout: float
+) -> tuple[dict[int, Answer], dict[int, str]]:
+    """Send the query to each node; return the answers that come in time and the nodes' words, by node id."""
     asked = sorted(node_ids)
     if not asked:
-        return {}
-    question = RecordDict({"config": ConfigRecord({"server-round": server_round})})
-    messages = [Message(question, dst_node_id=node, message_type=MessageType.QUERY) for node in asked]
+        return {}, {}
+    messages = [
+        Message(
+            RecordDict({"config": ConfigRecord({"server-round": server_round, **unguessable()})}),
+            dst_node_id=node,
+            message_type=MessageType.QUERY,
+        )
+        for node in asked
+    ]
     replies = {
         reply.metadata.src_node_id: reply for reply in grid.send_and_receive(messages, timeout=timeout)
     }
-    return {node: _answer(replies.get(node)) for node in asked}
+    words = {node: word for node in asked if (word := _word(replies.get(node)))}
+    return {node: _answer(replies.get(node)) for node in asked}, words
 
 
 def judge(
@@ -113,6 +138,14 @@ def _answer(reply: Message | None) -> Answer:
     if type(partition) is not int or partition < 0:  # True is an int to Python
         return f"the handshake's partition-id is {one_line(partition, 40)}; a whole number from 0 is needed"
     return answer
+
+
+def _word(reply: Message | None) -> str | None:
+    """Return a node's own word, if it gives one."""
+    if reply is None or reply.has_error():
+        return None
+    word = reply.content.config_records.get("secret", ConfigRecord()).get(SITE_WORD)
+    return word if isinstance(word, str) and 0 < len(word) <= _LONGEST_WORD else None
 
 
 def _short(value: object) -> str:

@@ -78,6 +78,7 @@ class Members:
         self.places = Places(admission.places)
         self.partitions: dict[int, int] = {}
         self._answers: dict[int, ConfigRecord] = {}  # of all that were admitted
+        self._words: dict[int, str] = {}  # of all that gave one
         self._refused: dict[int, tuple[int, int]] = {}  # node → how often, and the round to ask it again
 
     def gather(self, grid: Grid, server_round: int) -> None:
@@ -156,6 +157,16 @@ class Members:
         if admitted:
             self._admit(admitted)
 
+    def word_of(self, node: int) -> str | None:
+        """Return what a node wants to find in each message to it; None if it did not say so."""
+        return self._words.get(node)
+
+    def ask_anew(self, partition_id: int, server_round: int) -> None:
+        """Take a member for a node that has just come: with its private files it has lost its word."""
+        for node in [node for node, partition in self.partitions.items() if partition == partition_id]:
+            del self.partitions[node]
+            self._refuse({node}, [], server_round)
+
     def _wait(self, grid: Grid, wanted: int, heard: Collection[int], deadline: float) -> set[int]:
         """Wait for the expected number of nodes and for one that was not heard, or for the deadline.
 
@@ -183,7 +194,11 @@ class Members:
 
     def _ask(self, grid: Grid, nodes: set[int], server_round: int, patience: float) -> dict[int, Answer]:
         """Ask nodes who they are; one that comes when the time is over has some all the same."""
-        return ask(grid, nodes, server_round, max(patience, min(self.wait_seconds, LATE_SECONDS)))
+        answers, words = ask(
+            grid, nodes, server_round, max(patience, min(self.wait_seconds, LATE_SECONDS))
+        )
+        self._words |= words
+        return answers
 
     def _ranked(self, nodes: set[int]) -> dict[int, Answer]:
         """Give each node that is not asked the number of its own place, or the next that is free."""

@@ -19,7 +19,7 @@ def folder_of(state_dir: Path, run: str, partition: int) -> Path:
 
 def newest_state(state_dir: Path, run: str, partition: int) -> dict[str, ArrayRecord]:
     """Return the newest private state by part, without those that have no arrays; {} if there is none."""
-    if not state_dir.exists():
+    if not any(state_dir.glob(f"{run}-*")):
         return {}
     folder = folder_of(state_dir, run, partition)
     files = sorted(folder.glob("round-*.safetensors")) if folder.exists() else []

@@ -4,6 +4,7 @@ import errno
 import os
 import platform
 import shutil
+from contextlib import suppress
 
 import flwr
 import numpy as np
@@ -23,6 +24,7 @@ from app.source import source_hash
 from app.tasks import TASKS
 from client_app import client, local_training, messages
 from client_app.client import data_options
+from client_app.site_word import SITE_WORD, give_word
 from data_partitions.benchmarks import load_partition, text_only_baseline
 
 
@@ -54,9 +56,11 @@ def call(federation, small_backbone, fresh):
     def call(clients, kind, partition=0, server_round=1, arrays=first, **config):
         config = {**identity, "server-round": server_round, **config}
         content = {"config": ConfigRecord({k: v for k, v in config.items() if v is not None})}
+        node = clients.node_id(partition)
         if kind != "query":
             content["arrays"] = arrays
-        node = clients.node_id(partition)
+            with suppress(ValueError):  # a site that cannot have one
+                content["config"][SITE_WORD] = give_word(clients.contexts[node])
         (reply,) = clients.send_and_receive(
             [Message(RecordDict(content), dst_node_id=node, message_type=kind)]
         )
@@ -292,7 +296,7 @@ def test_a_relative_state_dir_is_refused(federation, call):
 def test_a_server_cannot_lead_a_client_out_of_its_folder(federation, call, home, kind, key, value):
     reply = call(federation(), kind, **{key: value})
     assert refusal(reply).startswith(f"{key} = {value!r} in the server's message; allowed: text like ")
-    assert not (home / "clients").exists()
+    assert [path.name for path in (home / "clients").rglob("*")] == [".secret-0"]
 
 
 def test_states_that_were_deleted_are_told_in_the_reply(federation, call, home):
@@ -438,7 +442,7 @@ def test_evaluation_leaves_the_private_state_as_it_was(federation, call, home):
     clients = federation()
     call(clients, "train")
     before = kept()
-    assert len(before) == 1
+    assert {path.name for path in before} == {"round-000001.safetensors", ".secret-0"}
     reply = call(clients, "evaluate")
     assert set(reply.content) == {"metrics"}
     assert kept() == before

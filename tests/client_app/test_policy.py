@@ -2,6 +2,7 @@
 
 import itertools
 import shutil
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from app.records import to_record
 from app.source import source_hash
 from client_app import budget, local_training, messages, privacy
 from client_app.policy import Policy
+from client_app.site_word import SITE_WORD, give_word
 from tests.bad_input.given import domain, png, write
 
 SECRET = "Mallory-Vance-1970"
@@ -55,6 +57,8 @@ def asked(federation, small_backbone, first):
             content = RecordDict({"config": ConfigRecord(config)})
             if kind != "query":
                 content["arrays"] = arrays
+                with suppress(ValueError):  # a site that cannot have one
+                    content["config"][SITE_WORD] = give_word(clients.contexts[clients.node_id(0)])
             message = Message(content, dst_node_id=clients.node_id(0), message_type=kind)
             (replies[kind],) = clients.send_and_receive([message])
         return replies

@@ -87,7 +87,7 @@ def answer(kind: str, folder: Path, server_round: int, clock: Clock) -> None:
     if kind in ("train", "evaluate"):
         from client_app.site_word import SITE_WORD, give_word
 
-        message.content["config"][SITE_WORD] = give_word(context)
+        message.content.config_records["config"][SITE_WORD] = give_word(context)
     clock.lap("message")
 
     if kind != "noop":

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Context, Message
+from flwr.app import ConfigRecord, Context, Message
 from flwr.clientapp.typing import ClientAppCallable
 
 from app.files import write_atomically
@@ -61,10 +61,10 @@ def give_word(context: Context) -> str:
 def obedient(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
     """Answer a message that has the site's word, and refuse any other before anything is done.
 
-    A simulation's nodes are the user's own: none of them sends what the server did not, and there are no words.
+    A simulation's nodes are the user's own, and need no words.
     """
     if not in_simulation():
-        said = message.content.config_records.get("config", {}).get(SITE_WORD)
+        said = message.content.config_records.get("config", ConfigRecord()).get(SITE_WORD)
         word = _kept_word(context)
         if word is None or not isinstance(said, str) or not hmac.compare_digest(said.encode(), word.encode()):
             raise PublicError(UNKNOWN_WORD)

@@ -293,7 +293,7 @@ class Checked(StrategyWrapper):
         """Say beside the round what is for one client alone; the records of `content` stay as they are.
 
         That is what makes the message's id unguessable, the client's own word, and which round's state it
-        should have. Flower's mods for clients read the config of a message that has one: so it gets no second.
+        should have. Flower's mods for clients take one record of config, so there is no second.
         """
         partition_id = self._members.partitions[node]
         said: dict[str, str | int] = {**unguessable()}

@@ -194,9 +194,7 @@ class Members:
 
     def _ask(self, grid: Grid, nodes: set[int], server_round: int, patience: float) -> dict[int, Answer]:
         """Ask nodes who they are; one that comes when the time is over has some all the same."""
-        answers, words = ask(
-            grid, nodes, server_round, max(patience, min(self.wait_seconds, LATE_SECONDS))
-        )
+        answers, words = ask(grid, nodes, server_round, max(patience, min(self.wait_seconds, LATE_SECONDS)))
         self._words |= words
         return answers
 

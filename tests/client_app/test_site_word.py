@@ -19,7 +19,9 @@ def words_of(clients):
 
 
 def files_of(home):
-    return {path: path.read_bytes() for path in home.rglob("*") if path.is_file() and "data" not in path.parts}
+    return {
+        path: path.read_bytes() for path in home.rglob("*") if path.is_file() and "data" not in path.parts
+    }
 
 
 def test_both_sides_call_it_the_same():
@@ -49,7 +51,9 @@ def test_a_word_is_of_one_site_and_run_and_the_same_in_every_process(site, home)
         "from flwr.app import Context, RecordDict; from client_app.site_word import give_word;"
         f" print(give_word(Context(7, 1, {site().node_config!r}, RecordDict(), {{}})))"
     )
-    other = subprocess.run([sys.executable, "-c", asked], cwd=ROOT, capture_output=True, text=True, check=True)
+    other = subprocess.run(
+        [sys.executable, "-c", asked], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert other.stdout.strip() == word
 
 
@@ -115,7 +119,6 @@ def test_the_word_is_in_no_file_of_a_run_and_in_no_log(federation, caplog):
 def test_a_run_that_is_resumed_learns_the_words_again(federation, home):
     """It is another run to Flower, with an id and so words of its own."""
     one = federation(2, deployed=True, run_name="whole").serve()
-
 
     def stop(node, reply):
         if newest_state(home / "clients", "cut", 1) and reply.metadata.message_type == "evaluate":

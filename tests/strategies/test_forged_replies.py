@@ -51,7 +51,9 @@ def test_no_nodes_message_tells_the_id_of_anothers(sent, handshake):
 def test_the_second_try_of_a_round_has_another(toy, sent):
     grid = toy.Grid({7: toy.Client(0, alter=lambda content: "an error")})
     with pytest.raises(RuntimeError, match="tried twice"):
-        FedDAT(FedAvg(min_train_nodes=1, min_available_nodes=1)).start(grid, toy.arrays(x=[1.0]), num_rounds=1)
+        FedDAT(FedAvg(min_train_nodes=1, min_available_nodes=1)).start(
+            grid, toy.arrays(x=[1.0]), num_rounds=1
+        )
     first, second = (m.content["config"]["nonce"] for m in grid.sent if m.metadata.message_type == "train")
     assert first != second
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from app.measurements import MEASURED, SAID, Range
 from strategies import one_line
+from strategies.metrics import OF_THE_SERVER
 
 from .rows import RESERVED, SERVER
 
@@ -15,7 +16,7 @@ _RANGES: dict[str, Range] = {
     **MEASURED["train"],
     **MEASURED["evaluate"],
     **SAID,
-    **dict.fromkeys(("bytes-down", "bytes-up", "metrics-dropped"), (0, 2**63)),
+    **OF_THE_SERVER,
 }
 _LARGEST = 1e100
 
@@ -89,5 +90,8 @@ def _is_good(said: dict[str, Any], key: str) -> bool:
         return key not in RESERVED
     if type(value) not in (int, float) or key in RESERVED:
         return False
-    bounds = (-_LARGEST, _LARGEST) if said["partition"] == SERVER else _RANGES.get(key)
+    if said["partition"] == SERVER:  # it measures under any name, but counts of the clients alone
+        bounds = None if key in OF_THE_SERVER else (-_LARGEST, _LARGEST)
+    else:
+        bounds = _RANGES.get(key)
     return bounds is not None and bounds[0] <= value <= bounds[1]

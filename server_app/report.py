@@ -19,7 +19,7 @@ from strategies.privacy import epsilon
 
 from . import markdown
 from .curves import draw_curves
-from .rows import ALL, GROUPS, Rows, best_round, by_round, central, last_round, names_of
+from .rows import ALL, GROUPS, Rows, best_round, central, last_round, median_scores, names_of
 from .scores import measured_on, scores, what_ran
 
 
@@ -178,7 +178,7 @@ def _best(rows: Rows) -> str:
     best = best_round(rows, last_round(rows))
     if best is None:
         return ""
-    return f"{best}, mean student {100 * np.mean(by_round(rows, 'student')[best]):.1f}, in adapter-best/"
+    return f"{best}, median student {100 * median_scores(rows)[best]:.1f}, in adapter-best/"
 
 
 def _num_parameters(weights: Path) -> int:

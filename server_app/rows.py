@@ -6,8 +6,8 @@ has the accuracy over all classes as ``student``, and those of the groups of cla
 """
 
 from collections.abc import Mapping, Sequence
-from math import isfinite
-from statistics import fmean
+from math import isfinite, nan
+from statistics import median
 from typing import Any
 
 Rows = Sequence[Mapping[str, Any]]
@@ -47,7 +47,16 @@ def by_round(rows: Rows, key: str) -> dict[int, list[float]]:
     return values
 
 
+def median_scores(rows: Rows) -> dict[int, float]:
+    """Return the median student score of each round that has one."""
+    known = [row for row in rows if isfinite(row.get("student", nan))]
+    return {server_round: median(scores) for server_round, scores in by_round(known, "student").items()}
+
+
 def best_round(rows: Rows, until: int) -> int | None:
-    """Return the round up to `until` with the best mean student score, the first of equals."""
-    means = {r: fmean(scores) for r, scores in by_round(rows, "student").items() if r <= until}
-    return max((r for r, mean in means.items() if isfinite(mean)), key=means.__getitem__, default=None)
+    """Return the round up to `until` with the best median student score, the first of equals.
+
+    A score is a client's own word: of a mean, one client would choose the round.
+    """
+    medians = median_scores(rows)
+    return max((r for r in medians if r <= until), key=medians.__getitem__, default=None)

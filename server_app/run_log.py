@@ -91,7 +91,7 @@ class RunLog(RoundObserver):
         (self.folder / "report.md").unlink(missing_ok=True)
 
     def best_round(self, until: int) -> int | None:
-        """Return the round up to `until` with the best mean score."""
+        """Return the best round up to `until`, see `rows.best_round`."""
         return best_round(self.rows, until)
 
     @property

@@ -17,11 +17,14 @@ MAX_CONFIG_RECORDS = 10
 MAX_CONFIG_KEYS = 100
 MAX_CONFIG_BYTES = 2**16
 
-# What the server counts itself, and tells the observer among the metrics.
-OF_THE_SERVER = ("bytes-down", "bytes-up", "clipped", "metrics-dropped")
-
 # Name → smallest and largest value, both allowed.
 Ranges = Mapping[str, tuple[float, float]]
+
+# What the server counts itself, and tells the observer among the metrics.
+OF_THE_SERVER: Ranges = {
+    **dict.fromkeys(("bytes-down", "bytes-up", "metrics-dropped"), (0, 2**63)),
+    "clipped": (0, 1),
+}
 
 
 def excess(content: RecordDict) -> str | None:

@@ -273,7 +273,7 @@ def test_a_finished_run_goes_on_for_more_rounds(sites, drawn):
 
 
 def test_the_best_round_is_exported_beside_the_last(sites, drawn, monkeypatch):
-    """The mean of the clients' scores is best in round 2, though one of them does better in round 3."""
+    """The median of the clients' scores is best in round 2, though one of them does better in round 3."""
     from client_app import messages
 
     scores = {(1, 0): 0.3, (1, 1): 0.3, (2, 0): 0.5, (2, 1): 0.4, (3, 0): 0.1, (3, 1): 0.7}

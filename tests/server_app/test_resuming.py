@@ -7,6 +7,7 @@ import pytest
 
 from app.settings import SettingsError
 from server_app.checkpoints import Checkpoints
+from tests.conftest import default_run_config
 
 
 @pytest.fixture
@@ -150,6 +151,9 @@ DAMAGES = {
         '{"round": true, "partition": 0}\n{"round": -1, "partition": 0}\n{"round": 1, "partition": -2}\n'
     ),
     "a folder": lambda path, lines: (path.unlink(), path.mkdir(), (path / "x").touch()),
+    "a client's count in the server's row": lambda path, lines: path.write_bytes(
+        b"".join(lines) + b'{"round": 1, "partition": -1, "clipped": 0.5}\n'
+    ),
 }
 
 
@@ -228,3 +232,28 @@ def test_without_the_best_checkpoint_the_rest_is_exported(folder, resume, caplog
     assert any(message.startswith("there is no adapter-best: ") for message in caplog.messages)
     assert (folder / "adapter").is_dir()
     assert not (folder / "adapter-best").exists()
+
+
+def test_a_resumed_run_of_the_defaults_keeps_every_number(federation, caplog):
+    """What the settings of other tests switch off is in its rows too, such as how much was clipped."""
+
+    def rows_of(folder):
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        return [{key: row[key] for key in row if not key.endswith("-seconds")} for row in rows]
+
+    def stop(node, reply):
+        if reply.metadata.message_type == "train" and len(clients.wire) > 3 * 2 * 3:
+            raise KeyboardInterrupt
+        return reply
+
+    defaults = {"clip-change": default_run_config()["clip-change"]}
+    whole = federation(3, run_name="whole", **defaults).serve()
+    clients = federation(3, run_name="cut", alter=stop, **defaults)
+    with pytest.raises(KeyboardInterrupt):
+        clients.serve()
+    federation(3, run_name="", resume="cut", **defaults).serve()
+    cut = whole.with_name("cut")
+    assert rows_of(cut) == rows_of(whole)
+    assert all("clipped" in row for row in rows_of(cut))
+    assert not list(cut.glob("*.damaged-*"))
+    assert "damaged" not in caplog.text

@@ -91,6 +91,12 @@ class Site:
         return log.read_text() if log.exists() else ""
 
     @property
+    def app_log(self) -> str:
+        """What its ClientApps have written."""
+        log = self.folder / "flower-superexec.log"
+        return log.read_text() if log.exists() else self.log
+
+    @property
     def node_id(self) -> str:
         return JOINED.findall(self.log)[-1]
 

@@ -5,19 +5,29 @@ import http.client
 import json
 import os
 import shutil
+import sqlite3
 import ssl
 import subprocess
+from contextlib import closing
 
 import httpx
+import numpy as np
 import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.proto.runtime_pb2 import AcquireTaskRequest
 from flwr.supercore.constant import TaskType
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor, SuperExecAuthHttpInterceptor
 from flwr.supercore.runtime import RuntimeHttpClient
 
+from app import __version__
+from app.backbones import load_backbone
+from app.records import SCHEMA
+from app.source import source_hash
+from client_app.site_word import SITE_WORD, UNKNOWN_WORD
 from server_app import signing
 from tests.conftest import ROOT
 from tests.deployment import NEEDS_KEYS, Deployment, needs
+from tests.hostile_site import guess, hostile
 from tests.processes import wait_until
 
 pytestmark = [pytest.mark.slow, NEEDS_KEYS]
@@ -197,3 +207,70 @@ def ask(deployment, method, path, port=None, **headers):
         return answer.status, answer.read()
     finally:
         connection.close()
+
+
+def test_a_registered_site_gives_no_orders_and_answers_in_no_others_name(
+    tmp_path, run_config, small_backbone, monkeypatch
+):
+    """It comes through the door with a key of its own, and knows the app, the run and its own messages."""
+    with Deployment(tmp_path, 2, tls=True) as deployment:
+        deployment.start_superlink()
+        for site in deployment.sites:
+            site.register()
+        victim, other = deployment.sites
+        deployment.start_sites(victim)
+        victim.hold()
+        settings = run_config(run_name="attacked", num_rounds=2, evaluate_every=9, num_clients=2)
+        run_id = deployment.user.start(settings)
+        with hostile(other, run_id, monkeypatch) as site:
+            said = {
+                **{"partition-id": 1, "num-partitions": 2, "version": __version__, "schema": SCHEMA},
+                **{"source": source_hash(), "backbone": load_backbone(str(small_backbone)).fingerprint},
+            }
+            site.answer(site.receive(), RecordDict({"handshake": ConfigRecord(said)}))
+
+            # While the victim trains: a reply in its name, to the message that it must have got. When that was
+            # made is within milliseconds of the own one; what would take many guesses is given to it here.
+            asked, node_id = site.receive(), int(victim.node_id)
+            arrays = asked.content["arrays"]
+            forged = {name: Array(array.numpy() + np.float32(0.125)) for name, array in arrays.items()}
+            assert guess(asked, site.node_id, asked.metadata.created_at) == asked.metadata.message_id
+            metrics = MetricRecord({"num-examples": 10, "train-seconds": 4711.0})
+            content = RecordDict({"arrays": ArrayRecord(forged), "metrics": metrics})
+            for created_at in times_of_messages(deployment.database, node_id):
+                assert not site.answer(asked, content, node_id, guess(asked, node_id, created_at))
+
+            victim.release()
+            counted = MetricRecord({"num-examples": 10})
+            site.answer(asked, RecordDict({"arrays": arrays, "metrics": counted}))
+            asked = site.receive()
+            state = victim.state("attacked")
+            wait_until((state / "round-000002.safetensors").exists)
+
+            # While it waits for the next round: an order to train for the first one again.
+            kept = {path.name: path.read_bytes() for path in state.iterdir()}
+            word = ConfigRecord({**asked.content["config"], "server-round": 1, SITE_WORD: "guessed"})
+            count = victim.log.count("Receiving: train message")
+            assert site.order(RecordDict({"arrays": ArrayRecord(forged), "config": word}), node_id, "train")
+            wait_until(lambda: victim.log.count("Receiving: train message") > count)
+            wait_until(lambda: UNKNOWN_WORD in victim.app_log)
+            assert {path.name: path.read_bytes() for path in state.iterdir()} == kept
+            site.answer(asked, RecordDict({"arrays": asked.content["arrays"], "metrics": counted}))
+            # The last round is evaluated.
+            site.answer(site.receive(), RecordDict({"metrics": counted}))
+        folder = deployment.finished(run_id, "attacked")
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        assert sorted((row["round"], row["partition"]) for row in rows if "refused" not in row) == [
+            (round_, partition) for round_ in (1, 2) for partition in (0, 1)
+        ]
+        assert all(row.get("train-seconds") != 4711.0 for row in rows)
+
+
+def times_of_messages(database, node_id):
+    """Return when the messages to a node were made, as the SuperLink keeps it."""
+    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
+        signed = node_id - 2**64 if node_id >= 2**63 else node_id
+        found = connection.execute("SELECT created_at FROM message_ins WHERE dst_node_id = ?", (signed,))
+        times = [created_at for (created_at,) in found]
+    assert times
+    return times

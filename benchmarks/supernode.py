@@ -79,7 +79,7 @@ def measure(
         # The first of each, left out, reads files from the disk and makes the data.
         for turn in range(repeats + 1):
             for name, app in apps.items():
-                own, before = "" if name == EMPTY else settings, len(site.lines)
+                own, before = "" if name == EMPTY else f"num-clients=1 {settings}", len(site.lines)
                 _, rows = machine.flwr_run(app, "--run-config", f"num-rounds={num_rounds} {own}")
                 time.sleep(1)  # for what the SuperNode says last
                 found = beside_work(messages(site.lines[before:]), rows)

@@ -29,6 +29,7 @@ from app.settings import Settings, SettingsError, feddat_home, read_settings
 from app.source import source_hash
 from data_partitions.benchmarks import BENCHMARKS, DataOptions, check_options
 from strategies import Admission, Checkpoint, FedDAT, Limits, MLLMAlignment, Quorum, Resumable, RoundObserver
+from strategies.membership import is_simulation
 
 from .alignment import open_aligner
 from .card import model_card
@@ -50,6 +51,11 @@ def federate(grid: Grid, context: Context) -> None:
     """Check the settings, federate, export the result, report."""
     settings = read_settings(context.run_config)
     _check_benchmark(settings)
+    if settings.num_clients == 0 and not is_simulation(grid):
+        # Who comes first would say how many to wait for, and whose word on that is right.
+        raise SettingsError(
+            "num-clients = 0 with sites on machines of their own; allowed: how many sites the run waits for"
+        )
     with ExitStack() as alone:
         _federate(grid, settings, alone)
 

@@ -19,6 +19,14 @@ PROGRESS_SECONDS = 5.0
 LATE_SECONDS = 30.0
 
 
+def is_simulation(grid: Grid) -> bool:
+    """Whether all nodes of a grid are the user's own."""
+    # Here, for it brings a database's library; where a grid comes from, it is loaded already.
+    from flwr.superlink.grid import InMemoryGrid
+
+    return isinstance(grid, InMemoryGrid)
+
+
 @dataclass(frozen=True)
 class Admission:
     """Whom a federation waits for, and who may take part in it.
@@ -27,7 +35,8 @@ class Admission:
     ----------
     expected_nodes : int, optional
         Nodes to wait for before the first round. None: as many as most say there are (``num-partitions`` in
-        the handshake), else one.
+        the handshake), else one. Set it where not all nodes are one's own: otherwise one that comes first
+        and says that it is all begins the run alone, and of what few say the others may be kept out.
     wait_seconds : float
         How long to wait for nodes, and for their answers to the handshake; then the run ends with an error.
     expected : Mapping[str, str | int]
@@ -92,10 +101,7 @@ class Members:
         RuntimeError
             They did not come in time, or none of them may take part; in a simulation, one may not.
         """
-        # Here, for it brings a database's library; where a grid comes from, it is loaded already.
-        from flwr.superlink.grid import InMemoryGrid
-
-        simulated = isinstance(grid, InMemoryGrid)
+        simulated = is_simulation(grid)
         if simulated:
             self.places.forget()  # its nodes have new ids and keys in every run
         deadline = monotonic() + self.wait_seconds

@@ -155,6 +155,8 @@ def federation(home, run_config, monkeypatch) -> Callable[..., Deployment]:
     def build(num_clients: int = 2, *, deployed: bool = False, **keywords: Any) -> Deployment:
         names = ("node_config", "node_id", "alter")
         fields = {key: keywords.pop(key) for key in names if key in keywords}
+        if deployed:  # a run of sites does not begin without
+            keywords.setdefault("num-clients", num_clients)
         kind = Deployment if deployed else Federation
         return kind(run_config(**keywords), num_clients, **fields)
 

@@ -46,7 +46,13 @@ def test_strangers_are_refused_and_a_killed_site_comes_back_to_its_own_adapter(
     deployment, tmp_path, run_config, federation
 ):
     """Site 0 keeps the first round open until all strangers are refused, the second until site 1 is back."""
-    settings = {"run_name": "killed", "num_rounds": 3, "evaluate_every": 3, "round_timeout": 180.0}
+    settings = {
+        "num-clients": SITES,
+        "run_name": "killed",
+        "num_rounds": 3,
+        "evaluate_every": 3,
+        "round_timeout": 180.0,
+    }
     first, second, _ = deployment.sites
     first.hold()
     second.hold("killed")
@@ -125,7 +131,14 @@ def test_a_run_with_alignment_goes_on_after_a_power_cut_as_if_there_had_been_non
 ):
     """In the second round, with one client in the middle of its training."""
     align = {"align.when": "each-round", "align.beta": 0.0, "align.steps": 2, "public.examples": 40}
-    settings = {"run_name": "cut", "num_rounds": 2, "evaluate_every": 2, "server_device": "cpu", **align}
+    settings = {
+        "num-clients": SITES,
+        "run_name": "cut",
+        "num_rounds": 2,
+        "evaluate_every": 2,
+        "server_device": "cpu",
+        **align,
+    }
     first = deployment.sites[0]
     first.hold("cut")
     deployment.user.start(run_config(**settings))

@@ -21,6 +21,7 @@ SITES = 3
 SLOW, CUT_OFF = 1, 2
 LOST = (SLOW, CUT_OFF)
 SETTINGS = {
+    "num-clients": SITES,
     "num_rounds": 3,
     "evaluate_every": 3,
     # Long enough for the SuperLink to miss a site and find it again, while the slow one keeps the round open.

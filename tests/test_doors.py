@@ -33,7 +33,7 @@ from tests.processes import wait_until
 pytestmark = [pytest.mark.slow, NEEDS_KEYS]
 NEEDS_NGINX = needs("nginx")
 
-SETTINGS = {"num_rounds": 1, "evaluate_every": 1}
+SETTINGS = {"num_clients": 1, "num_rounds": 1, "evaluate_every": 1}
 FLEET = "/v1/fleet/"
 INNER = ("/v1/runtime/acquire-task", "/v1/control/start-run", "/docs")
 
@@ -229,8 +229,8 @@ def test_a_registered_site_gives_no_orders_and_answers_in_no_others_name(
             }
             site.answer(site.receive(), RecordDict({"handshake": ConfigRecord(said)}))
 
-            # While the victim trains: a reply in its name, to the message that it must have got. When that was
-            # made is within milliseconds of the own one; what would take many guesses is given to it here.
+            # While the victim trains: a reply in its name, to the message that it must have got. Its
+            # time, within milliseconds of the own one, it is told here, not left to try.
             asked, node_id = site.receive(), int(victim.node_id)
             arrays = asked.content["arrays"]
             forged = {name: Array(array.numpy() + np.float32(0.125)) for name, array in arrays.items()}

@@ -94,4 +94,10 @@ def hostile(site: Site, run_id: str, monkeypatch: Any) -> Iterator[Hostile]:
     address, ca = f"localhost:{site.port}", site.deployment.ca.read_bytes()
     with http_request_response(address, False, ca, (key, key.public_key())) as connection:
         node_id, receive, send, _, _, pull, push, _ = connection
-        yield Hostile(node_id, (receive, send, pull, push), int(run_id))
+        failure = None
+        try:
+            yield Hostile(node_id, (receive, send, pull, push), int(run_id))
+        except BaseException as error:
+            failure = error  # Flower would log it, and go on
+    if failure:
+        raise failure

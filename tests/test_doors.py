@@ -253,7 +253,7 @@ def test_a_registered_site_gives_no_orders_and_answers_in_no_others_name(
             count = victim.log.count("Receiving: train message")
             assert site.order(RecordDict({"arrays": ArrayRecord(forged), "config": word}), node_id, "train")
             wait_until(lambda: victim.log.count("Receiving: train message") > count)
-            wait_until(lambda: UNKNOWN_WORD in victim.app_log)
+            wait_until(lambda: UNKNOWN_WORD in victim.app_log, 60)
             assert {path.name: path.read_bytes() for path in state.iterdir()} == kept
             site.answer(asked, RecordDict({"arrays": asked.content["arrays"], "metrics": counted}))
             # The last round is evaluated.

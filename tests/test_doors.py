@@ -213,7 +213,7 @@ def test_a_registered_site_gives_no_orders_and_answers_in_no_others_name(
     tmp_path, run_config, small_backbone, monkeypatch
 ):
     """It comes through the door with a key of its own, and knows the app, the run and its own messages."""
-    with Deployment(tmp_path, 2, tls=True) as deployment:
+    with Deployment(tmp_path, 2, small_backbone, tls=True) as deployment:
         deployment.start_superlink()
         for site in deployment.sites:
             site.register()

@@ -106,7 +106,8 @@ def _read(path: Path, server_round: int) -> Checkpoint:
 
     def part(prefix: str) -> dict[str, np.ndarray]:
         own = {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-        return {name.removeprefix(prefix): tensor.numpy() for name, tensor in own.items()}
+        # No map of the file: whoever cut that while the run goes on would end its process.
+        return {name.removeprefix(prefix): tensor.numpy().copy() for name, tensor in own.items()}
 
     record = ArrayRecord({name: Array(array) for name, array in part("arrays/").items()})
     return Checkpoint(server_round, record, part("state/"))

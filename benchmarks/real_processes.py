@@ -3,72 +3,25 @@
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
+from app.package.cli.processes import QUIET, end, free_port, wait_for
 
 # A Flower app that does nothing: what Flower takes by itself.
 EMPTY_APP = Path(__file__).parent / "empty_app"
-QUIET = {
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-}
 # The last line of a run that went well: this project's names the run's folder.
 OVER = re.compile(r"the run is (?:over|in (.+))$")
 COLOR = re.compile(r"\x1b\[\d*m")
 # When it was read, by `time.perf_counter`, and what it says.
 Line = tuple[float, str]
-
-
-def free_port() -> int:
-    """Return a port that nothing uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def wait_for(port: int, process: subprocess.Popen, said: Callable[[], str], seconds: float = 60.0) -> None:
-    """Wait until a program answers at its port.
-
-    Raises
-    ------
-    RuntimeError
-        If it ended, or did not answer in time; with the end of what it `said`.
-    """
-    end = time.monotonic() + seconds
-    while time.monotonic() < end and process.poll() is None:
-        with socket.socket() as probe:
-            if not probe.connect_ex(("127.0.0.1", port)):
-                return
-        threading.Event().wait(0.2)
-    raise RuntimeError(f"port {port} does not answer: {said()[-2000:]}")
-
-
-def end(process: subprocess.Popen, grace: float = 20.0) -> None:
-    """End a process and all that it started; what is there after `grace` seconds is killed."""
-    if process.poll() is not None:
-        return  # its id may be another's by now
-    with suppress(psutil.NoSuchProcess):
-        # What Flower starts has sessions of its own: the process group is not all.
-        leader = psutil.Process(process.pid)
-        family = [leader, *leader.children(recursive=True)]
-        for member in family:
-            with suppress(psutil.NoSuchProcess):
-                member.terminate() if grace else member.kill()
-        for member in psutil.wait_procs(family, timeout=grace or 20)[1]:
-            with suppress(psutil.NoSuchProcess):
-                member.kill()
-    process.wait()
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,8 @@ class Benchmark:
         Whether its data lie in `data-dir`, or on the hub if it uses `hub_data`.
     uses : sequence of str
         Those of the options in `ONLY_FOR_SOME` that have an effect.
+    usual_clients : int
+        How many clients its protocol has, where none are natural.
     names_in_data : bool
         Whether clients are named by what stands in their files.
     """
@@ -49,4 +51,5 @@ class Benchmark:
     questions: Callable[[DataOptions, int, str, str], datasets.Dataset] | None = None
     needs_folder: bool = True
     uses: Sequence[str] = ()
+    usual_clients: int = 0
     names_in_data: bool = False

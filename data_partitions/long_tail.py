@@ -305,7 +305,14 @@ def _read_rows(path: Path) -> pa.Table:
 
 
 def _benchmark(name: str, tail: LongTail) -> Benchmark:
-    return Benchmark(name=name, names=tail.names, load=tail.load, pool=tail.load_pool, test=tail.load_test)
+    return Benchmark(
+        name=name,
+        names=tail.names,
+        load=tail.load,
+        pool=tail.load_pool,
+        test=tail.load_test,
+        usual_clients=20,
+    )
 
 
 CIFAR10 = _benchmark("cifar10-lt", LongTail("cifar10.parquet", thirds))

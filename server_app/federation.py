@@ -38,6 +38,7 @@ from .export import export_result
 from .inner_strategy import make_strategy
 from .opening import open_run
 from .pretraining.initial_adapter import AdapterPretraining
+from .progress import progress
 from .public_captions import load_captions
 from .report import privacy_line, refusals, results_table, write_report
 from .resuming import kept_facts, last_checkpoint
@@ -102,7 +103,7 @@ def _federate(grid: Grid, settings: Settings, alone: ExitStack) -> None:
     def evaluated(server_round: int) -> bool:
         return server_round % settings.evaluate_every == 0 or server_round == settings.num_rounds
 
-    observers: list[RoundObserver] = [run]
+    observers: list[RoundObserver] = [run, *progress(grid)]
     federation = FedDAT(
         make_strategy(settings),
         weighting=settings.weighting,

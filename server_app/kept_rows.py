@@ -21,6 +21,12 @@ _RANGES: dict[str, Range] = {
 _LARGEST = 1e100
 
 
+def rows_in(path: Path) -> list[dict[str, Any]]:
+    """Return the rows that can be read, of a run that may be going on; the file stays as it is."""
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    return [row for row, _ in map(_row, lines) if row is not None]
+
+
 def read_rows(path: Path, last_round: int) -> tuple[list[dict[str, Any]], str]:
     """Read the rows up to a round; what cannot be read is set aside, in a file beside it.
 

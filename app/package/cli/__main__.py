@@ -1,0 +1,5 @@
+"""The command, where its script is not installed."""
+
+from . import main
+
+main()

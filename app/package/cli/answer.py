@@ -1,0 +1,5 @@
+"""``feddat answer``: stub."""
+
+
+def answer() -> None:
+    """Ask."""

@@ -1,0 +1,269 @@
+"""``feddat run``: a run by Flower's own programs, watched, and ended with all that it started."""
+
+import json
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .checkout import checkout
+from .refusal import Refusal
+
+if TYPE_CHECKING:
+    from app.settings import Settings
+
+    from .screen import Screen
+
+# Checkpoints, processed examples and the log of a small run take less.
+LEAST_FREE = 500_000_000
+# Lines on refused replies that are shown; the log has all of them.
+_REFUSALS = 6
+
+
+def run(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RECIPE] [KEY=VALUE]...", help="A recipe of recipes/ or a file, and settings."
+        ),
+    ] = None,
+    superlink: Annotated[
+        str,
+        typer.Option(help="A SuperLink of $FLWR_HOME/config.toml. Without it: one of the run's own, here."),
+    ] = "",
+    port: Annotated[int, typer.Option(help="Of the run's own SuperLink. 0: a free one.")] = 0,
+    cpus: Annotated[int, typer.Option(min=1, help="CPUs of a simulated client.")] = 1,
+    gpus: Annotated[
+        float | None,
+        typer.Option(min=0, help="Share of a GPU of a simulated client. Default: 1 where there is one."),
+    ] = None,
+) -> None:
+    """Run the federation, by default as many simulated clients as the benchmark has.
+
+    Settings and their defaults: [tool.flwr.app.config] in pyproject.toml. A run that was stopped goes on with
+    resume=NAME.
+    """
+    root = checkout()
+    from app.home import closed_home
+    from app.settings import SettingsError
+
+    with ExitStack() as stack:
+        try:
+            home = stack.enter_context(closed_home())
+        except SettingsError as error:
+            raise Refusal(str(error)) from None
+        stack.enter_context(_stopped_by_signals())
+        try:
+            _run(root, home, words or [], superlink, port, cpus, gpus)
+        except KeyboardInterrupt:
+            raise Refusal("stopped before the run began", code=130) from None
+
+
+def _run(
+    root: Path, home: Path, words: list[str], superlink: str, port: int, cpus: int, gpus: float | None
+) -> None:
+    from .given import read_given
+    from .processes import is_taken
+
+    if port and is_taken(port):
+        raise Refusal(f"port = {port} is taken; allowed: another one, or 0 for one that is free")
+    free = shutil.disk_usage(home).free
+    if free < LEAST_FREE:
+        raise Refusal(
+            f"FEDDAT_HOME = {str(home)!r} has {free // 10**6} MB free;"
+            f" allowed: at least {LEAST_FREE // 10**6} MB"
+        )
+    given = read_given(root, words, home)
+    settings = given.settings
+    name = settings.resume or settings.run_name or _name(settings)
+    folder = home / "runs" / name
+    if not settings.resume and folder.exists():
+        raise Refusal(f"run-name = {name!r} is taken: {folder}; allowed: another name, or resume={name}")
+    overrides = given.overrides if settings.resume else {**given.overrides, "run-name": name}
+    clients = 0 if superlink else _num_clients(settings)
+    log = home / "logs" / f"{name}.log"
+    log.parent.mkdir(exist_ok=True)
+
+    from .screen import Screen
+
+    with ExitStack() as stack:
+        screen = Screen(settings.num_rounds, settings.evaluate_every)
+        who = f"{clients} simulated clients" if clients else f"clients of {superlink}"
+        screen.line(
+            f"{settings.benchmark}: {who}, {settings.method}, {settings.num_rounds} rounds, in {folder}"
+        )
+        screen.line(f"all that is said on the way: {log}")
+        try:
+            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".flower-", dir=home)))
+            config = scratch / "run-config.toml"
+            # A JSON string is one of TOML's too.
+            config.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in overrides.items()))
+            options = ["--run-config", str(config)]
+            if superlink:
+                reason = _at(superlink, root, options, log, screen)
+            else:
+                share = _gpus(settings) if gpus is None else gpus
+                resources = f"num-supernodes={clients} client-resources-num-cpus={cpus}"
+                resources += f" client-resources-num-gpus={share}" if share else ""
+                options += ["--federation-config", resources]
+                reason = _alone(root, scratch, port, options, log, screen)
+        except KeyboardInterrupt:
+            raise Refusal(f"stopped; {_how_on(folder)}", code=130) from None
+    if reason is not None:
+        screen.line(f"the run failed; {_how_on(folder)}")
+        raise Refusal(reason)
+    show_result(folder, screen)
+
+
+def _alone(
+    root: Path, scratch: Path, port: int, options: list[str], log: Path, screen: "Screen"
+) -> str | None:
+    """Run at a SuperLink of the run's own; return why the run failed."""
+    from .following import FlowerRun
+    from .processes import environment, free_port, started, wait_for
+
+    port = port or free_port()
+    flower, empty, shown = scratch / "flwr", scratch / "empty", scratch / "progress.json"
+    flower.mkdir()
+    # An app's modules are looked for first where the SuperLink was started: in a folder with none.
+    empty.mkdir()
+    (flower / "config.toml").write_text(
+        f'[superlink]\ndefault = "own"\n[superlink.own]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
+    )
+    machine = environment(FLWR_HOME=str(flower), FEDDAT_PROGRESS=str(shown))
+    command = (
+        _program("flower-superlink"),
+        "--insecure",
+        "--simulation",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    )
+    screen.line("starting Flower and its workers")
+    with screen, started(command, log, empty, machine) as process:
+        try:
+            wait_for(port, process, lambda: log.read_text(errors="replace"))
+        except RuntimeError:
+            raise Refusal(f"Flower's SuperLink does not start at port {port}: {log}") from None
+
+        def meanwhile() -> None:
+            if process.poll() is not None:
+                raise Refusal(f"Flower's SuperLink ended before the run did: {log}")
+            screen.clients(_read(shown))
+
+        run = FlowerRun(_program("flwr"), "own", machine)
+        with log.open("a") as lines:
+            run.follow(root, options, lines, _teller(screen), meanwhile)
+        return run.reason()
+
+
+def _at(superlink: str, root: Path, options: list[str], log: Path, screen: "Screen") -> str | None:
+    """Run at a SuperLink that is there; return why the run failed."""
+    from .following import FlowerRun
+    from .processes import environment
+
+    run = FlowerRun(_program("flwr"), superlink, environment())
+    try:
+        with screen, log.open("a") as lines:
+            run.follow(root, options, lines, _teller(screen), lambda: None)
+        return run.reason()
+    except KeyboardInterrupt:
+        run.stop()
+        raise
+
+
+def _teller(screen: "Screen") -> Any:
+    """Return what shows a run's lines, but not all refusals."""
+    refusals = 0
+
+    def tell(line: str) -> None:
+        nonlocal refusals
+        if " refused: " in line:
+            refusals += 1
+            if refusals == _REFUSALS + 1:
+                screen.line("more were refused: see the log")
+            if refusals > _REFUSALS:
+                return
+        screen.line(line)
+
+    return tell
+
+
+def show_result(folder: Path, screen: "Screen") -> None:
+    """Show the table of scores and where the run is."""
+    if not folder.is_dir():
+        screen.line(f"the run {folder.name!r} is in the FEDDAT_HOME of its SuperLink's machine")
+        return
+    from server_app.kept_rows import rows_in
+    from server_app.report import results_table
+
+    screen.console.print(results_table(rows_in(folder / "metrics.jsonl")))
+    screen.line(f"the run is in {folder}")
+
+
+@contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """Have the first signal to stop raise KeyboardInterrupt; what is ended then is not interrupted again."""
+    signals = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+
+    def stop(number: int, frame: Any) -> None:
+        for one in signals:
+            signal.signal(one, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = {one: signal.signal(one, stop) for one in signals}
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+
+def _name(settings: "Settings") -> str:
+    return f"{settings.benchmark}-{settings.method}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def _num_clients(settings: "Settings") -> int:
+    """Return how many clients are simulated: as many as are waited for, else as the benchmark has."""
+    from app.settings import feddat_home
+    from data_partitions.benchmarks import BENCHMARKS, DataOptions, partition_names
+
+    options = DataOptions.of(settings.run_config(), feddat_home() / "data")
+    try:
+        names = partition_names(settings.benchmark, options)
+    except (ValueError, OSError) as error:
+        raise Refusal(str(error)) from None
+    return settings.num_clients or len(names) or BENCHMARKS[settings.benchmark].usual_clients
+
+
+def _gpus(settings: "Settings") -> float:
+    import torch
+
+    return float(settings.device != "cpu" and torch.cuda.is_available())
+
+
+def _how_on(folder: Path) -> str:
+    if (folder / "checkpoints").is_dir():
+        return f"to go on: feddat run resume={folder.name}"
+    return "nothing of it is kept, for it had not begun"
+
+
+def _program(name: str) -> str:
+    """Return the path of a program of this environment, which need not be activated."""
+    beside = Path(sys.executable).parent / name
+    return str(beside) if beside.exists() else shutil.which(name) or name
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}

@@ -1,0 +1,179 @@
+"""``feddat runs`` and ``feddat report``: what was run, by the files that runs keep."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from math import nan
+from pathlib import Path
+from statistics import fmean
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.markup import escape
+from rich.table import Table
+
+from .checkout import checkout
+from .refusal import Refusal
+
+app = typer.Typer(help="List, compare and remove runs.", invoke_without_command=True, rich_markup_mode=None)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder, its settings and its rows."""
+
+    folder: Path
+    settings: Mapping[str, Any]
+    rows: list[dict[str, Any]]
+
+    @property
+    def rounds(self) -> str:
+        """How many rounds are over, of how many."""
+        done = max((row["round"] for row in self.rows if row["partition"] >= -1), default=0)
+        return f"{done}/{self.settings.get('num-rounds', '?')}"
+
+    @property
+    def scores(self) -> dict[int, float]:
+        """Each client's last student score, in points."""
+        return {row["partition"]: 100 * row["student"] for row in self.rows if "student" in row}
+
+    @property
+    def mean(self) -> float:
+        """Mean of the scores; NaN without any."""
+        return fmean(self.scores.values()) if self.scores else nan
+
+
+def find_run(name: str) -> Run:
+    """Open a run by its name.
+
+    Raises
+    ------
+    Refusal
+        There is none, or its settings cannot be read.
+    """
+    checkout()
+    from app.settings import feddat_home
+    from server_app.kept_rows import rows_in
+
+    runs = feddat_home() / "runs"
+    folder = runs / name
+    if name not in _names(runs):
+        raise Refusal(f"{name!r} is no run in {runs}; allowed: {', '.join(_names(runs)) or 'none yet'}")
+    try:
+        settings = dict(json.loads((folder / "settings.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise Refusal(f"run {name!r}: its settings.json cannot be read: {error}") from None
+    return Run(folder, settings, rows_in(folder / "metrics.jsonl"))
+
+
+def _names(runs: Path) -> list[str]:
+    return sorted(path.parent.name for path in runs.glob("[!.]*/settings.json"))
+
+
+def _all_runs() -> list[Run]:
+    checkout()
+    from app.settings import feddat_home
+
+    found = []
+    for name in _names(feddat_home() / "runs"):
+        try:
+            found.append(find_run(name))
+        except Refusal as refusal:
+            typer.echo(str(refusal), err=True)
+    return sorted(found, key=lambda run: (run.folder / "settings.json").stat().st_mtime)
+
+
+@app.callback()
+def runs(context: typer.Context) -> None:
+    """List the runs, the oldest first."""
+    if context.invoked_subcommand:
+        return
+    table = Table("run", "when", "method", "rounds", "report", "mean student")
+    for run in _all_runs():
+        when = datetime.fromtimestamp((run.folder / "settings.json").stat().st_mtime)
+        finished = "yes" if (run.folder / "report.md").exists() else "no"
+        method = str(run.settings.get("method", "?"))
+        cells = (run.folder.name, f"{when:%F %H:%M}", method, run.rounds, finished, _points(run.mean))
+        table.add_row(*map(escape, cells))
+    console = Console(highlight=False)
+    console.print(table if table.row_count else "no runs yet: feddat run")
+
+
+@app.command()
+def compare(names: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help="Names of runs.")]) -> None:
+    """Show runs side by side: the student's last score on each client, and the settings that differ."""
+    found = [find_run(name) for name in names]
+    from server_app.rows import ALL, SERVER, names_of
+
+    clients: dict[int, str] = {}
+    for run in found:
+        clients |= names_of(run.rows) | ({SERVER: ALL} if SERVER in run.scores else {})
+    console = Console(highlight=False)
+    table = Table("student, in points", *map(escape, names))
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for partition, client in sorted(clients.items()):
+        if any(partition in run.scores for run in found):
+            table.add_row(escape(client), *(_points(run.scores.get(partition, nan)) for run in found))
+    table.add_section()
+    table.add_row("mean", *(_points(run.mean) for run in found))
+    console.print(table)
+    _, *others = found
+    own = {"run-name", "run-token", "resumed-after", "resume"}
+    differing = Table("setting", *map(escape, names))
+    for key in found[0].settings:
+        values = [json.dumps(run.settings.get(key)) for run in found]
+        if key not in own and len(set(values)) > 1:
+            differing.add_row(key, *map(escape, values))
+    if others:
+        console.print(differing if differing.row_count else "no setting differs")
+
+
+@app.command()
+def prune(
+    names: Annotated[list[str], typer.Argument(metavar="RUN...", help="Names of runs.")],
+    states: Annotated[
+        bool, typer.Option("--states", help="Also what this machine's clients learnt in them.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Remove runs with their logs."""
+    found = [find_run(name) for name in names]
+    from app.settings import feddat_home
+    from server_app.run_folder import held
+
+    home = feddat_home()
+    for run in found:
+        name, token = run.folder.name, run.settings.get("run-token", "")
+        gone = [run.folder, home / "logs" / f"{name}.log"]
+        if states:
+            gone += (home / "clients").glob(f"{name}-{token}")
+        there = [path for path in gone if path.exists()]
+        if not yes:
+            typer.confirm(f"remove {', '.join(map(str, there))}?", abort=True)
+        try:
+            with held(run.folder):
+                for path in there:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+        except (ValueError, OSError) as error:
+            raise Refusal(str(error)) from None
+        typer.echo(f"removed {name}")
+
+
+def report(name: Annotated[str, typer.Argument(metavar="RUN", help="Name of a run.")]) -> None:
+    """Show a run's report."""
+    run = find_run(name)
+    path = run.folder / "report.md"
+    if not path.exists():
+        raise Refusal(f"run {name!r} is not over ({run.rounds} rounds); to go on: feddat run resume={name}")
+    text, console = path.read_text(encoding="utf-8"), Console()
+    console.print(Markdown(text)) if console.is_terminal else typer.echo(text)
+    typer.echo(f"the run is in {run.folder}")
+
+
+def _points(score: float) -> str:
+    return f"{score:.1f}" if score == score else "–"

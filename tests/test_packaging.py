@@ -68,3 +68,9 @@ def test_a_wheel_holds_the_library_with_its_weights_and_nothing_generic(tmp_path
     assert "feddat/app/assets/tiny-vilt/model.safetensors" in names
     programs = environment_with(wheel, tmp_path / "venv")
     subprocess.run([programs / "python", "-c", PROGRAM, tmp_path / "venv"], check=True, cwd=tmp_path)
+    # The command is there, and says what a wheel alone has not.
+    command = [programs / "python", "-c", "from feddat.cli import main; main()", "run"]
+    called = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (called.returncode, called.stdout) == (1, "")
+    assert called.stderr.startswith("feddat: this needs a checkout of the project; ")
+    assert len(called.stderr.splitlines()) == 1

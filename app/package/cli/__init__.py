@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from . import answer, doors, run, runs
+from . import doors, run, runs
 from .refusal import Refusal
 
 app = typer.Typer(
@@ -19,7 +19,6 @@ app = typer.Typer(
 app.command("run")(run.run)
 app.add_typer(runs.app, name="runs")
 app.command("report")(runs.report)
-app.command("answer")(answer.answer)
 doors.open_all(app)
 
 

@@ -234,10 +234,11 @@ def _name(settings: "Settings") -> str:
 def _num_clients(settings: "Settings") -> int:
     """Return how many clients are simulated: as many as are waited for, else as the benchmark has."""
     from app.settings import feddat_home
-    from data_partitions.benchmarks import BENCHMARKS, DataOptions, partition_names
+    from data_partitions.benchmarks import BENCHMARKS, DataOptions, check_options, partition_names
 
     options = DataOptions.of(settings.run_config(), feddat_home() / "data")
     try:
+        check_options(settings.benchmark, options)
         names = partition_names(settings.benchmark, options)
     except (ValueError, OSError) as error:
         raise Refusal(str(error)) from None

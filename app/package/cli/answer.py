@@ -1,5 +1,0 @@
-"""``feddat answer``: stub."""
-
-
-def answer() -> None:
-    """Ask."""

@@ -1,0 +1,47 @@
+"""The command as a person starts it: a process of its own, in a folder that is not the checkout."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.conftest import ROOT
+
+
+@dataclass(frozen=True)
+class Person:
+    """Somebody with a folder, in which the home of everything that is kept lies too."""
+
+    folder: Path
+
+    @property
+    def home(self) -> Path:
+        return self.folder / "home"
+
+    def command(self, *words: str) -> list[str]:
+        return [sys.executable, "-m", "app.package.cli", *words]
+
+    def environment(self, **variables: str) -> dict[str, str]:
+        path = os.pathsep.join([str(self.folder), str(ROOT)])
+        return {**os.environ, "PYTHONPATH": path, "FEDDAT_HOME": str(self.home), **variables}
+
+    def calls(self, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Call ``feddat WORDS`` to its end."""
+        return subprocess.run(
+            self.command(*words),
+            cwd=self.folder,
+            env=self.environment(**variables),
+            capture_output=True,
+            encoding="utf-8",
+            timeout=600,
+        )
+
+    def is_refused(self, *words: str, **variables: str) -> str:
+        """Return the reason, which is the only line, of a command that is refused before anything is done."""
+        called = self.calls(*words, **variables)
+        assert called.returncode == 1, called.stdout + called.stderr
+        assert called.stdout == ""
+        (line,) = called.stderr.splitlines()
+        assert line.startswith("feddat: ")
+        return line.removeprefix("feddat: ")

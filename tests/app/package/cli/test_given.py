@@ -1,0 +1,68 @@
+"""RECIPE and KEY=VALUE as settings."""
+
+import json
+
+import pytest
+
+from app.package.cli.given import flat, read_given
+from app.package.cli.refusal import Refusal
+from tests.conftest import ROOT
+
+
+def read(*words, home=ROOT):
+    return read_given(ROOT, words, home)
+
+
+def test_values_are_what_their_settings_want_with_or_without_quotes():
+    given = read("num-rounds=3", "benchmark='scenes'", "heterogeneity=scene", "augment=true", "run-name=7")
+    assert given.overrides == {
+        "num-rounds": 3,
+        "benchmark": "scenes",
+        "heterogeneity": "scene",
+        "augment": True,
+        "run-name": "7",
+    }
+    assert given.settings.num_rounds == 3
+    assert given.settings.run_name == "7"
+
+
+def test_a_value_may_hold_spaces_and_equals_signs():
+    pair = "teacher.prompt=a = b ?"
+    assert read(pair).settings.teacher.prompt == "a = b ?"
+
+
+def test_what_is_given_wins_over_the_recipe():
+    given = read("lora", "lora-rank=4")
+    assert (given.settings.adapter, given.settings.lora_rank) == ("lora", 4)
+    assert read("lora").settings.lora_rank == 8
+
+
+def test_a_recipe_may_be_a_file(tmp_path):
+    path = tmp_path / "own.toml"
+    path.write_text('num-rounds = 2\n[dp]\nmode = "none"\nepsilon = 0.25\n')
+    given = read(str(path))
+    assert given.overrides == {"num-rounds": 2, "dp.mode": "none", "dp.epsilon": 0.25}
+
+
+def test_a_file_that_is_no_toml_is_named_in_one_line(tmp_path):
+    (path := tmp_path / "own.toml").write_text("num-rounds = = 2\n")
+    with pytest.raises(Refusal, match=r"^.*own\.toml cannot be read: .*line 1.*$"):
+        read(str(path))
+
+
+def test_two_recipes_are_one_too_many():
+    with pytest.raises(Refusal, match=r"^lora, long-tailed: allowed: one recipe, then KEY=VALUE …$"):
+        read("lora", "long-tailed")
+
+
+def test_a_run_that_goes_on_is_given_its_own_settings_again(tmp_path):
+    folder = tmp_path / "runs" / "mine"
+    folder.mkdir(parents=True)
+    kept = {**read().settings.run_config(), "run-name": "mine", "num-rounds": 4, "seed": 5}
+    (folder / "settings.json").write_text(json.dumps({**kept, "flwr": "1", "resume": ""}))
+    given = read("resume=mine", "num-rounds=9", home=tmp_path)
+    assert given.overrides == {"resume": "mine", "run-name": "mine", "num-rounds": 9, "seed": 5}
+
+
+def test_tables_become_keys_with_dots():
+    assert flat({"a": 1, "b": {"c": 2, "d": {"e": 3}}}) == {"a": 1, "b.c": 2, "b.d.e": 3}

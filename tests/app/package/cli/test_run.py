@@ -1,0 +1,87 @@
+"""`feddat run` to its end, with Flower's own programs and nothing else."""
+
+import json
+import re
+import signal
+import subprocess
+
+import psutil
+import pytest
+
+from tests.processes import wait_until
+
+pytestmark = pytest.mark.slow
+
+SMALL = ("train-examples=12", "test-examples=8", "batch-size=4", "num-clients=2", "device=cpu")
+
+
+def test_a_run_shows_its_rounds_and_last_its_table_and_its_folder(person):
+    words = ("run-name=mine", "num-rounds=2", "evaluate-every=1", *SMALL)
+    called = person.calls("run", *words, COLUMNS="60")
+    assert called.returncode == 0, called.stdout + called.stderr
+    lines = called.stdout.splitlines()
+    assert len(lines) < 40
+    assert "\x1b" not in called.stdout
+    shown = [re.match(r"round (\d)/2: student \d", line) for line in lines]
+    assert [one[1] for one in shown if one] == ["1", "2"]
+    table = [line for line in lines if line[0] in "┏┃┡│├└"]
+    assert max(map(len, table)) <= 60
+    assert lines[lines.index(table[-1]) + 1 :] == [f"the run is in {person.home / 'runs' / 'mine'}"]
+    (log,) = (person.home / "logs").iterdir()
+    said = log.read_text()
+    assert "round 2/2" in said
+    assert "SuperLink" in said
+    # Nothing of Flower's own stays.
+    kept = {path.name for path in person.home.iterdir()}
+    assert kept == {"runs", "logs", "clients", "data", "examples"}
+
+
+@pytest.mark.parametrize(
+    ("setting", "reason", "begun"),
+    [
+        (
+            "reduction-factor=5",
+            r"reduction-factor = 5; allowed: a divisor of the backbone's width, \d+",
+            False,
+        ),
+        ("learning-rate=1e30", r"round 1, tried twice: 0 of 2 clients gave a valid reply, .*", True),
+    ],
+)
+def test_a_run_that_fails_says_why_in_its_last_line(person, setting, reason, begun):
+    called = person.calls("run", "run-name=mine", "num-rounds=1", setting, *SMALL)
+    assert called.returncode == 1
+    assert "Traceback" not in called.stdout + called.stderr
+    (last,) = called.stderr.splitlines()
+    assert re.fullmatch(f"feddat: {reason}", last)
+    how_on = "to go on: feddat run resume=mine" if begun else "nothing of it is kept, for it had not begun"
+    assert called.stdout.splitlines()[-1] == f"the run failed; {how_on}"
+
+
+def test_a_run_that_is_interrupted_leaves_no_process_and_goes_on(person):
+    words = ("run", "run-name=mine", "num-rounds=500", "evaluate-every=500", *SMALL)
+    process = subprocess.Popen(
+        person.command(*words),
+        cwd=person.folder,
+        env=person.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+    )
+    metrics = person.home / "runs" / "mine" / "metrics.jsonl"
+    try:
+        wait_until(lambda: metrics.exists() or process.poll() is not None)  # a round is over
+        family = psutil.Process(process.pid).children(recursive=True)
+        assert any(member.name().startswith("ray::ClientApp") for member in family)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert said.splitlines() == ["feddat: stopped; to go on: feddat run resume=mine"]
+    assert [member for member in family if member.is_running()] == []
+
+    done = max(json.loads(row)["round"] for row in metrics.read_text().splitlines())
+    again = person.calls("run", "resume=mine", f"num-rounds={done + 1}")
+    assert again.returncode == 0, again.stdout + again.stderr
+    rounds = {json.loads(row)["round"] for row in metrics.read_text().splitlines()}
+    assert rounds == set(range(1, done + 2))

@@ -1,0 +1,73 @@
+"""What was run, listed, compared and removed."""
+
+import json
+import re
+
+import pytest
+
+
+@pytest.fixture
+def runs(person):
+    """Two runs of three clients' rounds, one over and one not."""
+    for name, scores, rate in (("one", (0.5, 0.25), 0.1), ("two", (0.75, 0.125), 0.2)):
+        folder = person.home / "runs" / name
+        folder.mkdir(parents=True, mode=0o700)
+        settings = {"method": "feddat", "num-rounds": 2, "learning-rate": rate, "run-token": name[0] * 8}
+        (folder / "settings.json").write_text(json.dumps(settings))
+        rows = [
+            {"round": 2, "partition": partition, "name": client, "student": score}
+            for partition, (client, score) in enumerate(zip(("clean", "sketch"), scores, strict=True))
+        ]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (person.home / "runs" / "one" / "report.md").write_text("# one\n")
+    return person
+
+
+def cells(text):
+    lines = (re.split(r"\s*[│┃]\s*", line.strip())[1:-1] for line in text.splitlines())
+    return [line for line in lines if line]
+
+
+def test_a_list_says_how_far_each_is_and_how_good(runs):
+    rows = {row[0]: row for row in cells(runs.calls("runs", COLUMNS="100").stdout)}
+    assert rows["one"][2:] == ["feddat", "2/2", "yes", "37.5"]
+    assert rows["two"][2:] == ["feddat", "2/2", "no", "43.8"]
+
+
+def test_compared_runs_show_clients_and_the_settings_that_differ(runs):
+    rows = cells(runs.calls("runs", "compare", "one", "two", COLUMNS="60").stdout)
+    assert ["clean", "50.0", "75.0"] in rows
+    assert ["sketch", "25.0", "12.5"] in rows
+    assert ["mean", "37.5", "43.8"] in rows
+    assert ["learning-rate", "0.1", "0.2"] in rows
+    assert not [row for row in rows if row[0] in ("method", "run-token")]
+
+
+def test_a_damaged_metrics_file_is_read_as_far_as_it_goes_and_stays(runs):
+    path = runs.home / "runs" / "one" / "metrics.jsonl"
+    path.write_bytes(path.read_bytes() + b"\x00 no row\n")
+    before = path.read_bytes()
+    assert ["mean", "37.5", "43.8"] in cells(runs.calls("runs", "compare", "one", "two").stdout)
+    assert path.read_bytes() == before
+
+
+def test_a_report_is_shown_when_there_is_one(runs):
+    shown = runs.calls("report", "one").stdout.splitlines()
+    assert shown[0] == "# one"
+    assert shown[-1].endswith("/runs/one")
+    reason = "run 'two' is not over (2/2 rounds); to go on: feddat run resume=two"
+    assert runs.is_refused("report", "two") == reason
+
+
+def test_what_is_removed_is_gone_with_its_log_and_the_states_if_so_asked(runs):
+    home = runs.home
+    for name in ("one", "two"):
+        (home / "logs").mkdir(exist_ok=True)
+        (home / "logs" / f"{name}.log").touch()
+        (home / "clients" / f"{name}-{name[0] * 8}").mkdir(parents=True)
+    assert runs.calls("runs", "prune", "one", "--yes").returncode == 0
+    assert {path.name for path in (home / "runs").iterdir()} == {"two"}
+    assert {path.name for path in (home / "logs").iterdir()} == {"two.log"}
+    assert len(list((home / "clients").iterdir())) == 2
+    assert runs.calls("runs", "prune", "two", "--yes", "--states").returncode == 0
+    assert {path.name for path in (home / "clients").iterdir()} == {"one-oooooooo"}

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Logits at a time: 16 MB of float32.
-PIECE = 2**22
+# Logits at a time: 4 MB of float32.
+PIECE = 2**20
 
 
 class PiecewiseLogits:

@@ -44,6 +44,7 @@ from app.mkd import Distillation, Outcome, adapter_step, make_optimizer, mkd_ste
 from app.processor import Processor
 from client_app.local_training import mixed_precision
 
+from . import token_step
 from .figures import machine_of, verdict, write_figures
 
 # Largest difference of logits and losses: in float32, and where CUDA computes in bfloat16.
@@ -166,14 +167,19 @@ def count_flops(call: Callable[[], Any]) -> int:
     return counter.get_total_flops()
 
 
-def peak_memory(call: Callable[[], Any], device: torch.device) -> tuple[int, Any]:
-    """Return the most bytes that a call had allocated at once, beyond those before it, and its result."""
+def peak_memory(
+    call: Callable[[], Any], device: torch.device, counts: Callable[[Tensor], bool] = lambda _: True
+) -> tuple[int, Any]:
+    """Return the most bytes that a call had allocated at once, beyond those before it, and its result.
+
+    On the CPU those of tensors alone that `counts` says.
+    """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         result = call()
         return torch.cuda.max_memory_allocated(device) - before, result
-    with _Alive() as tensors:
+    with _Alive(counts) as tensors:
         result = call()
     return tensors.most, result
 
@@ -181,8 +187,9 @@ def peak_memory(call: Callable[[], Any], device: torch.device) -> tuple[int, Any
 class _Alive(TorchDispatchMode):
     """Adds up the bytes of the tensors that operations make, for as long as they are alive."""
 
-    def __init__(self) -> None:
+    def __init__(self, counts: Callable[[Tensor], bool]) -> None:
         super().__init__()
+        self.counts = counts
         self.now = self.most = 0
         self._known: set[int] = set()
 
@@ -194,10 +201,11 @@ class _Alive(TorchDispatchMode):
         for tensor in tree_leaves(result):
             # A view is no memory of its own.
             if isinstance(tensor, Tensor) and (made := tensor.untyped_storage())._cdata not in self._known:
+                size = made.nbytes() if self.counts(tensor) else 0
                 self._known.add(made._cdata)
-                self.now += made.nbytes()
+                self.now += size
                 self.most = max(self.most, self.now)
-                weakref.finalize(made, self._freed, made._cdata, made.nbytes())
+                weakref.finalize(made, self._freed, made._cdata, size)
         return result
 
     def _freed(self, storage: int, size: int) -> None:
@@ -211,8 +219,12 @@ def largest_difference(first: Outcome, second: Outcome) -> float:
     return max(float((getattr(first, name) - getattr(second, name)).abs().max()) for name in names)
 
 
-def measure(backbone: Backbone, batch: int, repeats: int, device: torch.device) -> dict[str, Any]:
+def measure(
+    backbone: Backbone, batch: int, repeats: int, device: torch.device, task: str = "answers"
+) -> dict[str, Any]:
     """Take all variants in turn; return for each its figures, and the difference of our step's results."""
+    make, published = (make_variants, PUBLISHED) if task == "answers" else (token_step.make_variants, LITERAL)
+    words = getattr(backbone.model.config.get_text_config(), "vocab_size", 0)
 
     def timed(call: Callable[[], Any]) -> tuple[float, float]:
         if device.type == "cuda":
@@ -226,9 +238,15 @@ def measure(backbone: Backbone, batch: int, repeats: int, device: torch.device) 
 
     with mixed_precision(device):
         # Work grows with the batch in proportion; one example is counted soonest.
-        flops = {name: count_flops(call) * batch for name, call in make_variants(backbone, 1, device).items()}
-        variants = make_variants(backbone, batch, device)
+        flops = {name: count_flops(call) * batch for name, call in make(backbone, 1, device).items()}
+        variants = make(backbone, batch, device)
         first = {name: peak_memory(call, device) for name, call in variants.items()}  # and warms up
+        logits = dict.fromkeys(variants, 0)
+        if task == "tokens":
+            for name, call in variants.items():
+                logits[name] = peak_memory(call, device, lambda made: made.ndim > 1 and words in made.shape)[
+                    0
+                ]
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in variants}
     for _ in range(repeats):
         for name, call in variants.items():
@@ -240,10 +258,12 @@ def measure(backbone: Backbone, batch: int, repeats: int, device: torch.device) 
             "forwards": flops[name] / flops[FORWARD],
             "cpu-seconds": cpu,
             "of-literal": paired_ratio(cpu, [own for _, own in seconds[LITERAL]]),
-            "of-published": paired_ratio(cpu, [own for _, own in seconds[PUBLISHED]]),
+            "of-published": paired_ratio(cpu, [own for _, own in seconds[published]]),
             "samples-per-second": batch / statistics.median(wall),
             "flops-per-second": flops[name] / statistics.median(wall),
             "peak-bytes": first[name][0],
+            "flops": flops[name] / batch,
+            "logits-bytes": logits[name],
         }
     return {
         "backbone": backbone.name,
@@ -264,11 +284,13 @@ def show(figures: dict[str, Any], machine: str) -> None:
     columns = [
         "",
         "forwards",
+        "GFLOPs an\nexample",
         "CPU s (least–most)",
         "of\nliteral",
         "of pub-\nlished",
         "samples\n/s",
         "peak\nMB",
+        "logits\nMB",
     ]
     table = Table(
         *columns,
@@ -281,11 +303,13 @@ def show(figures: dict[str, Any], machine: str) -> None:
         table.add_row(
             name,
             f"{row['forwards']:.2f}",
+            f"{row['flops'] / 1e9:.0f}",
             f"{statistics.median(cpu):.3f} ({min(cpu):.3f}–{max(cpu):.3f})",
             f"{row['of-literal']:.2f}",
             f"{row['of-published']:.2f}",
             f"{row['samples-per-second']:.1f}",
             f"{row['peak-bytes'] / 1e6:.0f}",
+            f"{row['logits-bytes'] / 1e6:.1f}",
             *([f"{100 * row['flops-per-second'] / peak:.0f} %"] if peak else []),
         )
     Console().print(table)
@@ -294,6 +318,9 @@ def show(figures: dict[str, Any], machine: str) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print the tables, return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--task", choices=("answers", "tokens"), default="answers", help="what is learned, see token_step"
+    )
     parser.add_argument(
         "--backbones", nargs="+", default=["vilt-b32", "tiny-vilt"], help="vilt-b32, tiny-vilt, or folders"
     )
@@ -304,10 +331,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     device = choose_device(options.device)
     tables = []
-    for name in options.backbones:
-        backbone = make_backbone(name)
+    writes = options.task == "tokens"
+    for name in ["smolvlm-256m"] if writes else options.backbones:
+        backbone = token_step.make_backbone() if writes else make_backbone(name)
         for batch in options.batch_sizes:
-            tables.append(measure(backbone, batch, options.repeats, device))
+            tables.append(measure(backbone, batch, options.repeats, device, options.task))
             show(tables[-1], machine_of(device))
     write_figures(options.json, machine_of(device), {"tables": tables})
     tolerance = TOLERANCE[device.type]

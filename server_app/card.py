@@ -26,19 +26,23 @@ def model_card(settings: Mapping[str, Any], rows: Rows, answers: Sequence[str] =
     answers : sequence of str
         What a head that travels chooses from; without, heads never left their clients.
     """
-    whole = METHODS[settings["method"]].artifact == "model"
+    whole, writes = METHODS[settings["method"]].artifact == "model", settings.get("loss") == "next-token"
+    chooses = "image-classification" if answers else "visual-question-answering"
     about = ModelCardData(
         library_name="transformers" if whole else "peft",
         license="apache-2.0",
         base_model=settings["backbone"],
         tags=["federated-learning", "feddat"],
-        pipeline_tag="image-classification" if answers else "visual-question-answering",
+        pipeline_tag="image-text-to-text" if writes else chooses,
     )
     kind = "All weights" if whole else f"A {settings['adapter']} adapter"
     head = (
         "Its head, which all clients share, is in `classifier.safetensors`; `answers` in that file's metadata"
         " are what it chooses from."
         if answers
+        else "It holds the shared adapter A_s only, and no local adapter: those never left their clients. The"
+        " backbone's own head writes the answers. Deployed is the student."
+        if writes
         else "It holds the shared adapter A_s only: no answer head and no local adapter. Those never left"
         " their clients, and the scores are with the client's own private head. Deployed is the student."
     )
@@ -51,9 +55,38 @@ def model_card(settings: Mapping[str, Any], rows: Rows, answers: Sequence[str] =
         measured_on(rows),
         markdown.table(*scores(rows), align="---:"),
         "## Use",
-        _use(settings, whole, bool(answers)),
+        _use_writing(settings) if writes else _use(settings, whole, bool(answers)),
     ]
     return ModelCard(f"---\n{about.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n").content
+
+
+def _use_writing(settings: Mapping[str, Any]) -> str:
+    lora = settings["adapter"] == "lora"
+    with_what, first = "PEFT and transformers", ""
+    if not lora:
+        with_what = "the package `feddat` installed"
+        first = "import feddat.app.bottleneck  # registers the adapter type with PEFT\n"
+    base = json.dumps(settings["backbone"])
+    if lies_beside(settings["backbone"], settings["backbone-weights"]):
+        base = 'f"{folder}/base_model"'
+    return f"""With {with_what}, for one PIL image and one question:
+
+```python
+{first}import torch
+from peft import PeftModel
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+folder = "path/to/adapter"
+base = AutoModelForImageTextToText.from_pretrained({base}, dtype=torch.float32)
+model = PeftModel.from_pretrained(base, folder).eval()
+processor = AutoProcessor.from_pretrained({"folder" if lora else base})
+
+asked = [{{"type": "image"}}, {{"type": "text", "text": "what colour is the circle?"}}]
+text = processor.apply_chat_template([{{"role": "user", "content": asked}}], add_generation_prompt=True)
+inputs = processor(images=[image], text=[text], return_tensors="pt")
+written = model.generate(**inputs, max_new_tokens={settings["writing.tokens"]}, do_sample=False)
+answer = processor.batch_decode(written[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0]
+```"""
 
 
 def _use(settings: Mapping[str, Any], whole: bool, has_head: bool) -> str:

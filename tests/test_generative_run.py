@@ -64,6 +64,11 @@ def test_a_run_ends_in_an_adapter_that_stock_peft_loads(writing, folder):
         expected = ours(dict(inputs), "student")
         assert (expected - backbone.model(**inputs).logits).abs().max() > 1e-4
         torch.testing.assert_close(stock(**inputs).logits, expected, atol=1e-5, rtol=0)
+    # As the card says.
+    code = (run / "adapter" / "README.md").read_text().split("```")[1].removeprefix("python\n")
+    space = {"image": Image.new("RGB", (40, 24), "red")}
+    exec(code.replace("path/to/adapter", str(run / "adapter")), space)
+    assert isinstance(space["answer"], str)
     assert stock.generate(**inputs, max_new_tokens=3, do_sample=False).shape[1] > inputs["input_ids"].shape[1]
 
 

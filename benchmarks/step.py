@@ -195,18 +195,20 @@ class _Alive(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         for tensor in tree_leaves((args, kwargs)):
-            if isinstance(tensor, Tensor):
-                self._known.add(tensor.untyped_storage()._cdata)
+            self._note(tensor, made=False)
         result = function(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
-            # A view is no memory of its own.
-            if isinstance(tensor, Tensor) and (made := tensor.untyped_storage())._cdata not in self._known:
-                size = made.nbytes() if self.counts(tensor) else 0
-                self._known.add(made._cdata)
-                self.now += size
-                self.most = max(self.most, self.now)
-                weakref.finalize(made, self._freed, made._cdata, size)
+            self._note(tensor, made=True)
         return result
+
+    def _note(self, tensor: Any, made: bool) -> None:
+        # A view is no memory of its own. What comes from elsewhere is known as long as it lives.
+        if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage())._cdata not in self._known:
+            size = storage.nbytes() if made and self.counts(tensor) else 0
+            self._known.add(storage._cdata)
+            self.now += size
+            self.most = max(self.most, self.now)
+            weakref.finalize(storage, self._freed, storage._cdata, size)
 
     def _freed(self, storage: int, size: int) -> None:
         self._known.discard(storage)

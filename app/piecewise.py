@@ -73,7 +73,8 @@ class _Mean(torch.autograd.Function):
         for rows in logits.pieces():
             piece = hidden[rows].detach().requires_grad_(wanted)
             with torch.set_grad_enabled(wanted):
-                share = function(logits.head(piece), *(other[rows] for other in others))
+                # A view, for what hooks modules, such as torch's counter of FLOPs, cannot take a leaf here.
+                share = function(logits.head(piece.view_as(piece)), *(other[rows] for other in others))
                 share = share * (len(rows) / len(hidden))
             if gradient is not None:
                 gradient[rows] = torch.autograd.grad(share, piece)[0]

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch.nn.functional import cross_entropy, linear
+from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 
 from app import piecewise
@@ -62,7 +62,7 @@ def test_each_row_has_its_logits_made_once(head, monkeypatch):
     """One product forward and one for the gradient."""
     monkeypatch.setattr(piecewise, "PIECE", 2 * WORDS)
     _, _, parts, _ = both(head)
-    pieces = PiecewiseLogits(parts, lambda hidden: linear(hidden, head.weight), WORDS)
+    pieces = PiecewiseLogits(parts, head, WORDS)
     with FlopCounterMode(display=False) as counter:
         pieces.mean(cross_entropy, torch.zeros(ROWS, dtype=torch.long)).backward()
     assert counter.get_total_flops() == 2 * (2 * ROWS * WIDTH * WORDS)

@@ -120,6 +120,22 @@ def test_a_whole_forward_equals_the_parts(monkeypatch, backbone, batches, kind, 
     assert (whole["local"] - whole["teacher"]).abs().max() > 1e-3
 
 
+def test_no_answer_is_read_before_it_is_told(backbone, batches):
+    """Another last token changes no logits before it, though questions may be read both ways."""
+    batch, _, targets = batches
+    adapter = differing(backbone)
+    told = targets[1] >= 0
+    last = int(told.nonzero()[-1])
+    other = batch["input_ids"].clone()
+    other[1, last] = 60
+    with torch.no_grad():
+        first, second = (
+            adapter.features(adapter.trunk({**batch, "input_ids": ids}), "student")
+            for ids in (batch["input_ids"], other)
+        )
+    torch.testing.assert_close(second, first, atol=1e-5, rtol=0)
+
+
 def test_adapters_lie_in_the_language_model_alone(backbone):
     inside = ("base_model.model.model.language_model.", "base_model.model.model.text_model.")
     for kind in ("lora", "bottleneck"):

@@ -191,8 +191,11 @@ def _compared(
     far = far_changes(sizes, next(iter(sent.values())), limits.max_change) | far
     near = {index: reply for index, reply in good.items() if index not in far}
     if limits.clip_change < inf:
-        usual = usual_norms([norms[index] for index in near], len(requests) - len(near))
-        most = {name: limits.clip_change * size for name, size in usual.items()}
+        missing = len(requests) - len(good)
+        usual = usual_norms([norms[index] for index in near], missing)
+        # Far ones are mostly larger, and leave no trace here; an honest one among small ones counts as well.
+        of_all = usual_norms(list(norms.values()), missing)
+        most = {name: limits.clip_change * min(size, of_all[name]) for name, size in usual.items()}
         for index, reply in near.items():
             arrays, left = clipped(values[id(sent[index])], _arrays(reply), norms[index], most)
             if left < 1:

@@ -235,6 +235,22 @@ def test_half_of_those_asked_move_no_array_further_than_the_honest_whoever_fails
     assert toy.value(result) <= (sum(left) + 3 * max(left)) / (6 - lost) * (1 + 1e-6)
 
 
+def test_an_honest_reply_that_is_refused_as_far_from_small_ones_still_bounds_them(toy, arrays):
+    """Two of four keep small, and put it all where the honest one that is left changes least; one failed."""
+    grid = grid_of(toy, [1.0, 1.0, 0.01, 0.01], [1] * 4)
+    grid.nodes[9].alter = lambda content: None
+
+    def alter(content):
+        if "arrays" in content:
+            content["arrays"]["x.a"] = Array(np.full(2, 1e-4, np.float32))
+        return content
+
+    grid.nodes[8].alter = alter
+    limits = Limits(max_change=10.0, clip_change=1.0)
+    result = FedDAT(flower.FedAvg(), limits=limits).start(grid, arrays, num_rounds=1)
+    np.testing.assert_allclose(result.arrays["x.a"].numpy(), 1e-4, rtol=1e-4)
+
+
 def test_a_lowered_median_lowers_what_an_attacker_can_do(toy, arrays):
     result = clipping().start(grid_of(toy, [*HONEST, 1e-6, -100], [1] * 7), arrays, num_rounds=1)
     assert_value(result, (1 + 2 + 3 + 3 + 3 - 3) / 7)

@@ -329,7 +329,7 @@ def test_a_round_that_the_run_has_not_is_refused_before_anything_is_done(
     config = {} if value is None else {"server-round": value}
     reply = call(federation(), kind, server_round=None, **config)
     assert refusal(reply) == f"server-round = {value!r} in the server's message; allowed: 1 to 5"
-    assert not (home / "clients").exists()
+    assert [path.name for path in (home / "clients").rglob("*")] == [".secret-0"]
 
 
 @pytest.mark.parametrize("part", ["shared", "local", "head"])

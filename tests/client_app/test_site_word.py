@@ -67,9 +67,12 @@ def test_a_secret_that_is_cut_is_made_anew(site, home):
 
 @pytest.mark.parametrize("policy", ["open", "closed"])
 @pytest.mark.parametrize("kind", ["train", "evaluate"])
-def test_a_message_without_the_sites_word_is_refused_before_anything(federation, home, kind, policy):
+def test_a_message_without_the_sites_word_is_refused_before_anything(
+    federation, home, small_backbone, kind, policy
+):
     """All else is as the server's own message has it, and a run was there before."""
-    clients = federation(2, deployed=True, node_config={"policy": policy, "min-examples": 8})
+    node = {"policy": policy, "min-examples": 8, "backbone": str(small_backbone)}
+    clients = federation(2, deployed=True, node_config=node)
     clients.serve()
     own, other = (clients.node_id(partition) for partition in range(2))
     word, before = words_of(clients), files_of(home)

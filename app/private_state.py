@@ -187,6 +187,20 @@ def load_private_state(
     return state, lost
 
 
+def newest_private_state(shelf: Shelf, first: PrivateState) -> PrivateState:
+    """Return the newest state for somebody who only looks: no file is set aside, and none is made up for.
+
+    Raises
+    ------
+    ValueError
+        There is none, or it cannot be read; `first` says which names, shapes and dtypes it must have.
+    """
+    rounds = shelf.rounds()
+    if not rounds:
+        raise ValueError(f"there is no private state in {shelf.folder}")
+    return _read(shelf.file(rounds[0]), _facts(shelf, rounds[0]), first)
+
+
 def save_private_state(shelf: Shelf, server_round: int, state: PrivateState) -> None:
     """Commit the state after a round, and drop what the round makes useless.
 

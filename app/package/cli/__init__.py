@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from . import doors, run, runs
+from . import answer, doors, run, runs
 from .refusal import Refusal
 
 app = typer.Typer(
@@ -19,6 +19,7 @@ app = typer.Typer(
 app.command("run")(run.run)
 app.add_typer(runs.app, name="runs")
 app.command("report")(runs.report)
+app.command("answer")(answer.answer)
 doors.open_all(app)
 
 

@@ -87,3 +87,15 @@ def test_no_start_waits_for_torch(person):
     called = person.calls("--help")
     assert called.returncode == 0
     assert "run" in called.stdout
+
+
+def test_what_is_no_client_or_no_picture_of_a_run(person):
+    asked = ("answer", "--question", "what ?", "--client", "7", "--image", "here.png", "--run")
+    assert person.is_refused(*asked, "nix").startswith("'nix' is no run in ")
+    folder = person.home / "runs" / "mine"
+    folder.mkdir(parents=True, mode=0o700)
+    (folder / "settings.json").write_text("{}")
+    (folder / "metrics.jsonl").write_text('{"round": 1, "partition": 7, "name": "clean"}\n')
+    assert person.is_refused(*asked, "mine") == "image = 'here.png' is no file; allowed: a picture"
+    (folder / "metrics.jsonl").write_text('{"round": 1, "partition": 0, "name": "clean"}\n')
+    assert person.is_refused(*asked, "mine") == "client = 7 is none of the run 'mine'; allowed: 0 (clean)"

@@ -7,6 +7,7 @@ import subprocess
 
 import psutil
 import pytest
+from PIL import Image
 
 from tests.processes import wait_until
 
@@ -34,6 +35,14 @@ def test_a_run_shows_its_rounds_and_last_its_table_and_its_folder(person):
     # Nothing of Flower's own stays.
     kept = {path.name for path in person.home.iterdir()}
     assert kept == {"runs", "logs", "clients", "data", "examples"}
+
+    # What it learnt can be asked.
+    Image.new("RGB", (64, 64), "red").save(person.folder / "red.png")
+    words = ("--run", "mine", "--client", "1", "--image", "red.png", "--question", "what color is it ?")
+    asked = person.calls("answer", *words, COLUMNS="60")
+    assert asked.returncode == 0, asked.stderr
+    assert re.search(r"student +┃ local +┃ teacher", asked.stdout)
+    assert len(re.findall(r"\(\d+%\)", asked.stdout)) == 9
 
 
 @pytest.mark.parametrize(

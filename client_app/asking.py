@@ -1,0 +1,196 @@
+"""A client of a run is asked: what each branch answers to a question of one's own about a picture.
+
+It is done where the client's private state and data lie, and nowhere else.
+"""
+
+import json
+from dataclasses import dataclass
+from math import exp, nan
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import Context, RecordDict
+from flwr.common.config import get_fused_config_from_dir
+from PIL import Image
+from safetensors.torch import load_file
+
+from app.conversations import Conversations
+from app.examples import FORMATS, Examples
+from app.families.generative import AnswerPositions
+from app.learner import CLASSIFIER, Learner
+from app.methods import METHODS
+from app.private_state import PrivateState, Shelf, newest_private_state
+from app.records import to_record
+from app.settings import Settings, SettingsError
+from app.tasks import TASKS
+from data_partitions.partition import FEATURES, PLACE
+
+from .client import Client
+from .local_training import mixed_precision
+
+_FIRST = torch.zeros(1, dtype=torch.int64)
+# An answer and its probability.
+Said = tuple[str, float]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One client as the run left it. Make one with `of_run`.
+
+    Attributes
+    ----------
+    client : Client
+        Its data say which answers there are.
+    learner : Learner
+        The run's shared adapter, the client's own adapter and its head.
+    """
+
+    client: Client
+    learner: Learner
+
+    @classmethod
+    def of_run(cls, folder: Path, partition_id: int, num_partitions: int) -> "Asked":
+        """Put a client of a run together: the run's exported adapter and this machine's private state.
+
+        Parameters
+        ----------
+        folder : Path
+            The run's, with ``settings.json`` and ``adapter``.
+        partition_id, num_partitions : int
+            Which client, from 0, of how many.
+
+        Raises
+        ------
+        ValueError
+            One line: the run has no adapter, or the client no private state here, or its data cannot be had.
+        """
+        kept = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+        # A setting that came after the run was as it is by default.
+        config = get_fused_config_from_dir(Path(__file__).parents[1], {})
+        config |= {key: kept[key] for key in Settings.fields() if key in kept}
+        # Whoever asks here is at home: no policy is between them and their own data.
+        node: dict[str, Any] = {
+            "partition-id": partition_id,
+            "num-partitions": num_partitions,
+            "policy": "open",
+        }
+        config |= {"private-state": "files", "resume": "", "run-name": folder.name}
+        client = Client.of(Context(0, 0, node, RecordDict(), config))
+        artifact = METHODS[client.settings.method].artifact
+        if artifact != "adapter":
+            raise SettingsError(
+                f"method = {client.settings.method!r} leaves a whole {artifact};"
+                " allowed: a method with an adapter"
+            )
+        shelf = client.shelf({"run": folder.name, "run-token": kept.get("run-token")})
+        if not shelf.rounds():
+            raise SettingsError(
+                f"client = {partition_id} has no private state of {folder.name!r} on this machine"
+                f" ({shelf.folder}); allowed: {_there(shelf)}"
+            )
+        writes = client.backbone.family.kind_of_examples is Conversations
+        answers = 0 if writes else len(client.partition.answers)
+        arrays = to_record(_exported(folder / "adapter"))
+        learner, owed, _ = client.open(arrays, shelf, 0, answers)
+        try:
+            state = newest_private_state(shelf, PrivateState.of(learner.private(), owed))
+        except ValueError as error:
+            raise SettingsError(
+                f"client = {partition_id}: its private state cannot be used: {error}"
+            ) from None
+        learner.load_private(state.kept)
+        return cls(client, learner.eval())
+
+    @torch.no_grad()
+    def answer(self, question: str, image: Path, top: int = 5) -> dict[str, list[Said]]:
+        """Return what each branch of the run's method answers, the likeliest first.
+
+        Of a client with an answer list the `top` answers. Under ``loss = "bce-scores"`` each answer has a
+        probability of its own, and they need not add up to 1. Of a model that writes, the answer that it
+        writes, with the probability of all its tokens.
+
+        Raises
+        ------
+        ValueError
+            The picture cannot be read.
+        """
+        try:
+            picture = image.read_bytes()
+            Image.open(image, formats=FORMATS).load()
+        # Pillow's decoders raise whatever a broken file makes them raise.
+        except Exception:
+            allowed = ", ".join(FORMATS)
+            raise SettingsError(
+                f"image = {str(image)!r} is no picture that can be read; allowed: {allowed}"
+            ) from None
+        learner, settings = self.learner, self.client.settings
+        examples = self._example(picture, question)
+        said: dict[str, list[Said]] = {}
+        for branch in METHODS[settings.method].branches:
+            with mixed_precision(learner.device), learner.branch(branch):
+                if isinstance(examples, Conversations):
+                    said[branch] = [self._written(examples, picture, question)]
+                else:
+                    said[branch] = self._chosen(examples, top)
+        return said
+
+    def _example(self, picture: bytes, question: str, answer: str = "unknown") -> Any:
+        """Make an example as those that were trained on; what is asked does not depend on the answer."""
+        import datasets
+
+        row = {
+            "images": [{"bytes": picture, "path": None}],
+            "messages": [{"role": "user", "content": f"{PLACE}\n{question}"}],
+            "answers": [answer],
+            "answer_scores": [1.0],
+            "options": [],
+            "question": question,
+            "scores": [0.0] * len(self.client.partition.answers),
+            "example_id": "asked",
+        }
+        rows = datasets.Dataset.from_list([row], features=FEATURES)
+        return self.client.backbone.examples(rows, self.learner.device)
+
+    def _chosen(self, examples: Examples, top: int) -> list[Said]:
+        inputs, _ = examples.batch(_FIRST, self.learner.device)
+        logits = self.learner.logits(inputs)[0].float()
+        each = self.client.settings.loss == "bce-scores"
+        likely = (logits.sigmoid() if each else logits.softmax(-1)).topk(min(top, len(logits)))
+        answers = self.client.partition.answers
+        pairs = zip(likely.indices.tolist(), likely.values.tolist(), strict=True)
+        return [(answers[index], value) for index, value in pairs]
+
+    def _written(self, conversations: Conversations, picture: bytes, question: str) -> Said:
+        device, processor = self.learner.device, self.client.backbone.processor
+        parts = AnswerPositions(self.learner.model)
+        asked = parts.trunk(conversations.questions(_FIRST, device))
+        (tokens,) = parts.write(asked, processor.stops, self.client.settings.writing.tokens)
+        answer = processor.decode(tokens)
+        if not answer:
+            return "", nan
+        inputs, targets = self._example(picture, question, answer).batch(_FIRST, device)
+        task = TASKS[self.client.settings.loss]
+        logits, told = task.pair(self.learner.logits(inputs), targets)
+        return answer, exp(-float(task.loss(logits, told)) * len(told))
+
+
+def _exported(folder: Path) -> dict[str, torch.Tensor]:
+    """Return what was shared, by its names on the wire, of an exported adapter."""
+    try:
+        arrays = load_file(folder / "adapter_model.safetensors")
+    except OSError:
+        raise SettingsError(
+            f"{folder.parent.name!r} has no adapter yet; allowed: a run that is over"
+        ) from None
+    head = folder / "classifier.safetensors"
+    travelling = load_file(head) if head.exists() else {}
+    return {**arrays, **{f"{CLASSIFIER}{name}": value for name, value in travelling.items()}}
+
+
+def _there(shelf: Shelf) -> str:
+    folder = shelf.folder.parent
+    kept = (
+        sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit()) if folder.exists() else []
+    )
+    return ", ".join(map(str, kept)) or "none is here"

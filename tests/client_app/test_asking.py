@@ -1,0 +1,94 @@
+"""A client of a run that is asked a question of one's own."""
+
+import io
+
+import pytest
+import torch
+from PIL import Image
+
+from app.settings import read_settings
+from client_app.asking import Asked
+from client_app.client import data_options
+from data_partitions.benchmarks import load_partition
+from tests.app.tiny_generative import made, pictures_alone
+
+BRANCHES = ("student", "local", "teacher")
+
+
+def example_of(clients, number, path):
+    """Write the picture of a client's first test example; return its question and right answer."""
+    settings = read_settings(clients.run_config)
+    partition = load_partition("scenes", number, 2, data_options(settings))
+    row = partition.test.with_format("arrow")[:1].to_pylist()[0]
+    Image.open(io.BytesIO(row["images"][0]["bytes"])).save(path)
+    return row["question"], partition.answers
+
+
+def test_answers_are_those_that_the_evaluation_scored(federation, tmp_path, monkeypatch):
+    """Each branch's probabilities, against the logits of the client's own evaluation."""
+    from client_app import messages
+
+    seen = {}
+    evaluated = messages.evaluate
+
+    def evaluate(learner, examples, settings):
+        inputs, _ = examples.batch(torch.tensor([0]), learner.device)
+        with torch.no_grad():
+            each = {branch: learner(inputs, branch)[0].sigmoid() for branch in BRANCHES}
+        seen[int(examples.pixels[0].sum())] = each  # the last round's; clients differ in their pictures
+        return evaluated(learner, examples, settings)
+
+    monkeypatch.setattr(messages, "evaluate", evaluate)
+    clients = federation(2)
+    folder = clients.serve()
+    question, answers = example_of(clients, 1, path := tmp_path / "picture.png")
+    asked = Asked.of_run(folder, 1, 2)
+    said = asked.answer(question, path, top=3)
+    assert tuple(said) == BRANCHES
+    assert len(seen) == 2
+    picture = asked.client.backbone.processor.image(Image.open(path))
+    for branch, chosen in said.items():
+        values, indices = seen[int(picture.sum())][branch].topk(3)
+        assert [answer for answer, _ in chosen] == [answers[index] for index in indices.tolist()]
+        assert [p for _, p in chosen] == pytest.approx(values.tolist(), abs=1e-5)
+    assert said["student"] != said["local"]
+
+
+def test_a_model_that_writes_says_its_answer_with_its_probability(federation, tmp_path):
+    with pictures_alone():
+        backbone = made("LLaVA", tmp_path / "llava")
+        fixed = {"backbone": str(backbone), "loss": "next-token", "adapter": "lora", "lora_rank": 3}
+        clients = federation(
+            2, **fixed, num_rounds=1, train_examples=6, test_examples=3, **{"writing.tokens": 4}
+        )
+        folder = clients.serve()
+        question, _ = example_of(clients, 0, path := tmp_path / "picture.png")
+        said = Asked.of_run(folder, 0, 2).answer(question, path)
+    for ((answer, probability),) in said.values():
+        assert (answer and 0 < probability < 1) or (not answer and probability != probability)
+
+
+def test_a_state_that_cannot_be_read_is_refused_and_stays_where_it_is(federation, home):
+    folder = federation(2).serve()
+    states = sorted((home / "clients").glob("test-*/1/*.safetensors"))
+    states[-1].write_bytes(b"damaged")
+    before = sorted(path.name for path in states[-1].parent.iterdir())
+    with pytest.raises(ValueError, match=r"^client = 1: its private state cannot be used: [^\n]+$"):
+        Asked.of_run(folder, 1, 2)
+    assert sorted(path.name for path in states[-1].parent.iterdir()) == before
+
+
+def test_a_client_of_another_machine_cannot_be_asked(federation, home):
+    folder = federation(2).serve()
+    (state,) = (home / "clients").glob("test-*/1")
+    state.rename(home / "elsewhere")
+    reason = r"^client = 1 has no private state of 'test' on this machine \(.*\); allowed: 0$"
+    with pytest.raises(ValueError, match=reason):
+        Asked.of_run(folder, 1, 2)
+
+
+def test_a_file_that_is_no_picture_is_named(federation, tmp_path):
+    asked = Asked.of_run(federation(2).serve(), 0, 2)
+    (path := tmp_path / "picture.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"^image = '.*picture\.png' is no picture that can be read; .*$"):
+        asked.answer("what ?", path)

@@ -6,11 +6,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from app.codec import ENCODINGS
 from flwr.app import Array, ArrayRecord, RecordDict
 from flwr.serverapp import strategy as flower
 
 from app.records import WireCodec, from_record, to_reply
+from app.wire_precision import ENCODINGS
 from strategies import FedDAT, Limits, Quorum
 from strategies.inbox import _decoded
 

@@ -13,6 +13,8 @@ log = logging.getLogger("flwr")
 
 PRIVATE = 0o077  # the umask of an app's process: what it makes is its owner's alone
 _OTHERS, _OTHERS_WRITE = 0o077, 0o022
+# What apps trust in there; `clients` is for `closed_folder`.
+INSIDE = ("data", "examples", "runs")
 
 
 @contextmanager
@@ -29,23 +31,34 @@ def closed_home() -> Iterator[Path]:
     Raises
     ------
     SettingsError
-        It cannot be made, is somebody else's, or others may write in it: what lies there may be theirs.
+        It, or a folder of `INSIDE`, cannot be made, is somebody else's or a link that another user made, or
+        others may write in it: what lies there may be theirs.
     """
     before = os.umask(PRIVATE)
     try:
         home = feddat_home()
         _make(home, "FEDDAT_HOME")
-        if os.name == "posix":
-            link, found = home.lstat(), home.stat()
-            if stat.S_ISLNK(link.st_mode) and link.st_uid not in (os.geteuid(), 0):
-                raise _refused("FEDDAT_HOME", home, "is a link that another user made")
-            _refuse_others("FEDDAT_HOME", home, found, _OTHERS_WRITE)
-            if found.st_mode & _OTHERS:
-                log.info("%s could be read by other users and is closed to them", home)
-                home.chmod(0o700)
+        _close("FEDDAT_HOME", home)
+        for name in INSIDE:
+            if os.path.lexists(home / name):
+                _make(home / name, f"FEDDAT_HOME/{name}")
+                _close(f"FEDDAT_HOME/{name}", home / name)
         yield home
     finally:
         os.umask(before)
+
+
+def _close(name: str, folder: Path) -> None:
+    """Close a folder that others could read; one that they may write in, or a link of theirs, is refused."""
+    if os.name != "posix":
+        return
+    link, found = folder.lstat(), folder.stat()
+    if stat.S_ISLNK(link.st_mode) and link.st_uid not in (os.geteuid(), 0):
+        raise _refused(name, folder, "is a link that another user made")
+    _refuse_others(name, folder, found, _OTHERS_WRITE)
+    if found.st_mode & _OTHERS:
+        log.info("%s could be read by other users and is closed to them", folder)
+        folder.chmod(0o700)
 
 
 def closed_folder(name: str, folder: Path) -> Path:

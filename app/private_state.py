@@ -28,7 +28,7 @@ PARTS = ("local", "head", "owed")
 # A server that fell in round r, after its clients had trained, tries r again from their states of r - 1; if
 # its checkpoint of r - 1 is damaged, it tries r - 1 from those of r - 2.
 KEPT_ROUNDS = 3
-_FILE_NAME = re.compile(r"round-(\d{6,})\.safetensors")
+_FILE_NAME = re.compile(r"round-([0-9]{6,})\.safetensors")
 
 
 @dataclass(frozen=True)

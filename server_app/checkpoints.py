@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,10 @@ class Checkpoints:
         """Write a checkpoint, then delete what is no longer needed; an interrupted write leaves its draft."""
         last = checkpoint.server_round
         self.folder.mkdir(exist_ok=True)
+        if (path := _path(self.folder, last)).is_dir():
+            aside = next(p for i in count(1) if not (p := path.with_name(f"{path.name}.aside-{i}")).exists())
+            log.warning("%s is a folder, and is kept as %s", path, aside.name)
+            path.rename(aside)
         write_checkpoint(self.folder, checkpoint)
         # The round before is what a damaged file falls back to, and has a best of its own.
         needed = (last, last - 1, self.best_round(last), self.best_round(last - 1))
@@ -77,7 +82,7 @@ class Checkpoints:
 
     def _rounds(self) -> set[int]:
         found = (
-            re.fullmatch(r"round-(\d{6,})\.safetensors", path.name) for path in self.folder.glob("round-*")
+            re.fullmatch(r"round-([0-9]{6,})\.safetensors", path.name) for path in self.folder.glob("round-*")
         )
         return {int(match[1]) for match in found if match}
 

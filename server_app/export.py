@@ -30,7 +30,7 @@ def export_result(
         ``adapter_config.json``), or under ``method = "full"`` a whole model for `load_backbone`. A head that
         travels is in ``classifier.safetensors``, its answers in that file's metadata. What PEFT loads without
         this package also gets how inputs are made, and in ``base_model`` a backbone that has no address of
-        its own. A folder that is there is replaced.
+        its own. What is there is replaced; of a link, the link alone.
     settings : Settings
         Name the backbone, and the adapter or method.
     arrays : Mapping
@@ -50,7 +50,9 @@ def export_result(
         weights = {name: value.contiguous() for name, value in classifier.items()}
         save_file(weights, fresh / "classifier.safetensors", {"answers": json.dumps(list(answers))})
     (fresh / "README.md").write_text(card, encoding="utf-8")
-    if folder.exists():
+    if folder.is_symlink() or folder.is_file():
+        folder.unlink()
+    elif folder.exists():
         shutil.rmtree(folder)
     fresh.rename(folder)
 

@@ -167,7 +167,7 @@ def _federate(grid: Grid, settings: Settings, alone: ExitStack) -> None:
         for observer in observers:
             observer.round_ended(server_round)
 
-    config: dict[str, Any] = {**identity, "run": run.name, "run-token": run.token}
+    config: dict[str, Any] = {**identity, "run": run.known_as, "run-token": run.token}
     try:
         result = resumable.start(
             grid,

@@ -100,7 +100,7 @@ def last_checkpoint(settings: Settings, checkpoints: Checkpoints) -> Checkpoint:
     Raises
     ------
     SettingsError
-        There is none, or nothing is left to do after it.
+        There is none, nothing is left to do after it, or a folder lies where the report will be.
     """
     checkpoint = checkpoints.newest()
     if checkpoint is None:
@@ -108,9 +108,11 @@ def last_checkpoint(settings: Settings, checkpoints: Checkpoints) -> Checkpoint:
             f"resume = {settings.resume!r} has no checkpoint that can be read in {checkpoints.folder};"
             " allowed: a run with one, or '' to begin anew"
         )
-    done, folder = checkpoint.server_round, checkpoints.folder.parent
+    done, report = checkpoint.server_round, checkpoints.folder.parent / "report.md"
+    if report.is_dir():
+        raise SettingsError(f"{report} is a folder; allowed: a file there, or nothing")
     # A run that was stopped after its last round has its result still to write.
-    if done > settings.num_rounds or (done == settings.num_rounds and (folder / "report.md").exists()):
+    if done > settings.num_rounds or (done == settings.num_rounds and report.exists()):
         raise SettingsError(
             f"resume = {settings.resume!r} is finished: round {done} is done and num-rounds = "
             f"{settings.num_rounds}; allowed: more rounds"

@@ -30,11 +30,12 @@ def held(folder: Path) -> Iterator[None]:
     Raises
     ------
     SettingsError
-        Another one is.
+        Another one is, or a folder lies where it is said who.
     """
-    with _file(folder / LOCK) as descriptor:
+    with _opened(folder) as descriptors:
+        descriptor = descriptors[-1]
         try:
-            locked = _flock(descriptor, wait=False)
+            locked = _flock(*descriptors, wait=False)
         except BlockingIOError:
             holder = os.pread(descriptor, 200, 0).decode(errors="replace")
             raise SettingsError(
@@ -74,8 +75,8 @@ def created(folder: Path, fill: Callable[[Path], None]) -> Iterator[None]:
     runs = folder.parent
     runs.mkdir(parents=True, exist_ok=True)
     with ExitStack() as run_lock:
-        with _file(runs / LOCK) as descriptor:
-            if _flock(descriptor, wait=True):
+        with _opened(runs) as descriptors:
+            if _flock(*descriptors, wait=True):
                 # Whoever made them is dead: the living hold the lock.
                 for draft in runs.glob(f"{_DRAFT}*"):
                     shutil.rmtree(draft, ignore_errors=True)
@@ -96,22 +97,39 @@ def created(folder: Path, fill: Callable[[Path], None]) -> Iterator[None]:
 
 
 @contextmanager
-def _file(path: Path) -> Iterator[int]:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
+def _opened(folder: Path) -> Iterator[list[int]]:
+    """Open what is locked: the folder, which stays whatever is deleted in it, and last the file in it."""
+    path = folder / LOCK
+    with ExitStack() as opened:
+
+        def descriptor(path: Path, flags: int) -> int:
+            number = os.open(path, flags, 0o600)
+            opened.callback(os.close, number)
+            return number
+
+        try:
+            # Systems without locks cannot open folders either.
+            folders = [descriptor(folder, os.O_RDONLY)] if fcntl else []
+            descriptors = [*folders, descriptor(path, os.O_RDWR | os.O_CREAT)]
+        except IsADirectoryError:
+            raise SettingsError(f"{path} is a folder; allowed: a file there, or nothing") from None
+        yield descriptors
 
 
-def _flock(descriptor: int, wait: bool) -> bool:
-    """Lock a file; False where the system cannot. BlockingIOError: another has it."""
+def _flock(*descriptors: int, wait: bool) -> bool:
+    """Lock all that can be locked; False where the system can lock none. BlockingIOError: another has one.
+
+    Some file systems of a network lock what was opened to be written alone, and so no folders.
+    """
     if fcntl is None:
         return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        raise
-    except OSError:
-        return False
-    return True
+    locked = False
+    for descriptor in descriptors:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            locked = True
+        except BlockingIOError:
+            raise
+        except OSError:
+            continue
+    return locked

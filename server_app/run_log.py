@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import secrets
 import time
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from typing import Any
 
 from app.files import write_atomically
 from app.measurements import SAID
-from app.settings import Settings, SettingsError, feddat_home
+from app.settings import RUN_NAME, Settings, SettingsError, feddat_home
 from strategies import RoundObserver, one_line
 from strategies.observer import Phase
 
@@ -62,6 +63,10 @@ class RunLog(RoundObserver):
         # The token tells this run from another of its name, at clients that keep private states of both.
         first = {**facts, "run-token": secrets.token_hex(16), **(kept or {})}
         self.facts: dict[str, Any] = {**given, **first, **given, "run-name": self.name, "resume": ""}
+        # Clients know the run by its first name, also when its folder has got another.
+        begun_as = first.get("begun-as") or first.get("run-name")
+        if isinstance(begun_as, str) and re.fullmatch(RUN_NAME, begun_as) and begun_as != self.name:
+            self.facts["begun-as"] = begun_as
         self.rows: list[dict[str, Any]] = []
         self._facts: dict[int, dict[str, Any]] = {}
         self._round: dict[int, dict[str, Any]] = {}
@@ -93,6 +98,11 @@ class RunLog(RoundObserver):
     def best_round(self, until: int) -> int | None:
         """Return the best round up to `until`, see `rows.best_round`."""
         return best_round(self.rows, until)
+
+    @property
+    def known_as(self) -> str:
+        """Name under which clients keep their states of the run: its first."""
+        return str(self.facts.get("begun-as", self.name))
 
     @property
     def token(self) -> str:

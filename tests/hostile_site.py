@@ -1,9 +1,10 @@
 """A registered site whose owner speaks Flower's protocol by hand, and says in it what is not so."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import copy, deepcopy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
@@ -14,7 +15,7 @@ from flwr.supercore.inflatable.inflatable_object import (
     get_object_tree,
     iterate_object_tree,
 )
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+from flwr.supercore.inflatable.inflatable_utils import ObjectUnavailableError, inflate_object_from_contents
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.fleet_http_connection import http_request_response
 
@@ -44,7 +45,15 @@ class Hostile:
         """Wait for a message to this site, and get it."""
         receive, _, pull, _ = self.calls
         about, tree = wait_until(receive)
-        contents = {part.object_id: pull(self.run_id, part.object_id) for part in iterate_object_tree(tree)}
+
+        def there(name: str) -> bytes | None:
+            """Get an object; a message is announced before all of it has come."""
+            with suppress(ObjectUnavailableError):
+                return pull(self.run_id, name)
+            return None
+
+        names = [part.object_id for part in iterate_object_tree(tree)]
+        contents = {name: wait_until(partial(there, name)) for name in names}
         message = inflate_object_from_contents(about.metadata.message_id, contents)
         message.metadata.__dict__["_message_id"] = about.metadata.message_id
         return message

@@ -17,7 +17,7 @@ class RunSettings(Section):
     seed: int = Field(ge=0, lt=2**31)
     num_rounds: int = Field(gt=0)
     num_clients: int = Field(ge=0)
-    node_partitions: str = Field(pattern=r"^(any|(\d+=\d+( \d+=\d+)*)?)$")
+    node_partitions: str = Field(pattern=r"^(any|([0-9]+=[0-9]+( [0-9]+=[0-9]+)*)?)$")
     wait_seconds: float = Field(gt=0)
     round_timeout: float = Field(gt=0)
     server_device: str

@@ -2,6 +2,7 @@
 
 import os
 import stat
+from pathlib import Path
 from pkgutil import resolve_name
 
 import pytest
@@ -109,3 +110,45 @@ def test_a_tool_closes_the_home_before_it_puts_anything_there(home, umask, tool)
         resolve_name(tool).main(["--help"])
     assert mode(home) == 0o700
     assert os.umask(umask) == umask
+
+
+def test_a_relative_home_is_refused(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FEDDAT_HOME", "rel")
+    with (
+        pytest.raises(SettingsError, match=r"^FEDDAT_HOME = 'rel' is relative; allowed: an absolute path$"),
+        closed_home(),
+    ):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["data", "examples", "runs"])
+@pytest.mark.parametrize("kind", ["open", "link to an open one", "another's link", "link to nothing"])
+def test_what_others_may_write_in_inside_the_home_is_refused(home, tmp_path, monkeypatch, name, kind):
+    home.mkdir(mode=0o700)
+    inside = home / name
+    target = inside if kind == "open" else tmp_path / "elsewhere"
+    if kind != "link to nothing":
+        target.mkdir()
+        target.chmod(0o700 if kind == "another's link" else 0o777)
+    if kind != "open":
+        inside.symlink_to(target)
+    if kind == "another's link":
+        lstat, own = Path.lstat, os.geteuid() + 1
+
+        def of_another(path):
+            found = list(lstat(path))
+            return os.stat_result([*found[:4], own, *found[5:]]) if path == inside else lstat(path)
+
+        monkeypatch.setattr(Path, "lstat", of_another)
+    with pytest.raises(SettingsError, match=rf"^FEDDAT_HOME/{name} = '{inside}' [^\n]*$"), closed_home():
+        pass
+
+
+def test_what_others_may_read_inside_the_home_is_closed(home):
+    for name in ("data", "examples", "runs"):
+        (home / name).mkdir(parents=True)
+        (home / name).chmod(0o755)
+    with closed_home():
+        assert {mode(home / name) for name in ("data", "examples", "runs")} == {0o700}

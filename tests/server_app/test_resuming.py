@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 
 import pytest
 
@@ -257,3 +258,68 @@ def test_a_resumed_run_of_the_defaults_keeps_every_number(federation, caplog):
     assert all("clipped" in row for row in rows_of(cut))
     assert not list(cut.glob("*.damaged-*"))
     assert "damaged" not in caplog.text
+
+
+@pytest.mark.parametrize("name", [".lock", "report.md"])
+def test_a_folder_in_place_of_a_file_is_one_line(folder, refusal, name):
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).mkdir()
+    assert str(folder / name) in refusal(num_rounds=3)
+
+
+def test_what_lies_in_the_results_place_is_replaced(folder, resume, tmp_path):
+    """And nothing of what a link leads to."""
+    for name in ("adapter", "adapter-best"):
+        shutil.rmtree(folder / name)
+    (folder / "adapter").write_text("a file")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "own").touch()
+    (folder / "adapter-best").symlink_to(elsewhere)
+    resume(num_rounds=3)
+    for name in ("adapter", "adapter-best"):
+        assert (folder / name / "adapter_model.safetensors").is_file()
+        assert not (folder / name).is_symlink()
+    assert [path.name for path in elsewhere.iterdir()] == ["own"]
+
+
+def test_a_folder_in_a_checkpoints_place_is_kept_aside(folder, resume, caplog):
+    place = folder / "checkpoints" / "round-000003.safetensors"
+    place.mkdir()
+    (place / "own").touch()
+    resume(num_rounds=3)
+    assert place.is_file()
+    assert (place.with_name(f"{place.name}.aside-1") / "own").exists()
+    assert any(f"{place} is a folder" in message for message in caplog.messages)
+
+
+def test_a_checkpoint_in_other_digits_is_none(folder, resume):
+    (folder / "checkpoints" / "round-\u0660\u0660\u0660\u0660\u0660\u0667.safetensors").write_text("x")
+    resume(num_rounds=3)
+
+
+def test_a_run_whose_folder_has_another_name_finds_its_clients_states(federation, home):
+    """A copy goes on as the run itself would have."""
+
+    def stop(node, reply):
+        if reply.metadata.message_type == "train" and last_round(clients) == stopped:
+            raise KeyboardInterrupt
+        return reply
+
+    def last_round(clients):
+        return clients.wire[-1][1].content["config"]["server-round"]
+
+    federation(2, run_name="whole", num_rounds=3).serve()
+    clients, stopped = federation(2, run_name="first", num_rounds=3, alter=stop), 2
+    with pytest.raises(KeyboardInterrupt):
+        clients.serve()
+    for before, now in (("first", "second"), ("second", "third")):
+        shutil.copytree(home / "runs" / before, home / "runs" / now)
+        clients, stopped = federation(2, run_name="", resume=now, num_rounds=3, alter=stop), stopped + 1
+        with pytest.raises(KeyboardInterrupt) if now == "second" else nullcontext():
+            clients.serve()
+    rows = (home / "runs" / "third" / "metrics.jsonl").read_text()
+    assert "state-recovered" not in rows
+    adapters = [home / "runs" / name / "adapter" / "adapter_model.safetensors" for name in ("whole", "third")]
+    assert adapters[0].read_bytes() == adapters[1].read_bytes()
+    assert [path.name.rpartition("-")[0] for path in (home / "clients").glob("*-*")].count("first") == 1

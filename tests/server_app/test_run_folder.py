@@ -110,3 +110,19 @@ def test_a_second_server_may_not_go_on_with_a_run_that_is_being_served(federatio
     for name in ("adapter/adapter_model.safetensors", "checkpoints/round-000002.safetensors"):
         assert (folder / name).read_bytes() == (finished.folder / name).read_bytes()
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == len(finished.rows)
+
+
+def test_a_lock_file_that_is_deleted_lets_no_second_server_in(tmp_path):
+    folder = tmp_path / "runs" / "test"
+    with created(folder, fill):
+        (folder / ".lock").unlink()
+        with pytest.raises(SettingsError, match="is being served by another"), held(folder):
+            pass
+    with held(folder):
+        pass
+
+
+def test_a_folder_for_a_lock_file_is_one_line(tmp_path):
+    (tmp_path / ".lock").mkdir()
+    with pytest.raises(SettingsError, match=r"^/.*\.lock is a folder; allowed: [^\n]*$"), held(tmp_path):
+        pass

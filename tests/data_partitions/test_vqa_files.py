@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from app.backbones import Processor
 from app.examples import process
+from app.processor import Processor
 from data_partitions import pictures, vqa_files
 from data_partitions.vqa_files import check_columns, domain_name, good_rows, read_images
 

@@ -31,7 +31,8 @@ def results_table(rows: Rows) -> Table:
     header, lines = scores(rows)
     table = Table(title="score on the test split, in points")
     for column in header:
-        table.add_column(column, justify="left" if column == header[0] else "right")
+        # In a narrow terminal names go on in the next line: what is cut off cannot be read.
+        table.add_column(column, justify="left" if column == header[0] else "right", overflow="fold")
     summaries = 1 if central(rows) else 2
     for i, line in enumerate(lines, start=1):
         # The line above the summaries ends the section of clients or groups.

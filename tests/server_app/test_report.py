@@ -63,13 +63,20 @@ ROWS = [
 ]
 
 
-def lines_of(rows):
+def lines_of(rows, width=150):
     """Return the table as it is printed, cell by cell."""
-    console = Console(file=io.StringIO(), width=150)
+    console = Console(file=io.StringIO(), width=width)
     console.print(results_table(rows))
     printed = console.file.getvalue().splitlines()
     cells = [[cell.strip() for cell in re.split("[│┃]", line)[1:-1]] for line in printed]
     return [line for line in cells if line]
+
+
+def test_a_narrow_table_goes_on_in_the_next_line_and_cuts_no_name():
+    """Where 60 columns are too few for what they hold in one line."""
+    rows = [{**row, "name": "low-resolution"} for row in ROWS]
+    first = "".join(line[0] for line in lines_of(rows, width=60))
+    assert first == "client" + 2 * "low-resolution" + "meanworst"
 
 
 def test_the_table_shows_points_mean_worst_and_gain():

@@ -9,7 +9,7 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import pytest
 
@@ -29,6 +29,13 @@ NEEDS_KEYS = needs("openssl", "ssh-keygen")
 
 REFUSED = "Exit Code: 305"
 JOINED = re.compile(r"SuperNode ID: (\d+)")
+
+MIN_EXAMPLES = 8  # of the sites' policy
+
+
+def as_at_a_site(backbone: Path) -> dict[str, Any]:
+    """Return what a client in one process must be told to train as a site here does."""
+    return {"policy": "closed", "backbone": str(backbone), "min-examples": MIN_EXAMPLES}
 
 
 def make_certificates(folder: Path) -> None:
@@ -113,7 +120,10 @@ class Site:
             *("--host", "127.0.0.1", "--port", str(self.own_port)),
             *(trust or self.deployment.trust(self)),
             *self.deployment.isolation(self.name),
-            *("--node-config", f'{where} {own} state-dir="{self.folder / "state"}" min-examples=8'),
+            *(
+                "--node-config",
+                f'{where} {own} state-dir="{self.folder / "state"}" min-examples={MIN_EXAMPLES}',
+            ),
         )
         return self
 

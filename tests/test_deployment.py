@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests.deployment import NEEDS_KEYS, Deployment, Site, make_certificates
+from tests.deployment import NEEDS_KEYS, Deployment, Site, as_at_a_site, make_certificates
 from tests.private_files import folder_of
 from tests.processes import DEADLINE, adapter_of
 
@@ -87,7 +87,7 @@ def test_strangers_are_refused_and_a_killed_site_comes_back_to_its_own_adapter(
         (folder_of(home / "clients", "killed", 1) / "round-000002.safetensors").unlink()
         return None
 
-    clients = federation(SITES, alter=kill, **settings)
+    clients = federation(SITES, alter=kill, node_config=as_at_a_site(deployment.backbone), **settings)
     home = tmp_path / "home"
     assert adapter_of(clients.serve()) == adapter_of(folder)
     for site in deployment.sites:
@@ -150,7 +150,7 @@ def test_a_run_with_alignment_goes_on_after_a_power_cut_as_if_there_had_been_non
     run_id = deployment.user.start(run_config(**settings, resume="cut"))
     folder = deployment.finished(run_id, "cut")
 
-    clients = federation(SITES, **settings)
+    clients = federation(SITES, node_config=as_at_a_site(deployment.backbone), **settings)
     expected = clients.serve()
     assert adapter_of(folder) == adapter_of(expected)
     aligned = [row["round"] for row in rows_of(folder) if "align/delta-norm" in row]

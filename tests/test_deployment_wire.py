@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.conftest import Federation, own_home
-from tests.deployment import Deployment
+from tests.deployment import Deployment, as_at_a_site
 from tests.processes import adapter_of, wait_until
 from tests.proxy import Proxy
 from tests.recorded import Recorded, read
@@ -99,11 +99,7 @@ def in_process(tmp_path_factory, drawn, run_config, small_backbone):
                 return None
         return reply
 
-    site = {
-        "policy": "closed",
-        "backbone": str(small_backbone),
-        "min-examples": 8,
-    }  # as `tests.deployment` has them
+    site = as_at_a_site(small_backbone)
     federation = Federation(run_config(**SETTINGS), SITES, node_config=site, alter=lose)
     with own_home(tmp_path_factory.mktemp("in-process"), drawn):
         return federation, federation.serve()

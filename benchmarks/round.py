@@ -42,7 +42,7 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 COUNTED = {
     "backbones loaded": "app.backbones._frozen",
     "adapters built": "app.dual_adapter.DualAdapter.__init__",
-    "splits processed": "client_app.client.process",
+    "splits processed": "app.families.family.process",
 }
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from app.package.cli.processes import QUIET, end, free_port, wait_for
+from server_app.command.processes import QUIET, end, free_port, wait_for
 
 # A Flower app that does nothing: what Flower takes by itself.
 EMPTY_APP = Path(__file__).parent / "empty_app"

@@ -1,11 +1,16 @@
 """A client of a run is asked: what each branch answers to a question of one's own about a picture.
 
+    python -m client_app.asking --folder RUN --client 2 --of 5 --image FILE --question "…"
+
 It is done where the client's private state and data lie, and nowhere else.
 """
 
+import argparse
 import json
+import sys
+import warnings
 from dataclasses import dataclass
-from math import exp, nan
+from math import exp, isnan, nan
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +18,9 @@ import torch
 from flwr.app import Context, RecordDict
 from flwr.common.config import get_fused_config_from_dir
 from PIL import Image
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 from safetensors.torch import load_file
 
 from app.conversations import Conversations
@@ -175,6 +183,32 @@ class Asked:
         return answer, exp(-float(task.loss(logits, told)) * len(told))
 
 
+def main(arguments: list[str] | None = None) -> int:
+    """Print a table of the answers; what cannot be asked is one line, and the code is 1."""
+    parser = argparse.ArgumentParser("python -m client_app.asking", description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, required=True, help="the run's")
+    parser.add_argument("--client", type=int, required=True, help="which one, from 0")
+    parser.add_argument("--of", type=int, required=True, help="of how many")
+    parser.add_argument("--image", type=Path, required=True, help="file of a picture")
+    parser.add_argument("--question", required=True)
+    parser.add_argument("--top", type=int, default=3, help="how many answers are shown")
+    given = parser.parse_args(arguments)
+    # What transformers thinks of its own code is not the asker's business.
+    warnings.simplefilter("ignore")
+    try:
+        asked = Asked.of_run(given.folder, given.client, given.of)
+        said = asked.answer(given.question, given.image, given.top)
+    except (ValueError, OSError) as error:
+        print(f"feddat: {error}", file=sys.stderr)
+        return 1
+    table = Table("", *said, title=escape(f"{given.question} ({asked.client.partition.name})"))
+    for place, answers in enumerate(zip(*said.values(), strict=True), start=1):
+        shown = (f"{text} ({'–' if isnan(value) else f'{value:.0%}'})" for text, value in answers)
+        table.add_row(str(place), *map(escape, shown))
+    Console(highlight=False).print(table)
+    return 0
+
+
 def _exported(folder: Path) -> dict[str, torch.Tensor]:
     """Return what was shared, by its names on the wire, of an exported adapter."""
     try:
@@ -194,3 +228,7 @@ def _there(shelf: Shelf) -> str:
         sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit()) if folder.exists() else []
     )
     return ", ".join(map(str, kept)) or "none is here"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -45,25 +45,7 @@ def kept_facts(settings: Settings, facts: Mapping[str, Any]) -> dict[str, Any]:
     SettingsError
         There is no such run, or its settings differ.
     """
-    runs = feddat_home() / "runs"
-    try:
-        kept = json.loads((runs / settings.resume / "settings.json").read_text())
-        if not isinstance(kept, dict):
-            raise ValueError("it holds no settings")
-    except FileNotFoundError:
-        names = sorted(path.parent.name for path in runs.glob("[!.]*/settings.json"))
-        raise SettingsError(
-            f"resume = {settings.resume!r} is no run in {runs}; allowed: {', '.join(names) or 'none yet'}"
-        ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise SettingsError(
-            f"resume = {settings.resume!r}: its settings.json cannot be read: {one_line(error)}"
-        ) from None
-    if line := old_name_in(kept):
-        raise SettingsError(
-            f"resume = {settings.resume!r} was begun with settings of old names: {line}; allowed: to go on"
-            " with the version that began it"
-        )
+    kept = kept_settings(settings.resume)
     given = settings.run_config() | {"backbone-hash": facts["backbone-hash"]}
     differing = [
         f"{key}: {kept.get(key)!r} → {value!r}"
@@ -79,6 +61,36 @@ def kept_facts(settings: Settings, facts: Mapping[str, Any]) -> dict[str, Any]:
         if key in kept and kept[key] != value:
             log.warning("%s was %s when the run was begun and is %s now", key, kept[key], value)
     return _without_damage(kept)
+
+
+def kept_settings(name: str) -> dict[str, Any]:
+    """Return what ``settings.json`` of the run to resume holds.
+
+    Raises
+    ------
+    SettingsError
+        There is no such run, or none that this version can go on with.
+    """
+    runs = feddat_home() / "runs"
+    try:
+        kept = json.loads((runs / name / "settings.json").read_text(encoding="utf-8"))
+        if not isinstance(kept, dict):
+            raise ValueError("it holds no settings")
+    except FileNotFoundError:
+        names = sorted(path.parent.name for path in runs.glob("[!.]*/settings.json"))
+        raise SettingsError(
+            f"resume = {name!r} is no run in {runs}; allowed: {', '.join(names) or 'none yet'}"
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise SettingsError(
+            f"resume = {name!r}: its settings.json cannot be read: {one_line(error)}"
+        ) from None
+    if line := old_name_in(kept):
+        raise SettingsError(
+            f"resume = {name!r} was begun with settings of old names: {line}; allowed: to go on"
+            " with the version that began it"
+        )
+    return kept
 
 
 def _without_damage(kept: dict[str, Any]) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def _run(
             f"FEDDAT_HOME = {str(home)!r} has {free // 10**6} MB free;"
             f" allowed: at least {LEAST_FREE // 10**6} MB"
         )
-    given = read_given(root, words, home)
+    given = read_given(root, words)
     settings = given.settings
     name = settings.resume or settings.run_name or _name(settings)
     folder = home / "runs" / name

@@ -20,7 +20,7 @@ class Person:
         return self.folder / "home"
 
     def command(self, *words: str) -> list[str]:
-        return [sys.executable, "-m", "app.package.cli", *words]
+        return [sys.executable, "-m", "server_app.command", *words]
 
     def environment(self, **variables: str) -> dict[str, str]:
         path = os.pathsep.join([str(self.folder), str(ROOT)])

@@ -2,6 +2,7 @@
 
 import runpy
 import sys
+from collections.abc import Callable, Sequence
 
 import typer
 
@@ -25,10 +26,15 @@ def open_all(app: typer.Typer) -> None:
         )
 
 
-def _door(module: str):  # type: ignore[no-untyped-def]
+def run_program(module: str, arguments: Sequence[str]) -> None:
+    """Do what ``python -m MODULE ARGUMENTS`` does."""
+    checkout()
+    sys.argv = [module, *arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def _door(module: str) -> Callable[[typer.Context], None]:
     def door(context: typer.Context) -> None:
-        checkout()
-        sys.argv = [module, *context.args]
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        run_program(module, context.args)
 
     return door

@@ -4,13 +4,13 @@ import json
 
 import pytest
 
-from app.package.cli.given import flat, read_given
-from app.package.cli.refusal import Refusal
+from server_app.command.given import flat, read_given
+from server_app.command.refusal import Refusal
 from tests.conftest import ROOT
 
 
-def read(*words, home=ROOT):
-    return read_given(ROOT, words, home)
+def read(*words):
+    return read_given(ROOT, words)
 
 
 def test_values_are_what_their_settings_want_with_or_without_quotes():
@@ -55,12 +55,13 @@ def test_two_recipes_are_one_too_many():
         read("lora", "long-tailed")
 
 
-def test_a_run_that_goes_on_is_given_its_own_settings_again(tmp_path):
+def test_a_run_that_goes_on_is_given_its_own_settings_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("FEDDAT_HOME", str(tmp_path))
     folder = tmp_path / "runs" / "mine"
     folder.mkdir(parents=True)
     kept = {**read().settings.run_config(), "run-name": "mine", "num-rounds": 4, "seed": 5}
     (folder / "settings.json").write_text(json.dumps({**kept, "flwr": "1", "resume": ""}))
-    given = read("resume=mine", "num-rounds=9", home=tmp_path)
+    given = read("resume=mine", "num-rounds=9")
     assert given.overrides == {"resume": "mine", "run-name": "mine", "num-rounds": 9, "seed": 5}
 
 

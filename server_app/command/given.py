@@ -1,6 +1,5 @@
 """What a run is asked for, ``[RECIPE] [KEY=VALUE …]``, checked before anything is started."""
 
-import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ class Given:
     overrides: Config
 
 
-def read_given(root: Path, words: Sequence[str], home: Path) -> Given:
+def read_given(root: Path, words: Sequence[str]) -> Given:
     """Read a run's settings.
 
     Parameters
@@ -41,8 +40,6 @@ def read_given(root: Path, words: Sequence[str], home: Path) -> Given:
         The checkout.
     words : sequence of str
         At most one recipe, a name or a file, and pairs KEY=VALUE, which win over it.
-    home : Path
-        Has the run that `resume` names; its settings are given again.
 
     Raises
     ------
@@ -58,7 +55,7 @@ def read_given(root: Path, words: Sequence[str], home: Path) -> Given:
     _check_names(own, defaults)
     _check_values({**defaults, **own})
     if own.get("resume"):
-        own = {**_of_run(home, own, defaults), **own}
+        own = {**_of_run(own, defaults), **own}
     return Given(_checked({**defaults, **own}), own)
 
 
@@ -149,7 +146,7 @@ def _checked(config: Config) -> "Settings":
         raise Refusal(str(error)) from None
 
 
-def _of_run(home: Path, given: Config, known: Config) -> Config:
+def _of_run(given: Config, known: Config) -> Config:
     """Return the settings of the run that goes on, where they are not the defaults.
 
     Raises
@@ -157,19 +154,15 @@ def _of_run(home: Path, given: Config, known: Config) -> Config:
     Refusal
         There is no such run, or what is given differs from it where it may not.
     """
-    from server_app.resuming import MAY_CHANGE
+    from app.settings import SettingsError
+    from server_app.resuming import MAY_CHANGE, kept_settings
 
-    name, runs = given["resume"], home / "runs"
+    name = given["resume"]
     try:
-        kept = json.loads((runs / name / "settings.json").read_text(encoding="utf-8"))
-        begun = {key: kept[key] for key in known if key in kept}
-    except FileNotFoundError:
-        there = sorted(path.parent.name for path in runs.glob("[!.]*/settings.json"))
-        raise Refusal(
-            f"resume = {name!r} is no run in {runs}; allowed: {', '.join(there) or 'none yet'}"
-        ) from None
-    except (OSError, ValueError, TypeError) as error:
-        raise Refusal(f"resume = {name!r}: its settings.json cannot be read: {error}") from None
+        kept = kept_settings(name)
+    except SettingsError as error:
+        raise Refusal(str(error)) from None
+    begun = {key: kept[key] for key in known if key in kept}
     for key, value in given.items():
         if key not in MAY_CHANGE and begun.get(key) != value:
             raise Refusal(

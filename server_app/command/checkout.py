@@ -14,7 +14,7 @@ def checkout() -> Path:
     Refusal
         The package was installed from a wheel.
     """
-    root = Path(__file__).resolve().parents[3]
+    root = Path(__file__).resolve().parents[2]
     if not all((root / name).exists() for name in ("pyproject.toml", "server_app", "client_app")):
         raise Refusal(
             "this needs a checkout of the project; in its folder: pip install -c constraints.txt -e '.[app]'"

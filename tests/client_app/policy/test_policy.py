@@ -1,102 +1,14 @@
 """What leaves a site, against a server that wants more and data with a secret in every place."""
 
-import itertools
 import shutil
-from contextlib import suppress
 
-import numpy as np
 import pytest
-from dp_accounting import GaussianDpEvent, SelfComposedDpEvent
-from dp_accounting.pld import PLDAccountant
-from flwr.app import ConfigRecord, Message, RecordDict
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
-from app.adapters import adapt, adapter_config
-from app.backbones import load_backbone
 from app.methods import METHODS
-from app.records import to_record
-from app.source import source_hash
-from client_app import budget, local_training, messages, privacy
+from client_app import messages
 from client_app.policy import Policy
-from client_app.site_word import SITE_WORD, give_word
-from tests.bad_input.given import domain, png, write
-
-SECRET = "Mallory-Vance-1970"
-KINDS = ("query", "train", "evaluate")
-
-
-@pytest.fixture(scope="module")
-def first(small_backbone):
-    config = adapter_config("bottleneck", reduction_factor=4, width=32)
-    return to_record(adapt(load_backbone(str(small_backbone)), config).state("shared"))
-
-
-@pytest.fixture
-def asked(federation, small_backbone, first):
-    """Ask a site for everything; return its replies by kind. Keywords are settings, `node` its own word."""
-
-    def asked(node=None, arrays=first, run="test", state_round=0, **settings):
-        own = {"policy": "closed", "backbone": str(small_backbone), **(node or {})}
-        own = {key: value for key, value in own.items() if value is not None}
-        clients = federation(1, node_config=own, **settings)
-        config = {
-            "backbone": load_backbone(str(small_backbone)).fingerprint,
-            "source": source_hash(),
-            "run": run,
-            "state-round": state_round,
-            "run-token": "0123456789abcdef",
-            "server-round": 1,
-            "clipping_norm": 1.0,
-            # What a server might try.
-            "policy": "open",
-            "min-examples": 1,
-            "share-metrics": "all",
-        }
-        replies = {}
-        for kind in KINDS:
-            content = RecordDict({"config": ConfigRecord(config)})
-            if kind != "query":
-                content["arrays"] = arrays
-                with suppress(ValueError):  # a site that cannot have one
-                    content["config"][SITE_WORD] = give_word(clients.contexts[clients.node_id(0)])
-            message = Message(content, dst_node_id=clients.node_id(0), message_type=kind)
-            (replies[kind],) = clients.send_and_receive([message])
-        return replies
-
-    return asked
-
-
-@pytest.fixture
-def vqa(asked, tmp_path):
-    """Ask a site with a domain of its own, in a folder and under names that are secret."""
-    numbers = itertools.count()
-
-    def ask(rows=None, damage=lambda folder: None, **more):
-        folder = tmp_path / f"folder {next(numbers)} of {SECRET}"  # the process keeps what it read of one
-        write(folder, rows or domain(train=12, val=2, test=10, name=SECRET), SECRET)
-        damage(folder)
-        node = {"data-dir": str(folder), "state-dir": str(tmp_path / SECRET), **more.pop("node", {})}
-        settings = {"benchmark": "vqa-domains", "data_dir": "/nowhere", "num_answers": 2, "test_examples": 0}
-        return asked(node, **{**settings, **more})
-
-    return ask
-
-
-def everything(reply):
-    """Return all bytes of a reply that leave, its error's text included."""
-    if reply.has_error():
-        return reply.error.reason.encode()
-    return b"\0".join(part.deflate() for part in get_all_nested_objects(reply.content).values())
-
-
-def refusal(reply):
-    return reply.error.reason.split("occurred. Message: ")[1].removesuffix("'>")
-
-
-def with_column(name, value, row=3):
-    rows = domain(train=12, val=2, test=10, name=SECRET)
-    rows[row][name] = value
-    return rows
+from tests.bad_input.given import domain, write
+from tests.client_app.policy.replies import BROKEN, KINDS, SECRET, everything, refusal, with_column
 
 
 def without(column):
@@ -119,7 +31,6 @@ def no_folder(folder):
     shutil.rmtree(folder)
 
 
-BROKEN = {"bytes": SECRET.encode(), "path": f"{SECRET}.png"}
 FAILURES = {
     "a broken image": {"rows": with_column("image", BROKEN)},
     "a broken test image": {"rows": with_column("image", BROKEN, row=-1)},
@@ -321,147 +232,11 @@ def test_a_site_takes_part_only_in_runs_as_private_as_it_wants(asked, wanted, ta
         assert refused == (set() if dp in taken else set(KINDS))
 
 
-@pytest.mark.parametrize(("key", "asks", "most"), [("delta", 0.99, "0.0001"), ("epsilon", 0.6, "0.5")])
-def test_a_server_cannot_make_local_noise_small(asked, key, asks, most):
-    node = {"require-dp": "local", "max-epsilon": 0.5}
-    replies = asked(node, test_examples=12, dp__mode="local", **{f"dp.{key}": asks})
-    for reply in replies.values():
-        assert refusal(reply) == f"a site has max-{key} = {most}; the run has dp.{key} = {asks}"
-
-
 def test_a_sites_name_is_its_own_word(vqa, asked):
     assert vqa(node={"site-name": "site B"})["query"].content["handshake"]["name"] == "site B"
     assert vqa(node={"policy": "open"})["query"].content["handshake"]["name"] == SECRET
     # Those of a drawn benchmark are no cells of data.
     assert asked()["query"].content["handshake"]["name"] == "clean"
-
-
-@pytest.fixture
-def still_noise(monkeypatch):
-    """Draw the same noise every time."""
-    monkeypatch.setattr(privacy, "default_rng", lambda: np.random.Generator(np.random.PCG64(7)))
-
-
-@pytest.mark.parametrize("policy", ["open", "closed"])
-def test_under_local_privacy_only_the_noised_arrays_depend_on_the_data(vqa, still_noise, monkeypatch, policy):
-    """All rows are others, there are more, some cannot be answered; all else of a reply is the same."""
-    clock = iter(range(10**6))  # as if the one took longer
-    monkeypatch.setattr(local_training.time, "perf_counter", lambda: float(next(clock) ** 2))
-    others = [
-        {**row, "question": "is it?", "answer": f"{n % 5}", "image": {"bytes": png(99 + n), "path": None}}
-        for n, row in enumerate(domain(train=25, val=3, test=13, name="other"))
-    ]
-    one, other = (
-        vqa(rows, dp__mode="local", node={"policy": policy, "site-name": "x"}) for rows in (None, others)
-    )
-    for kind in KINDS:
-        assert not one[kind].has_error(), one[kind].error
-        records, same = ({**reply[kind].content} for reply in (one, other))
-        arrays, moved = records.pop("arrays", None), same.pop("arrays", None)
-        assert {name: dict(record) for name, record in records.items()} == {
-            name: dict(record) for name, record in same.items()
-        }
-        assert not {"text-only", "unanswerable", "skipped"} & set(dict(records.get("handshake", {})))
-        if kind == "train":
-            assert dict(records["metrics"]) == {"num-examples": 1}
-            assert any(arrays[name].data != moved[name].data for name in arrays)
-
-
-def damaged_data(monkeypatch, vqa):
-    return vqa(**FAILURES["a broken image"], dp__mode="local")
-
-
-def few_examples(monkeypatch, vqa):
-    return vqa(domain(train=9, test=9), dp__mode="local")
-
-
-def overflow(monkeypatch, vqa):
-    return vqa(dp__mode="local", learning_rate=1e30)
-
-
-def breaks(monkeypatch, vqa):
-    def fail(*_, **__):
-        raise RuntimeError(SECRET)
-
-    for work in ("train_round", "evaluate"):
-        monkeypatch.setattr(messages, work, fail)
-    return vqa(dp__mode="local")
-
-
-@pytest.mark.parametrize("failing", [damaged_data, few_examples, overflow, breaks])
-def test_under_local_privacy_a_failure_is_a_reply_of_noise(
-    vqa, first, still_noise, monkeypatch, failing, caplog
-):
-    replies = failing(monkeypatch, vqa)
-    assert not any(reply.has_error() for reply in replies.values())
-    for kind in ("train", "evaluate"):
-        assert dict(replies[kind].content["metrics"]) == {"num-examples": 1}
-    handshake = dict(replies["query"].content["handshake"])
-    assert handshake["name"] == "partition 0"
-    assert not {"natural-partitions", "skipped", "unanswerable", "text-only"} & set(handshake)
-    # σ = 2 √(2 ln 1.25/δ) / ε
-    noise, deviation = np.random.Generator(np.random.PCG64(7)), 4 * np.sqrt(2 * np.log(1.25e5))
-    for name, array in replies["train"].content["arrays"].items():
-        before = first[name].numpy()
-        expected = before + noise.normal(0.0, deviation, before.shape)
-        np.testing.assert_allclose(array.numpy(), expected, rtol=1e-5)
-    assert "this failed" in caplog.text
-
-
-def test_under_local_privacy_a_lost_state_is_not_told(asked, home):
-    """A round that failed has left none: it would tell of that one."""
-    replies = asked(dp__mode="local", test_examples=12, state_round=1)
-    assert "state-recovered" not in replies["train"].content["metrics"]
-    assert dict(replies["evaluate"].content["metrics"]) == {"num-examples": 1}
-
-
-def test_all_that_a_site_answers_costs_no_more_than_its_budget(asked, home):
-    """However often a round is asked for, in whatever run. Of ε = 0.5, δ = 1e-5 three answers cost 0.530."""
-    node = {"require-dp": "local", "max-epsilon": 0.54}
-    settings = {"dp__mode": "local", "test_examples": 12}
-    spent = "a site has spent its max-epsilon = 0.54 at max-delta = 0.0001"
-    for run in ("a", "b", "a"):
-        assert not asked(node, run=run, **settings)["train"].has_error()
-    for run in ("a", "c"):
-        assert refusal(asked(node, run=run, **settings)["train"]) == spent
-    lines = (home / "clients" / "released-0.txt").read_text().splitlines()
-    assert [line.split(maxsplit=1)[1] for line in lines] == [
-        f"{run}-0123456789abcdef round 1" for run in ("a", "b", "a")
-    ]
-    squares = sum(float(line.split()[0]) for line in lines)
-    event = SelfComposedDpEvent(GaussianDpEvent(np.sqrt(2 * np.log(1.25e5)) / 0.5), 3)
-    exact = PLDAccountant().compose(event)
-    assert budget.least_delta(squares, 0.54) == pytest.approx(exact.get_delta(0.54), rel=1e-5)
-    assert exact.get_epsilon(1e-4) == pytest.approx(0.530, abs=5e-4)
-    # Another site's are its own affair, and one that sets no bound has no such file.
-    assert not asked({**node, "partition-id": 1}, run="a", **settings)["train"].has_error()
-
-
-def test_what_was_spent_is_not_forgotten_by_damage(asked, home, caplog):
-    node, settings = {"require-dp": "local"}, {"dp__mode": "local", "test_examples": 12}
-    assert not asked(node, **settings)["train"].has_error()
-    ledger = home / "clients" / "released-0.txt"
-    for text in (ledger.read_text()[:-1], "", "-1 test\n", "a lot test\n", "\n"):
-        ledger.write_text(text)
-        assert (
-            refusal(asked(node, **settings)["train"])
-            == "train failed on partition 0: the site's log says why"
-        )
-        assert f"{ledger} is damaged" in caplog.text
-        caplog.clear()
-
-
-def test_a_run_whose_clients_send_no_scores_has_a_report(federation, monkeypatch):
-    from server_app import federation as room
-    from server_app.report import write_report
-
-    monkeypatch.setattr(room, "write_report", write_report)
-    folder = federation(2, dp__mode="local", max_change=1e9).serve()
-    report = (folder / "report.md").read_text()
-    assert "Scores were not measured" in report
-    assert "nan" not in report
-    assert "local, ε = " in report
-    assert not (folder / "adapter-best").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """The private state: in files that are there complete or not at all, of the last three rounds."""
 
 import errno
-import json
 import os
 import re
 import signal
@@ -10,57 +9,15 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from app import checked_files
-from app.private_state import PrivateState, Shelf, load_private_state, save_private_state
+from app.private_state import PrivateState, load_private_state, save_private_state
 from app.settings import SettingsError
-
-ROOT = Path(__file__).parents[2]
-
-
-def state_of(value):
-    return PrivateState(
-        {"x.down": torch.full((3, 2), value), "x.up": torch.full((2,), -value)},
-        {"fc.bias": torch.full((1,), value)},
-    )
-
-
-FIRST = state_of(0.0)
-
-
-@pytest.fixture
-def shelf(tmp_path):
-    return Shelf(tmp_path / "clients", "test", "0123abcd", 3)
-
-
-@pytest.fixture
-def save(shelf):
-    def save(*rounds, shelf=shelf):
-        for server_round in rounds:
-            save_private_state(shelf, server_round, state_of(float(server_round)))
-
-    return save
-
-
-@pytest.fixture
-def load(shelf):
-    """Load; return the round that a state is of, and how many were lost."""
-
-    def load(up_to, expected=0, shelf=shelf, first=FIRST, **keywords):
-        state, lost = load_private_state(shelf, up_to, first, expected, **keywords)
-        return state.head["fc.bias"].item(), lost
-
-    return load
-
-
-def names(shelf):
-    return sorted(path.name for path in shelf.folder.iterdir())
+from tests.app.private_state.states import FIRST, about, names, noise, state_of
+from tests.conftest import ROOT
 
 
 def test_what_was_kept_comes_back_bit_for_bit(shelf):
@@ -136,9 +93,6 @@ def test_rounds_are_ordered_as_numbers(shelf, save, load):
     assert names(shelf) == [f"round-100000{kept}.safetensors" for kept in (0, 1, 2)]
 
 
-# --- A folder that is not the client's alone ---
-
-
 def a_link(path):
     path.rename(path.with_name("elsewhere"))
     path.symlink_to(path.with_name("elsewhere"), target_is_directory=True)
@@ -188,9 +142,6 @@ def test_a_link_to_nowhere_is_refused_too(shelf, save, load, tmp_path):
     assert not (tmp_path / "later").exists()
 
 
-# --- States that are missing ---
-
-
 def test_a_state_that_should_be_there_and_is_not_is_counted(shelf, save, load, caplog):
     assert load(2, expected=2) == (0, 1)
     assert caplog.messages == [
@@ -222,9 +173,6 @@ def test_where_it_must_be_there_it_is_an_error(shelf, save, load):
         load(2, expected=2, must=True)
 
 
-# --- Values that are not finite ---
-
-
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("part", ["local", "head", "owed"])
 def test_what_is_not_finite_is_never_committed(shelf, save, load, value, part):
@@ -235,105 +183,6 @@ def test_what_is_not_finite_is_never_committed(shelf, save, load, value, part):
         save_private_state(shelf, 3, bad)
     assert names(shelf) == before
     assert load(3) == (2, 0)
-
-
-# --- Files that are not good ---
-
-
-def cut(path):
-    path.write_bytes(path.read_bytes()[:-1])
-
-
-def cut_in_the_header(path):
-    path.write_bytes(path.read_bytes()[:40])
-
-
-def empty(path):
-    path.write_bytes(b"")
-
-
-def longer(path):
-    path.write_bytes(path.read_bytes() + b"\0")
-
-
-def noise(path):
-    path.write_bytes(b"\x80\x04\x95 a pickle, or anything else" * 30)
-
-
-def about(path):
-    """Return what a file says of itself."""
-    with safe_open(path, "pt") as file:
-        return json.loads(file.metadata()["about"])
-
-
-def other_metadata(path, **changes):
-    said = about(path)
-    said["facts"] |= changes
-    save_file(load_file(path), path, {"about": json.dumps(said)})
-
-
-def of_another_run(path):
-    other_metadata(path, **{"run-token": "ffff"})
-
-
-def of_another_client(path):
-    other_metadata(path, partition="4")
-
-
-def of_another_round(path):
-    other_metadata(path, round="4")
-
-
-def of_another_schema(path):
-    other_metadata(path, schema="2")
-
-
-def without_metadata(path):
-    save_file(load_file(path), path)
-
-
-def one_value_changed(path):
-    said, tensors = about(path), load_file(path)
-    tensors["head.fc.bias"] += 1e-6
-    save_file(tensors, path, {"about": json.dumps(said)})
-
-
-def not_finite_and_written_so(path):
-    tensors = load_file(path) | {"head.fc.bias": torch.tensor([torch.nan])}
-    checked_files.write_checked(path, tensors, about(path)["facts"])
-
-
-BROKEN = [
-    cut,
-    cut_in_the_header,
-    empty,
-    longer,
-    noise,
-    of_another_run,
-    of_another_client,
-    of_another_round,
-    of_another_schema,
-    without_metadata,
-    one_value_changed,
-    not_finite_and_written_so,
-]
-
-
-@pytest.mark.parametrize("break_file", BROKEN, ids=lambda function: function.__name__)
-def test_a_bad_file_is_kept_aside_and_the_one_before_is_taken(shelf, save, load, caplog, break_file):
-    save(4, 5)
-    break_file(shelf.file(5))
-    broken = shelf.file(5).read_bytes()
-    assert load(5) == (4, 1)
-    aside = shelf.file(5).with_name("round-000005.safetensors.corrupt")
-    assert aside.read_bytes() == broken
-    assert names(shelf) == ["round-000004.safetensors", aside.name]
-    assert [text.split(":")[0] for text in caplog.messages] == [
-        f"private state {shelf.file(5)} is kept aside as .corrupt"
-    ]
-    assert load(5) == (4, 0)
-    save(5, 6)
-    assert names(shelf)[:3] == [shelf.file(4).name, shelf.file(5).name, aside.name]
 
 
 def test_another_run_of_the_same_name_neither_sees_nor_deletes_the_first_ones_states(shelf, save, load):
@@ -352,32 +201,6 @@ def test_no_name_and_token_make_another_runs_folder(shelf):
     assert len(folders) == len(pairs)
 
 
-@pytest.mark.parametrize(
-    "first",
-    [
-        PrivateState({**FIRST.local, "x.up": torch.zeros(3)}, FIRST.head),
-        PrivateState({**FIRST.local, "x.up": torch.zeros(2, dtype=torch.float64)}, FIRST.head),
-        PrivateState({**FIRST.local, "x.more": torch.zeros(2)}, FIRST.head),
-        PrivateState({"x.up": torch.zeros(2)}, FIRST.head),
-        PrivateState(FIRST.head, FIRST.local),
-    ],
-    ids=["shape", "dtype", "missing", "more", "parts"],
-)
-def test_a_state_that_does_not_fit_the_model_is_not_taken(shelf, save, first):
-    save(5)
-    assert load_private_state(shelf, 5, first) == (first, 1)
-
-
-def test_when_none_is_good_the_client_begins_again_and_says_so(shelf, save, load, caplog):
-    save(4, 5)
-    for server_round in (4, 5):
-        noise(shelf.file(server_round))
-    assert load(5) == (0, 2)
-    assert caplog.messages[-1] == (
-        f"no private state up to round 5 is left in {shelf.folder}: going on from the first weights"
-    )
-
-
 def test_a_run_that_goes_back_further_than_is_kept_says_so(save, load, caplog):
     save(4)
     save(5)
@@ -385,39 +208,6 @@ def test_a_run_that_goes_back_further_than_is_kept_says_so(save, load, caplog):
     save(6)
     assert load(3, expected=2) == (0, 1)
     assert caplog.messages[-1].startswith("no private state up to round 3 is left in")
-
-
-def test_one_flipped_bit_anywhere_is_noticed(shelf, save, load):
-    """Every bit of the header, in which lengths, names and facts stand, and of the weights."""
-    save(5)
-    good = shelf.file(5).read_bytes()
-    for position in range(len(good)):
-        bad = bytearray(good)
-        bad[position] ^= 1 << position % 8
-        shelf.file(5).write_bytes(bad)
-        assert load(5) == (0, 1), position
-
-
-def test_a_file_cut_anywhere_is_noticed(shelf, save, load):
-    save(5)
-    good = shelf.file(5).read_bytes()
-    for length in range(len(good)):
-        shelf.file(5).write_bytes(good[:length])
-        assert load(5) == (0, 1), length
-
-
-def test_a_file_that_cannot_be_read_is_not_called_corrupt(shelf, save, load, monkeypatch):
-    def closed(path, *_):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
-
-    save(5)
-    monkeypatch.setattr(checked_files, "safe_open", closed)
-    with pytest.raises(OSError, match=r"Permission denied: .*round-000005.safetensors"):
-        load(5)
-    assert names(shelf) == ["round-000005.safetensors"]
-
-
-# --- Writing that fails ---
 
 
 def full(*_):

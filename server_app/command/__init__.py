@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from . import answer, doors, run, runs
+from . import answer, doors, run, runs, settings
 from .refusal import Refusal
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app.command("run")(run.run)
 app.add_typer(runs.app, name="runs")
 app.command("report")(runs.report)
 app.command("answer")(answer.answer)
+app.command("settings")(settings.settings)
 doors.open_all(app)
 
 

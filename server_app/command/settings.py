@@ -33,7 +33,8 @@ _OPENING = """\
 # Settings
 
 All settings of a run, made from `pyproject.toml` by `feddat settings`. Change any for one run with
-`feddat run KEY=VALUE`: [Settings and recipes](recipes.md). A value that is not allowed is refused in one line before anything starts.
+`feddat run KEY=VALUE`: [Settings and recipes](recipes.md). A value that is not allowed is
+refused in one line before anything starts.
 """
 
 

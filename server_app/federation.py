@@ -44,6 +44,7 @@ from .report import privacy_line, refusals, results_table, write_report
 from .resuming import kept_facts, last_checkpoint
 from .run_folder import created, held
 from .run_log import RunLog
+from .trackers import make_tracker
 
 log = logging.getLogger("flwr")
 
@@ -103,7 +104,7 @@ def _federate(grid: Grid, settings: Settings, alone: ExitStack) -> None:
     def evaluated(server_round: int) -> bool:
         return server_round % settings.evaluate_every == 0 or server_round == settings.num_rounds
 
-    observers: list[RoundObserver] = [run, *progress(grid)]
+    observers: list[RoundObserver] = [run, *progress(grid), *make_tracker(settings.tracker, run)]
     federation = FedDAT(
         make_strategy(settings),
         weighting=settings.weighting,

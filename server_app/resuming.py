@@ -27,6 +27,7 @@ MAY_CHANGE = {
     "node-partitions",
     "device",
     "server-device",
+    "tracker",
 }
 
 

@@ -21,6 +21,7 @@ class RunSettings(Section):
     wait_seconds: float = Field(gt=0)
     round_timeout: float = Field(gt=0)
     server_device: str
+    tracker: str
 
     @property
     def places(self) -> Literal["first", "any"] | dict[int, int]:

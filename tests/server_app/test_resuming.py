@@ -57,7 +57,7 @@ def test_settings_that_differ_are_listed(refusal):
         "resume = 'test' was begun with other settings (kept → given): learning-rate: 0.002 → 0.5,"
         " strategy: 'fedavg' → 'fedadam'; allowed to differ: device, evaluate-every, max-failure-rate,"
         " min-clients, node-partitions, num-rounds, resume, round-timeout, run-name, server-device,"
-        " wait-seconds"
+        " tracker, wait-seconds"
     )
 
 

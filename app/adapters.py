@@ -94,14 +94,18 @@ class Adapter:
 
 
 def adapt(
-    backbone: Backbone, config: PeftConfig, seed: int = 0, device: torch.device | str | None = None
+    backbone: Backbone,
+    config: PeftConfig,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    kind: type[DualAdapter] = DualAdapter,
 ) -> DualAdapter:
     """Put three adapters into a backbone that is left as it is; its features are what a head is to take.
 
-    `device` is where it computes; None: where the backbone is.
+    `device` is where it computes; None: where the backbone is. `kind` may be a subclass.
     """
     split = backbone.family.split
-    adapter = DualAdapter(
+    adapter = kind(
         backbone.fork(),
         config,
         seed=seed,

@@ -19,11 +19,13 @@ from .learner import Branch, Learner, Role
 
 ROLES: tuple[Role, ...] = ("shared", "frozen", "local")
 
-# Which adapters a branch activates, each with its share in the sum.
-BRANCHES: dict[Branch, dict[Role, float]] = {
+# Which adapters a branch activates, each with its share in the sum: a number, or one for each row of a batch.
+Shares = Mapping[Role, float | Tensor]
+BRANCHES: dict[Branch, Shares] = {
     "student": {"shared": 1.0},
     "teacher": {"frozen": 0.5, "local": 0.5},
     "local": {"local": 1.0},
+    "mixed": {"shared": 0.5, "local": 0.5},
 }
 
 Forward = Callable[[Any, Any], Tensor]
@@ -72,6 +74,8 @@ class DualAdapter(Learner):
     ----------
     peft : PeftModel
         The model with the three adapters, named by their roles.
+    branches : dict
+        Branch → shares of the adapters in it.
     parameters_of : dict
         Role → parameters by the name they have on the wire: PEFT's, without the adapter's name.
 
@@ -117,6 +121,7 @@ class DualAdapter(Learner):
                 )
         # LoRA has a scale of its own; a branch's share multiplies it.
         self._scales = [dict(layer.scaling) for layer in self._layers]
+        self.branches = dict(BRANCHES)
         self._forward = forward or _logits_of
         self._inner = False
         if head is not None:
@@ -154,7 +159,7 @@ class DualAdapter(Learner):
             super().activate(branch)
         if self.model.training:  # by the host's own hand: `model.train()`
             self.peft.eval()
-        shares = BRANCHES[branch] if branch else {}
+        shares = self.branches[branch] if branch else {}
         for layer, scales in zip(self._layers, self._scales, strict=True):
             # PEFT's own `set_adapter` would switch gradients on and off as well.
             layer._active_adapter = list(shares)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 Role = Literal["shared", "frozen", "local"]
-Branch = Literal["student", "teacher", "local"]
+Branch = Literal["student", "teacher", "local", "mixed"]
 
 # Names of a head's weights: where it travels, on the wire; where it stays, among what is private.
 CLASSIFIER, HEAD = "classifier.", "head."

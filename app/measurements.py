@@ -17,7 +17,9 @@ IN_BOTH = {"num-examples": _COUNT, "state-recovered": _COUNT}
 MEASURED: dict[str, dict[str, Range]] = {
     "train": {
         **IN_BOTH,
-        **dict.fromkeys(("ce-student", "kl-student", "ce-teacher", "kl-teacher", "ce-local"), _LOSS),
+        **dict.fromkeys(
+            ("ce-student", "kl-student", "ce-teacher", "kl-teacher", "ce-local", "ce-mixed"), _LOSS
+        ),
         **dict.fromkeys(("train-student", "train-teacher"), _SCORE),
         **dict.fromkeys(("delta-shared", "delta-local"), _NORM),
         "train-seconds": _SECONDS,
@@ -26,7 +28,7 @@ MEASURED: dict[str, dict[str, Range]] = {
     },
     "evaluate": {
         **IN_BOTH,
-        **dict.fromkeys(("student", "local", "teacher"), _SCORE),
+        **dict.fromkeys(("student", "local", "teacher", "mixed"), _SCORE),
         "evaluate-seconds": _SECONDS,
     },
 }

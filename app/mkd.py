@@ -196,10 +196,17 @@ def adapter_step(
     branch: Branch = "student",
 ) -> Tensor:
     """Take one step of the baselines, one adapter or all weights, on CE alone; return the loss."""
-    z, y = method.task.pair(learner.classify(learner.features(learner.trunk(batch), branch)), targets)
-    loss = method.task.loss(z, y)
+    loss = branch_loss(learner, learner.trunk(batch), branch, targets, method)
     descend(optimizer, loss)
     return loss.detach()
+
+
+def branch_loss(
+    learner: Learner, trunk: Any, branch: Branch, targets: Tensor, method: Distillation
+) -> Tensor:
+    """Compute a branch's CE, with gradients, from what all branches have in common."""
+    z, y = method.task.pair(learner.classify(learner.features(trunk, branch)), targets)
+    return method.task.loss(z, y)
 
 
 def make_optimizer(

@@ -27,7 +27,7 @@ from app.conversations import Conversations
 from app.examples import FORMATS, Examples
 from app.families.generative import AnswerPositions
 from app.learner import CLASSIFIER, Learner
-from app.methods import METHODS
+from app.methods import METHODS, open_learner
 from app.private_state import PrivateState, Shelf, newest_private_state
 from app.records import to_record
 from app.settings import Settings, SettingsError
@@ -35,7 +35,7 @@ from app.tasks import TASKS
 from data_partitions.partition import FEATURES, PLACE
 
 from .client import Client
-from .local_training import mixed_precision
+from .local_training import OwnTraining, mixed_precision
 
 _FIRST = torch.zeros(1, dtype=torch.int64)
 # An answer and its probability.
@@ -99,8 +99,10 @@ class Asked:
             )
         writes = client.backbone.family.kind_of_examples is Conversations
         answers = 0 if writes else len(client.partition.answers)
-        arrays = to_record(_exported(folder / "adapter"))
-        learner, owed, _ = client.open(arrays, shelf, 0, answers)
+        travelled = open_learner(client.settings).parameters_of["shared"]
+        exported = _exported(folder / "adapter").items()
+        arrays = {name: v for name, v in exported if name in travelled or name.startswith(CLASSIFIER)}
+        learner, owed, _ = client.open(to_record(arrays), shelf, 0, answers)
         try:
             state = newest_private_state(shelf, PrivateState.of(learner.private(), owed))
         except ValueError as error:
@@ -110,7 +112,6 @@ class Asked:
         learner.load_private(state.kept)
         return cls(client, learner.eval())
 
-    @torch.no_grad()
     def answer(self, question: str, image: Path, top: int = 5) -> dict[str, list[Said]]:
         """Return what each branch of the run's method answers, the likeliest first.
 
@@ -132,15 +133,20 @@ class Asked:
             raise SettingsError(
                 f"image = {str(image)!r} is no picture that can be read; allowed: {allowed}"
             ) from None
-        learner, settings = self.learner, self.client.settings
-        examples = self._example(picture, question)
+        learner, settings, client = self.learner, self.client.settings, self.client
+        examples, kept = self._example(picture, question), learner.private()
+        own = OwnTraining(
+            learner, lambda: client.examples("train"), settings, settings.num_rounds, client.partition_id
+        )
         said: dict[str, list[Said]] = {}
-        for branch in METHODS[settings.method].branches:
-            with mixed_precision(learner.device), learner.branch(branch):
-                if isinstance(examples, Conversations):
-                    said[branch] = [self._written(examples, picture, question)]
-                else:
-                    said[branch] = self._chosen(examples, top)
+        for branches in METHODS[settings.method].scored(learner, own, settings):
+            for branch in branches:
+                with torch.no_grad(), mixed_precision(learner.device), learner.branch(branch):
+                    if isinstance(examples, Conversations):
+                        said[branch] = [self._written(examples, picture, question)]
+                    else:
+                        said[branch] = self._chosen(examples, top)
+        learner.load_private(kept)
         return said
 
     def _example(self, picture: bytes, question: str, answer: str = "unknown") -> Any:

@@ -2,12 +2,14 @@
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from app.conversations import Conversations
 from app.examples import Examples
@@ -20,6 +22,7 @@ from app.tasks import TASKS
 from .augmentation import augmented
 
 EVALUATION_BATCH = 64
+Step = Callable[[Optimizer, Any, Tensor], Any]
 
 
 def schedule(step: int, total: int, warmup: float, kind: str = "linear") -> float:
@@ -124,7 +127,6 @@ def train_round(
     sizes = batch_sizes(len(examples), settings.batch_size, least)
     batches = len(sizes) * settings.local_epochs
     total, done = settings.num_rounds * batches, (server_round - 1) * batches
-    optimizer = make_optimizer(learner, settings.learning_rate, settings.weight_decay, settings.optimizer)
     distillation = Distillation(
         alpha=settings.alpha,
         beta=settings.beta,
@@ -137,22 +139,16 @@ def train_round(
     if learner.head is not None and learner.head_travels:
         shared += learner.head.parameters()
     sums: dict[str, Tensor] = {}
+    key = (settings.seed, partition_id, server_round)
+
+    def step(optimizer: Optimizer, inputs: Any, targets: Tensor) -> dict[str, Tensor]:
+        return method.step(learner, optimizer, inputs, targets, distillation, settings)
+
     with training(learner), pulled(shared, settings.proximal_mu):
-        for epoch in range(settings.local_epochs):
-            key = (settings.seed, partition_id, server_round, epoch)
-            chance = generator(*key, 1)
-            for rows in shuffled(sizes, *key):
-                for group in optimizer.param_groups:
-                    factor = schedule(done, total, settings.warmup, settings.schedule)
-                    group["lr"] = settings.learning_rate * factor
-                inputs, scores = examples.batch(rows, learner.device)
-                if settings.augment and "pixel_values" in inputs:
-                    inputs["pixel_values"] = augmented(inputs["pixel_values"], chance)
-                with mixed_precision(learner.device):
-                    measured = method.step(learner, optimizer, inputs, scores, distillation, settings)
-                for name, value in measured.items():
-                    sums[name] = sums.get(name, 0) + value * len(rows)
-                done += 1
+        for count, take in steps(learner, examples, settings, key, sizes, settings.local_epochs, done, total):
+            measured = take(step)
+            for name, value in measured.items():
+                sums[name] = sums.get(name, 0) + value * count
     seen = len(examples) * settings.local_epochs
     return {
         "num-examples": len(examples),
@@ -162,23 +158,101 @@ def train_round(
     }
 
 
+def steps(
+    learner: Learner,
+    examples: Examples | Conversations,
+    settings: Settings,
+    key: tuple[int, int, int],
+    sizes: list[int],
+    epochs: int,
+    done: int,
+    total: int,
+) -> Iterator[tuple[int, Callable[[Step], Any]]]:
+    """Yield for each batch how many examples it has, and what calls a step with optimizer, inputs, targets.
+
+    Parameters
+    ----------
+    key : tuple of int
+        With the epoch it decides the order: seed, partition, round.
+    sizes : list of int
+        Of the batches of an epoch.
+    done, total : int
+        Batches before, and in all: where the schedule is.
+    """
+    optimizer = make_optimizer(learner, settings.learning_rate, settings.weight_decay, settings.optimizer)
+    for epoch in range(epochs):
+        chance = generator(*key, epoch, 1)
+        for rows in shuffled(sizes, *key, epoch):
+            factor = schedule(done, total, settings.warmup, settings.schedule)
+            for group in optimizer.param_groups:
+                group["lr"] = settings.learning_rate * factor
+            inputs, targets = examples.batch(rows, learner.device)
+            if settings.augment and "pixel_values" in inputs:
+                inputs["pixel_values"] = augmented(inputs["pixel_values"], chance)
+
+            def take(step: Step, inputs: Any = inputs, targets: Tensor = targets) -> Any:
+                with mixed_precision(learner.device):
+                    return step(optimizer, inputs, targets)
+
+            yield len(rows), take
+            done += 1
+
+
+@dataclass(frozen=True)
+class OwnTraining:
+    """A client's training examples at an evaluation, see `app.methods.method.OwnExamples`.
+
+    Attributes
+    ----------
+    load : callable
+        Gives the examples; most methods do not ask.
+    """
+
+    learner: Learner
+    load: Callable[[], Examples | Conversations]
+    settings: Settings
+    server_round: int
+    partition_id: int
+    least: int = 1
+
+    @property
+    def _key(self) -> tuple[int, int, int]:
+        # Past the last round: an order that no training has.
+        return self.settings.seed, self.partition_id, self.settings.num_rounds + self.server_round
+
+    def some(self, count: int) -> Any:
+        """Return the model inputs of a few, the same in each round."""
+        examples = self.load()
+        chosen = torch.randperm(len(examples), generator=generator(self.settings.seed, self.partition_id))
+        return examples.batch(chosen[:count], self.learner.device)[0]
+
+    def train(self, step: Step, epochs: int) -> None:
+        """Call a step with optimizer, inputs and targets of each batch; the rate rises and falls once."""
+        examples = self.load()
+        sizes = batch_sizes(len(examples), self.settings.batch_size, self.least)
+        total = len(sizes) * epochs
+        with training(self.learner):
+            for _, take in steps(self.learner, examples, self.settings, self._key, sizes, epochs, 0, total):
+                take(step)
+
+
 def _distance(before: dict[str, Tensor], after: dict[str, Tensor]) -> float:
     return float(torch.stack([(after[name] - before[name]).norm() for name in before]).norm())
 
 
-@torch.no_grad()
-def evaluate(learner: Learner, examples: Examples, settings: Settings) -> dict[str, Any]:
+def evaluate(learner: Learner, examples: Examples, settings: Settings, own: OwnTraining) -> dict[str, Any]:
     """Return the mean score of each branch of the run's method, all with the client's own head."""
     started = time.perf_counter()
-    task, branches = TASKS[settings.loss], METHODS[settings.method].branches
-    sums: dict[Branch, float] = dict.fromkeys(branches, 0.0)
-    for rows in torch.arange(len(examples)).split(EVALUATION_BATCH):
-        inputs, scores = examples.batch(rows, learner.device)
-        with mixed_precision(learner.device):
-            trunk = learner.trunk(inputs)
-            for branch in branches:
-                logits = learner.classify(learner.features(trunk, branch))
-                sums[branch] += float(task.score(*task.pair(logits, scores)).sum())
+    task, method = TASKS[settings.loss], METHODS[settings.method]
+    sums: dict[Branch, float] = dict.fromkeys(method.branches, 0.0)
+    for branches in method.scored(learner, own, settings):
+        for rows in torch.arange(len(examples)).split(EVALUATION_BATCH):
+            inputs, scores = examples.batch(rows, learner.device)
+            with torch.no_grad(), mixed_precision(learner.device):
+                trunk = learner.trunk(inputs)
+                for branch in branches:
+                    logits = learner.classify(learner.features(trunk, branch))
+                    sums[branch] += float(task.score(*task.pair(logits, scores)).sum())
     return {
         "num-examples": len(examples),
         **{branch: total / len(examples) for branch, total in sums.items()},

@@ -21,7 +21,7 @@ from app.records import SCHEMA, to_reply
 from app.source import source_hash
 
 from .client import Client
-from .local_training import evaluate, train_round
+from .local_training import OwnTraining, evaluate, train_round
 from .policy import PublicError, in_simulation
 from .site_word import SITE_WORD, give_word
 from .written_answers import evaluate_written
@@ -111,10 +111,18 @@ def evaluate_branches(message: Message, context: Context) -> Message:
     def scored() -> MetricRecord:
         examples = client.examples("test")
         learner, _, lost = client.open(arrays, shelf, server_round, examples.num_answers, expected)
+        own = OwnTraining(
+            learner,
+            lambda: client.examples("train"),
+            client.settings,
+            server_round,
+            client.partition_id,
+            client.policy.min_examples,
+        )
         if isinstance(examples, Conversations):
-            metrics = evaluate_written(learner, examples, client.backbone.processor, client.settings)
+            metrics = evaluate_written(learner, examples, client.backbone.processor, client.settings, own)
         else:
-            metrics = evaluate(learner, examples, client.settings)
+            metrics = evaluate(learner, examples, client.settings, own)
         return _record(client, metrics, lost)
 
     told = _hiding_failures(client, scored, lambda: MetricRecord({"num-examples": 1}))

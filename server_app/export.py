@@ -60,6 +60,7 @@ def export_result(
 def _save_adapter(folder: Path, settings: Settings, backbone: Backbone, shared: Mapping[str, Tensor]) -> None:
     adapter = Adapter(settings.adapter, settings.reduction_factor, settings.lora_rank)
     model = get_peft_model(backbone.fork(), adapter.config(backbone))
+    shared = METHODS[settings.method].exported(shared, backbone, adapter, settings.seed)
     set_peft_model_state_dict(model, dict(shared))
     beside = settings.adapter == "lora" and lies_beside(settings.backbone, settings.backbone_weights)
     # Otherwise PEFT writes the folder that this machine loaded the backbone from.

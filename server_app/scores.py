@@ -11,6 +11,7 @@ SCORES = {
     "student": "student\n(A_s, deployed)",
     "local": "local\n(A_c)",
     "teacher": "teacher\n(DAT)",
+    "mixed": "mixed\n(A_s and A_c)",
     "text-only": "text\nonly",
 }
 GAIN = "gain\n(student − text only)"

@@ -220,6 +220,10 @@ KINDS = [
     ALIGNED,
     {"wire_precision": "int8"},
     {"wire_precision": "int4", "strategy": "fedadam", **ALIGNED},
+    {"method": "ditto"},
+    {"method": "fedavg-ft"},
+    {"method": "feddpa"},
+    {"method": "fedsa-lora", "adapter": "lora"},
 ]
 
 

@@ -151,7 +151,11 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
                 down, act = self.bottleneck_down[name], self.bottleneck_act[name]
                 x = self._cast_input_dtype(hidden, down.weight.dtype)  # type: ignore[arg-type]
                 delta = self.bottleneck_up[name](act(down(x)))
-                result = torch.add(result, delta, alpha=self.scaling[name])
+                share = self.scaling[name]
+                if isinstance(share, torch.Tensor):  # one for each row of the batch
+                    result = result + share * delta
+                else:
+                    result = torch.add(result, delta, alpha=share)
         return result.to(hidden.dtype)
 
 

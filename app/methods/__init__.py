@@ -8,6 +8,7 @@ from ..adapters import Adapter
 from ..backbones import Backbone, choose_device, open_backbone
 from ..checkpointing import recompute_blocks
 from ..discovery import kinds_in
+from ..dual_adapter import DualAdapter
 from ..learner import Learner
 from ..settings import Settings
 from .method import Method
@@ -35,7 +36,7 @@ def open_learner(settings: Settings) -> Learner:
             f"loss = {settings.loss!r} with backbone = {settings.backbone!r}; allowed: "
             f"{', '.join(map(repr, losses))}"
         )
-    return _open(
+    learner = _open(
         METHODS[settings.method],
         backbone,
         Adapter(settings.adapter, settings.reduction_factor, settings.lora_rank),
@@ -43,6 +44,9 @@ def open_learner(settings: Settings) -> Learner:
         str(choose_device(settings.device)),
         settings.gradient_checkpointing,
     )
+    if isinstance(learner, DualAdapter):
+        learner.branches["teacher"] = {"frozen": 1 - settings.local_share, "local": settings.local_share}
+    return learner
 
 
 @functools.lru_cache(maxsize=1)

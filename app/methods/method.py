@@ -4,8 +4,8 @@ A method is one file in this folder with one subclass of `Method`; `methods.METH
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -16,6 +16,16 @@ from ..backbones import Backbone
 from ..learner import Branch, Learner, Role
 from ..mkd import Distillation
 from ..settings import Settings
+
+
+class OwnExamples(Protocol):
+    """A client's training examples, for a method that makes something of them before it is scored."""
+
+    def some(self, count: int) -> Any:
+        """Return the model inputs of a few, always the same."""
+
+    def train(self, step: Callable[[Optimizer, Any, Tensor], Any], epochs: int) -> None:
+        """Call a step with optimizer, inputs and targets of each batch; the rate rises and falls once."""
 
 
 class Method(ABC):
@@ -53,6 +63,19 @@ class Method(ABC):
     def receive(self, learner: Learner, arrays: Mapping[str, Tensor]) -> None:
         """Take what arrives; ValueError if it is not what `travelling` gives."""
         learner.receive(arrays)
+
+    def exported(
+        self, arrays: Mapping[str, Tensor], backbone: Backbone, adapter: Adapter, seed: int
+    ) -> Mapping[str, Tensor]:
+        """Return the weights of an exported adapter, of those that travelled (without a head)."""
+        return arrays
+
+    def scored(self, learner: Learner, own: OwnExamples, settings: Settings) -> Iterator[tuple[Branch, ...]]:
+        """Yield branches as soon as they may be scored; between two, what is private may be changed.
+
+        An evaluation begins with what the client keeps, and leaves it as it is.
+        """
+        yield self.branches
 
     @abstractmethod
     def step(

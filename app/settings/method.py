@@ -15,6 +15,7 @@ class MethodSettings(Section):
     alpha: float = Field(ge=0)
     beta: float = Field(ge=0)
     temperature: float = Field(gt=0)
+    local_share: float = Field(ge=0, le=1)
     loss: Literal["bce-scores", "cross-entropy", "next-token"]
     update: Literal["alternating", "joint"]
     step: Literal["fast", "reference"]

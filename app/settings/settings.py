@@ -11,6 +11,7 @@ from .data import DataSettings
 from .federation import FederationSettings
 from .method import MethodSettings
 from .model import ModelSettings
+from .personal import PersonalSettings
 from .pretraining import PretrainSettings
 from .privacy import PrivacySettings
 from .public import PublicSettings
@@ -35,6 +36,7 @@ class Settings(  # pydantic takes the last one's fields first
     ``align.batch-size``.
     """
 
+    personal: PersonalSettings
     pretrain: PretrainSettings
     dp: PrivacySettings
     align: AlignSettings

@@ -31,12 +31,12 @@ def test_answers_are_those_that_the_evaluation_scored(federation, tmp_path, monk
     seen = {}
     evaluated = messages.evaluate
 
-    def evaluate(learner, examples, settings):
+    def evaluate(learner, examples, settings, own):
         inputs, _ = examples.batch(torch.tensor([0]), learner.device)
         with torch.no_grad():
             each = {branch: learner(inputs, branch)[0].sigmoid() for branch in BRANCHES}
         seen[int(examples.pixels[0].sum())] = each  # the last round's; clients differ in their pictures
-        return evaluated(learner, examples, settings)
+        return evaluated(learner, examples, settings, own)
 
     monkeypatch.setattr(messages, "evaluate", evaluate)
     clients = federation(2)

@@ -14,7 +14,19 @@ from app.methods import METHODS
 from app.methods.full import FullModel
 from app.settings import read_settings
 from client_app import local_training
-from client_app.local_training import batch_sizes, evaluate, schedule, shuffled, train_round
+from client_app.local_training import (
+    OwnTraining,
+    batch_sizes,
+    evaluate,
+    schedule,
+    shuffled,
+    train_round,
+)
+
+
+def own(learner, examples, settings):
+    """Return a client's training examples as an evaluation has them."""
+    return OwnTraining(learner, lambda: examples, settings, 1, 0)
 
 
 @pytest.mark.parametrize(
@@ -218,9 +230,9 @@ def test_losses_are_means_over_examples_not_over_batches(client, examples, setti
 def test_training_learns(client, examples, settings):
     adapter = client()
     chosen = settings(local_epochs=30, learning_rate=0.01, num_rounds=1)
-    before = evaluate(adapter, examples, settings())["student"]
+    before = evaluate(adapter, examples, settings(), own(adapter, examples, settings()))["student"]
     metrics = train_round(adapter, examples, chosen, 1, 0)
-    after = evaluate(adapter, examples, settings())
+    after = evaluate(adapter, examples, settings(), own(adapter, examples, settings()))
     assert before < 0.6
     assert min(after[branch] for branch in ("student", "local", "teacher")) == 1
     assert metrics["train-student"] > before
@@ -339,7 +351,7 @@ def test_evaluation_is_the_mean_over_examples_of_each_branch(client, examples, s
     adapter = client()
     train_round(adapter, examples, settings(local_epochs=5, learning_rate=0.01), 1, 0)
     scored = Examples(**{**vars(examples), "scores": torch.rand(10, ANSWERS)})
-    metrics = evaluate(adapter, scored, settings())
+    metrics = evaluate(adapter, scored, settings(), own(adapter, scored, settings()))
     expected = defaultdict(list)
     for row in range(10):
         inputs, scores = scored.batch(torch.tensor([row]), torch.device("cpu"))
@@ -354,7 +366,7 @@ def test_evaluation_is_the_mean_over_examples_of_each_branch(client, examples, s
 def test_evaluation_changes_nothing(client, examples, settings):
     adapter = client()
     before = {role: adapter.state(role) for role in ("shared", "frozen", "local")}
-    evaluate(adapter, examples, settings())
+    evaluate(adapter, examples, settings(), own(adapter, examples, settings()))
     for role, state in before.items():
         assert all(torch.equal(value, state[name]) for name, value in adapter.state(role).items())
         assert all(p.requires_grad == (role != "frozen") for p in adapter.parameters_of[role].values())
@@ -364,3 +376,36 @@ def test_mixed_precision_casts_the_head_anew_in_every_forward():
     """The head moves between the forwards of a step; a cast kept from before would hide it."""
     with local_training.mixed_precision(torch.device("cpu")):
         assert not torch.is_autocast_cache_enabled()
+
+
+def test_what_a_method_trains_at_an_evaluation_has_an_order_and_a_schedule_of_its_own(
+    client, examples, settings
+):
+    """Two epochs of batches of 4, 4 and 2; the rate rises once, over all of them, and falls to 0."""
+    learner, chosen = client(), settings(warmup=0.3)
+    seen = []
+
+    def step(optimizer, inputs, targets):
+        seen.append((optimizer.param_groups[0]["lr"] / chosen.learning_rate, len(targets), targets))
+        assert torch.is_grad_enabled()
+
+    own(learner, examples, chosen).train(step, 2)
+    rates, sizes, targets = zip(*seen, strict=True)
+    assert sizes == (4, 4, 2) * 2
+    assert rates == pytest.approx([1 / 2, 1, 1, 3 / 4, 2 / 4, 1 / 4])
+    first, second = torch.cat(targets[:3]), torch.cat(targets[3:])
+    assert not torch.equal(first, second)
+    for epoch in (first, second):
+        assert sorted(map(tuple, epoch.tolist())) == sorted(map(tuple, examples.scores.tolist()))
+
+
+def test_some_of_a_clients_examples_are_the_same_in_each_round_and_another_clients_others(
+    client, examples, settings
+):
+    def some(partition, server_round):
+        training = OwnTraining(client(), lambda: examples, settings(), server_round, partition)
+        return training.some(5)["input_ids"]
+
+    assert len(some(0, 1)) == 5
+    assert torch.equal(some(0, 1), some(0, 2))
+    assert not torch.equal(some(0, 1), some(1, 1))

@@ -13,6 +13,7 @@ from app.families.generative import AnswerPositions
 from app.settings import read_settings
 from app.text_scores import text_score
 from client_app.kept_examples import kept_examples
+from client_app.local_training import OwnTraining
 from client_app.written_answers import evaluate_written
 from tests.app.families.test_generative import differing, rows
 from tests.app.tiny_generative import made
@@ -44,9 +45,9 @@ def test_a_branch_is_scored_by_what_it_writes(backbone, conversations, run_confi
     assert written["student"] != written["teacher"]
     wanted = [{answer: 0.5} for answer in written["student"]]
     told = torch.tensor(list(json.dumps(wanted).encode()), dtype=torch.uint8)
-    scores = evaluate_written(
-        adapter, dataclasses.replace(conversations, wanted=told), backbone.processor, settings
-    )
+    asked = dataclasses.replace(conversations, wanted=told)
+    own = OwnTraining(adapter, lambda: conversations, settings, 1, 0)
+    scores = evaluate_written(adapter, asked, backbone.processor, settings, own)
     assert scores["num-examples"] == 3
     for branch, answers in written.items():
         worth = [text_score("exact", a, w) for a, w in zip(answers, wanted, strict=True)]

@@ -1,0 +1,15 @@
+"""pLoRA: B travels; A stays with its client.
+
+Mitra et al., "FedVLM: Scalable Personalized Vision-Language Models through Federated Learning", 2025, arXiv
+2507.17088.
+"""
+
+from .half_lora import A, B, HalfLora
+
+
+class PLora(HalfLora):
+    """Both matrices are trained; B is averaged."""
+
+    name = "plora"
+    trained = ("shared", "local")
+    halves = {"shared": B, "local": A}

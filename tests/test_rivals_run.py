@@ -1,0 +1,78 @@
+"""Runs of the rivals: each says what its paper says, and no more; what it keeps is in its private file."""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from tests.private_files import newest_state
+
+LORA = {"adapter": "lora"}
+# Method, settings, what is in each name that travels, and in each of a client's own but for the head's.
+RIVALS = [
+    ("ditto", {}, ".bottleneck_", ".bottleneck_"),
+    ("fedavg-ft", {}, ".bottleneck_", ".bottleneck_"),
+    ("feddpa", {}, ".bottleneck_", ".bottleneck_"),
+    ("fedsa-lora", LORA, ".lora_A.", ".lora_B."),
+    ("ffa-lora", LORA, ".lora_B.", None),
+    ("plora", LORA, ".lora_B.", ".lora_A."),
+    ("head", {}, None, None),
+    ("bias", {}, "bias", None),
+    ("layernorm", {}, "layernorm", None),
+]
+
+
+@pytest.mark.parametrize(("method", "settings", "travels", "stays"), RIVALS, ids=[r[0] for r in RIVALS])
+def test_only_what_the_paper_sends_travels(federation, home, method, settings, travels, stays):
+    clients = federation(2, method=method, num_rounds=1, **settings)
+    folder = clients.serve()
+    records = [record for _, message in clients.wire for record in message.content.array_records.values()]
+    names = {name for record in records for name in record}
+    assert bool(names) is bool(travels)
+    assert all(travels in name.lower() or travels in name for name in names)
+
+    states = [newest_state(home / "clients", "test", partition) for partition in range(2)]
+    for state in states:
+        assert "private-head" in state
+        assert ("private-local" in state) is bool(stays)
+        assert all(stays in name for name in state.get("private-local", {}))
+    # No array of a private state is in any message, in whole.
+    replies = {array.data for record in records for array in record.values()}
+    private = [array for state in states for part in state.values() for array in part.values()]
+    telling = {array.data for array in private if np.ptp(array.numpy()) > 0}
+    assert telling
+    assert not replies & telling
+
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert {row["partition"] for row in rows} == {0, 1}
+    assert not any("refused" in row or "metrics-dropped" in row for row in rows)
+    assert all(0 <= row["student"] <= 1 for row in rows)
+
+
+@pytest.mark.parametrize("method", ["fedsa-lora", "ffa-lora", "plora"])
+def test_an_exported_half_is_beside_the_others_first_weights(federation, method):
+    clients = federation(2, method=method, num_rounds=1, adapter="lora")
+    exported = load_file(clients.serve() / "adapter" / "adapter_model.safetensors")
+    halves = [{name for name in exported if f".lora_{kind}." in name} for kind in "AB"]
+    assert len(halves[0]) == len(halves[1]) > 0
+    last = [m for where, m in clients.wire if where == "to client"][-1].content["arrays"]
+    assert all((exported[name].numpy() == array.numpy()).all() for name, array in last.items())
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"method": "fedsa-lora"}, "adapter = 'bottleneck' with method = 'fedsa-lora'; allowed: 'lora'"),
+        ({"method": "bias", "loss": "next-token"}, "method = 'bias' with loss = 'next-token'"),
+        ({"method": "feddpa", "loss": "next-token"}, "method = 'feddpa' with loss = 'next-token'"),
+        ({"method": "ditto", "update": "joint"}, "update = 'joint' is a step of two adapters"),
+        ({"method": "ditto", "personal__pull": -1.0}, "personal.pull = -1.0; allowed: "),
+    ],
+)
+def test_settings_that_a_rival_cannot_work_with_are_refused(run_config, settings, line):
+    from app.settings import SettingsError, read_settings
+
+    with pytest.raises(SettingsError) as error:
+        read_settings(run_config(**settings))
+    assert line in str(error.value)

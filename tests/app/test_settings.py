@@ -63,7 +63,7 @@ TEXTS = (*TEXTS, "pretrain.encoder", "pretrain.language-model")
 NO_INTEGER = [(True, "integer"), (False, "integer"), (1.5, "integer"), ("3", "integer"), ("many", "integer")]
 NO_NUMBER = [(True, "number"), ("0.1", "number"), (math.nan, "finite"), (math.inf, "finite")]
 WRONG = [
-    *[("method", value, "'adapter', 'feddat', ") for value in ("nonsense", "", "FEDDAT")],
+    *[("method", value, "'adapter', 'bias', ") for value in ("nonsense", "", "FEDDAT")],
     *[(key, value, DEFAULTS[key]) for key in WORDS for value in ("nonsense", "", 1, DEFAULTS[key].upper())],
     *[(key, value, "greater than 0") for key in COUNTS for value in (0, -1)],
     *[(key, -1, "greater than or equal to 0") for key in SIZES],

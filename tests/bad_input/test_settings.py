@@ -16,7 +16,7 @@ SETTINGS = [
     ),
     ("strategy", "fedsgd", r"strategy = 'fedsgd'; allowed: 'fedavg', .*'krum'"),
     ("adapter", "prompt", r"adapter = 'prompt'; allowed: 'bottleneck' or 'lora'"),
-    ("method", "fedavg", r"method = 'fedavg'; allowed: 'adapter', 'feddat', .*"),
+    ("method", "fedavg", r"method = 'fedavg'; allowed: 'adapter', 'bias', .*"),
     ("num-rounds", 0, r"num-rounds = 0; allowed: greater than 0"),
     ("num-rounds", -3, r"num-rounds = -3; allowed: greater than 0"),
     ("num-rounds", 2.5, r"num-rounds = 2\.5; allowed: .*integer"),

@@ -404,7 +404,7 @@ def test_some_of_a_clients_examples_are_the_same_in_each_round_and_another_clien
 ):
     def some(partition, server_round):
         training = OwnTraining(client(), lambda: examples, settings(), server_round, partition)
-        return training.some(5)["input_ids"]
+        return training.some(5)["pixel_values"]
 
     assert len(some(0, 1)) == 5
     assert torch.equal(some(0, 1), some(0, 2))

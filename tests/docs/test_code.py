@@ -1,0 +1,103 @@
+"""Everything else in a block of a page: code that runs, data and settings that are read."""
+
+import configparser
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+from flwr.serverapp.strategy import FedAvg
+from PIL import Image
+
+from data_partitions.conversations import conversation_of, form_of
+from server_app.command.given import read_given
+from tests.conftest import ROOT
+
+from .pages import blocks
+
+
+def code_of(page, *, having=""):
+    """Return the only block of Python of a page that has a text."""
+    (found,) = [block for block in blocks("python") if block.page.name == page and having in block.text]
+    return found.text
+
+
+def test_every_language_is_tested():
+    """`diff`: tests/examples. Without a language: what a program prints, a drawing, a list of folders."""
+    assert {block.language for block in blocks()} == {"", "bash", "diff", "ini", "json", "python", "toml"}
+
+
+def test_the_methods_step_is_that_of_the_code():
+    shown = [line.strip() for line in code_of("method.md").splitlines() if line.strip()]
+    lines = [line.strip() for line in (ROOT / "app" / "mkd.py").read_text().splitlines() if line.strip()]
+    start = lines.index(shown[0])
+    assert lines[start : start + len(shown)] == shown
+
+
+def test_the_strategy_of_plug_in():
+    known = {}
+    exec(code_of("plug-in.md"), known)
+    assert isinstance(known["strategy"].strategy, FedAvg)
+    assert known["strategy"].private == ("classifier",)
+
+
+def test_the_picture_of_the_tutorial_is_drawn(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(code_of("tutorial.md"), {})
+    with Image.open("picture.png") as picture:
+        assert picture.getpixel((0, 0)) == (255, 255, 255)
+        assert picture.getpixel((32, 32)) == (255, 0, 0)
+
+
+@pytest.fixture
+def run_of_a_reader(federation, home, tmp_path, monkeypatch):
+    """Make a run `my-run` of five clients in the reader's own home, and a picture where they are."""
+    folder = federation(
+        5, backbone="tiny-vilt", num_rounds=1, run_name="my-run", train_examples=8, test_examples=4
+    ).serve()
+    assert folder.name == "my-run"
+    monkeypatch.setenv("HOME", str(tmp_path / "reader"))
+    (tmp_path / "reader").mkdir()
+    (tmp_path / "reader" / ".feddat").symlink_to(home)
+    monkeypatch.chdir(tmp_path)
+    exec(code_of("tutorial.md"), {})
+
+
+def test_a_client_is_asked_in_python(run_of_a_reader, capsys):
+    exec(code_of("use.md", having="Asked"), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["student", "local", "teacher"]
+    assert all(line.count("%)") == 5 for line in lines)
+
+
+def test_the_adapter_is_loaded_in_python(run_of_a_reader):
+    known = {}
+    exec(code_of("use.md", having="PeftModel"), known)
+    assert known["features"].shape == (1, known["model"].config.hidden_size)
+    assert Path(known["adapter"]).name == "adapter"
+
+
+@pytest.mark.parametrize("block", blocks("toml"), ids=str)
+def test_settings_are_taken(block, tmp_path):
+    read = tomllib.loads(block.text)
+    if "superlink" in read:  # Flower's, of a coordinator: tests/test_deployment.py
+        assert set(read["superlink"]["sites"]) == {"address", "root-certificates"}
+        return
+    (tmp_path / "mine.toml").write_text(f"num-clients = 5\n{block.text}")
+    given = read_given(ROOT, [str(tmp_path / "mine.toml")])
+    assert len(given.overrides) > 1
+
+
+@pytest.mark.parametrize("block", blocks("json"), ids=str)
+def test_rows_are_of_a_form(block):
+    for line in block.text.splitlines():
+        record = json.loads(line)
+        assert conversation_of(record, form_of(record)).pictures == [record["image"]]
+
+
+@pytest.mark.parametrize("block", blocks("ini"), ids=str)
+def test_units_can_be_read(block):
+    parser = configparser.ConfigParser(strict=False)
+    parser.optionxform = str
+    parser.read_string(block.text)
+    assert set(parser) == {"DEFAULT", "Unit", "Service", "Install"}

@@ -9,10 +9,12 @@ import pytest
 from flwr.serverapp.strategy import FedAvg
 from PIL import Image
 
+from client_app import check
 from data_partitions.conversations import conversation_of, form_of
 from server_app.command.given import read_given
 from tests.conftest import ROOT
 
+from .commands import commands_of
 from .pages import blocks
 
 
@@ -101,3 +103,22 @@ def test_units_can_be_read(block):
     parser.optionxform = str
     parser.read_string(block.text)
     assert set(parser) == {"DEFAULT", "Unit", "Service", "Install"}
+
+
+@pytest.mark.parametrize("page", ["tutorial.md", "own-data.md"])
+def test_data_as_a_page_shows_it_pass_the_check_that_it_shows(page, home, tmp_path, capsys):
+    data = tmp_path / "data"
+    (example, *_) = [json.loads(line) for block in blocks("json") for line in block.text.splitlines()]
+    for client in ("one", "two"):
+        for number in range(20):
+            name = f"pictures/{client}{number}.png"
+            (data / name).parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), (number, 0, len(client))).save(data / name)
+            with (data / f"{client}.jsonl").open("a") as file:
+                file.write(json.dumps(example | {"image": name, "answer": "ab"[number % 2]}) + "\n")
+    (shown,) = [block for block in blocks("bash") if block.page.name == page and "feddat check" in block.text]
+    ((_, _, *arguments),) = [words for words in commands_of(shown.text) if words[1] == "check"]
+    code = check.main([word.replace("/absolute/path", str(data)) for word in arguments])
+    said = capsys.readouterr().out
+    assert code == 0, said
+    assert "ok    data: one, " in said

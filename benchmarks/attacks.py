@@ -224,7 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         " ".join([options.benchmark, *options.set]),
         cells,
         options.seeds,
-        lambda name, seed: run(*cells[name], options.attackers, seed, given),
+        lambda name, seed: {"scores": run(*cells[name], options.attackers, seed, given)},
     )
     print(table(lines))
     return judge(lines)

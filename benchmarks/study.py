@@ -1,16 +1,22 @@
 """Studies: the runs of a plan with several seeds, one line a cell as it finishes, and their table.
 
-Every cell is a whole run of the real apps in this process, or a control that needs no clients. Cells that the
-file has already are skipped, so a study that was stopped goes on; several processes may share one file.
+    python -m benchmarks.study --quick
+    python -m benchmarks.study --plan recipes/study/main.toml --out FILE --page FILE --data-dir FOLDER
+    python -m benchmarks.study --plan cifar10-lt-100 --out FILE --data-dir FOLDER --teacher FILE
 
-Run ``python -m benchmarks.study --plan cifar10-lt-100 --data-dir FOLDER --teacher FILE --out FILE.jsonl``.
+A plan is a file that holds methods against each other (`comparison.plan`), or one of `plans`. Every cell is a
+whole run of the real apps in this process, or a control that needs no clients. Cells that the file has
+already are skipped, so a study that was stopped goes on; several processes may share one file.
 """
 
 import argparse
+import fcntl
+import hashlib
 import json
 import logging
 import os
 import platform
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -40,6 +46,9 @@ from server_app.opening import open_run
 from server_app.teachers.annotating import annotate
 from server_app.teachers.teacher import open_teacher
 
+from .comparison.measuring import measure
+from .comparison.page import write_page
+from .comparison.plan import Comparison
 from .in_process import Federation
 from .plans import PLANS, Cell, Plan
 
@@ -179,20 +188,24 @@ def table(plan: Plan, lines: Sequence[Mapping[str, Any]]) -> str:
 
 
 def complete(
-    out: Path, plan: str, cells: Iterable[str], seeds: Iterable[int], run: Callable[[str, int], Scores]
+    out: Path,
+    plan: str,
+    cells: Iterable[str],
+    seeds: Iterable[int],
+    run: Callable[[str, int], Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
     """Run the cells of a plan that a file does not have, seed by seed; return the plan's lines of it.
 
     Parameters
     ----------
     out : Path
-        The file, one JSON object a line; other processes may add to it meanwhile.
+        The file, one JSON object a line; other processes may add to it meanwhile, and take other cells.
     plan, cells
         Names that a line has.
     seeds : Iterable[int]
         What each cell is run with.
     run : Callable
-        Cell and seed → scores, in [0, 1].
+        Cell and seed → what its line says, ``scores`` in [0, 1] among it.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
 
@@ -203,47 +216,115 @@ def complete(
     cells = list(cells)
     for seed in seeds:
         for cell in cells:
-            if any((line["cell"], line["seed"]) == (cell, seed) for line in finished()):
-                continue
-            started = time.monotonic()
-            scores = run(cell, seed)
-            line = {
-                "plan": plan,
-                "cell": cell,
-                "seed": seed,
-                "scores": scores,
-                "seconds": round(time.monotonic() - started, 1),
-                "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-            }
-            with out.open("a") as file:
-                file.write(json.dumps(line) + "\n")
-            shown = ", ".join(f"{key} {100 * value:.1f}" for key, value in scores.items())
+            with taken(out, plan, cell, str(seed)) as mine:
+                if not mine or any((line["cell"], line["seed"]) == (cell, seed) for line in finished()):
+                    continue
+                started = time.monotonic()
+                measured = run(cell, seed)
+                line = {
+                    "plan": plan,
+                    "cell": cell,
+                    "seed": seed,
+                    **measured,
+                    "seconds": round(time.monotonic() - started, 1),
+                    "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+                }
+                with out.open("a") as file:
+                    file.write(json.dumps(line) + "\n")
+            shown = ", ".join(f"{key} {100 * value:.1f}" for key, value in measured["scores"].items())
             print(f"{cell}, seed {seed}: {shown}; {line['seconds']} s", flush=True)
     return finished()
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run what is missing of a plan, then print its table."""
+@contextmanager
+def taken(out: Path, *cell: str) -> Iterator[bool]:
+    """Hold a cell of a file against other processes; False if one of them holds it."""
+    digest = hashlib.sha256("\n".join(cell).encode()).hexdigest()[:16]
+    lock = out.parent / f".{out.name}.{digest}"
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def compare(
+    plan: Comparison,
+    given: Mapping[str, Any],
+    out: Path,
+    seeds: Sequence[int],
+    methods: Sequence[str],
+    page: Path | None,
+) -> None:
+    """Run what is missing of a plan of methods, of these alone, then write its page."""
+    defaults = get_fused_config_from_dir(ROOT, {})
+    cells = {cell.name: cell for cell in plan.cells() if cell.method in methods}
+    for benchmark, arena in plan.benchmarks.items():
+        if "data-dir" in arena.settings and not given.get("data-dir"):
+            print(f"{benchmark} is left out: it needs --data-dir", flush=True)
+            cells = {name: cell for name, cell in cells.items() if cell.benchmark != benchmark}
+
+    def run(name: str, seed: int) -> dict[str, Any]:
+        with scratch_home():
+            return measure(cells[name], seed, given, defaults)
+
+    lines = complete(out, plan.name, cells, seeds, run)
+    if page:
+        write_page(page, plan, lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what is missing of a plan, then print its table or write its page; 1 if the plan cannot be used."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.study", description=__doc__.splitlines()[0])
-    parser.add_argument("--plan", choices=sorted(PLANS), required=True)
-    parser.add_argument("--out", type=Path, required=True, help="file of the cells, one JSON object a line")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--plan", help=f"a TOML file, or one of {', '.join(sorted(PLANS))}")
+    parser.add_argument("--out", type=Path, help="file of the cells, one JSON object a line")
+    parser.add_argument("--page", type=Path, help="page of a plan of methods, with its curves beside it")
+    parser.add_argument("--seeds", type=int, nargs="+", help="by default the plan's; 0 1 2 if it has none")
+    parser.add_argument("--methods", nargs="+", help="of a plan of methods, these alone")
     parser.add_argument("--data-dir", default="", help="as the setting of that name")
     parser.add_argument("--teacher", default="", help="as the setting teacher.model")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="other settings, as JSON")
+    parser.add_argument("--quick", action="store_true", help="recipes/study/quick.toml, in a new folder")
     options = parser.parse_args(arguments)
-    plan = PLANS[options.plan]
-    given = {"data-dir": options.data_dir, "teacher.model": options.teacher}
-    given |= {key: json.loads(value) for key, _, value in (pair.partition("=") for pair in options.set)}
-    study = Study(plan, given)
-    cells = {cell.name: cell for cell in plan.cells}
+    quick = Path(tempfile.mkdtemp(prefix="study-")) if options.quick else None
+    if quick:
+        options.plan = options.plan or str(ROOT / "recipes" / "study" / "quick.toml")
+        options.out, options.page = options.out or quick / "quick.jsonl", options.page or quick / "quick.md"
+    if not options.plan or not options.out:
+        parser.error("--plan and --out are needed, or --quick")
+    given = {key: json.loads(value) for key, _, value in (pair.partition("=") for pair in options.set)}
     TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1  # as inside a Flower task
     logging.getLogger("flwr").setLevel(logging.WARNING)
-    lines = complete(
-        options.out, options.plan, cells, options.seeds, lambda name, seed: study.run(cells[name], seed)
-    )
-    print(table(plan, lines))
+    if options.plan in PLANS:
+        plan = PLANS[options.plan]
+        study = Study(plan, {"data-dir": options.data_dir, "teacher.model": options.teacher, **given})
+        cells = {cell.name: cell for cell in plan.cells}
+        lines = complete(
+            options.out,
+            options.plan,
+            cells,
+            options.seeds or [0, 1, 2],
+            lambda name, seed: {"scores": study.run(cells[name], seed)},
+        )
+        print(table(plan, lines))
+        return 0
+    try:
+        comparison = Comparison.read(Path(options.plan))
+    except ValueError as error:
+        print(f"feddat: {error}; allowed: such a file, or {', '.join(sorted(PLANS))}", file=sys.stderr)
+        return 1
+    given |= {"data-dir": options.data_dir} if options.data_dir else {}
+    methods = options.methods or list(comparison.methods)
+    compare(comparison, given, options.out, options.seeds or comparison.seeds, methods, options.page)
+    if quick:
+        print(f"the page is {options.page}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,5 +1,6 @@
 """Studies: which cells run, what they run, and the table of what they found."""
 
+import json
 import logging
 
 import pytest
@@ -187,3 +188,52 @@ def test_a_run_leaves_nothing_behind_but_data_and_annotations(scenes, home):
     scores = study.Study(scenes, {}).run(CELLS[3], seed=0)
     assert 0 <= scores["worst"] <= scores["mean"] <= 1
     assert {path.name for path in home.iterdir()} == {"data", "annotations"}
+
+
+def test_a_cell_that_another_process_holds_is_left_to_it(tmp_path):
+    (folder := tmp_path / "results").mkdir()
+    out, ran = folder / "cells.jsonl", []
+
+    def run(cell, seed):
+        ran.append(cell)
+        return {"scores": {"mean": 0.5}}
+
+    with study.taken(out, "plan", "one", "0") as mine:
+        assert mine
+        study.complete(out, "plan", ["one", "two"], [0], run)
+        assert ran == ["two"]
+    study.complete(out, "plan", ["one", "two"], [0], run)
+    assert ran == ["two", "one"]
+    assert [path.name for path in folder.iterdir()] == ["cells.jsonl"]
+
+
+def test_a_plan_of_methods_is_run_and_goes_on_and_its_page_is_written(home, small_backbone, tmp_path, capsys):
+    small = {key: value for key, value in SMALL.items() if "examples" in key or key == "batch-size"}
+    small |= {"backbone": str(small_backbone), "reduction-factor": 4, "device": "cpu"}
+    given = ["--set", *(f"{key}={json.dumps(value)}" for key, value in small.items())]
+    out, page = tmp_path / "quick.jsonl", tmp_path / "quick.md"
+    command = ["--quick", "--out", str(out), "--page", str(page), "--seeds", "0", *given]
+    assert study.main([*command, "--methods", "adapter", "feddat"]) == 0
+    first = out.read_text().splitlines()
+    assert [json.loads(line)["cell"] for line in first] == [
+        "scenes-domain | feddat | steps",
+        "scenes-domain | adapter | steps",
+        "scenes-domain | adapter | flops",
+    ]
+    assert study.main(command) == 0
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert out.read_text().splitlines()[:3] == first
+    tuned = {line["cell"]: line for line in lines[3:]}["scenes-domain | fedavg-ft | steps"]
+    adapter = json.loads(first[1])
+    # Its student is the adapter's under FedAvg, to the last digit; and tuning costs half a run of two rounds.
+    assert [c["student"] for c in tuned["clients"].values()] == [
+        c["student"] for c in adapter["clients"].values()
+    ]
+    assert tuned["flops"] == pytest.approx(1.5 * adapter["flops"])
+    assert "| fedavg-ft | 1 |" in page.read_text()
+
+
+def test_a_plan_that_cannot_be_read_is_one_line(tmp_path, capsys):
+    assert study.main(["--plan", str(tmp_path / "none.toml"), "--out", str(tmp_path / "out")]) == 1
+    assert "none.toml" in (line := capsys.readouterr().err)
+    assert line.count("\n") == 1

@@ -1,0 +1,1 @@
+"""Methods held against each other: plans in files, what a cell measures, tests of significance, pages."""

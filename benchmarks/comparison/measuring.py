@@ -1,0 +1,144 @@
+"""What a cell of a plan measures: a whole run of the real apps, and the FLOPs of its steps."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import floor
+from typing import Any
+
+import numpy as np
+import torch
+
+from app.backbones import open_backbone
+from app.heads import answer_with_new_head
+from app.methods import METHODS, open_learner
+from app.mkd import Distillation, make_optimizer
+from app.settings import Settings, read_settings
+from client_app.client import data_options
+from data_partitions.benchmarks import load_partition
+
+from ..in_process import Federation
+from ..step import count_flops
+from .plan import Cell
+
+BRANCHES = ("student", "local", "teacher", "mixed")
+
+
+@dataclass
+class OneExample:
+    """A client of one training example, which counts what a method computes on it before it is scored."""
+
+    inputs: Any
+    targets: torch.Tensor
+    optimizer: torch.optim.Optimizer
+    flops: int = field(default=0, init=False)
+
+    def some(self, count: int) -> Any:
+        """Return its one."""
+        return self.inputs
+
+    def train(self, step: Callable[..., Any], epochs: int) -> None:
+        """Count the FLOPs of so many steps on it."""
+        self.flops += epochs * count_flops(lambda: step(self.optimizer, self.inputs, self.targets))
+
+
+@dataclass(frozen=True)
+class Cost:
+    """FLOPs of matrix products for one training example.
+
+    Attributes
+    ----------
+    step : int
+        Each time it is trained on in a round.
+    after : int
+        Once, before the result is scored.
+    """
+
+    step: int
+    after: int
+
+    def of(self, settings: Settings, num_rounds: int) -> int:
+        """Return those of a run of so many rounds, for one example."""
+        return num_rounds * settings.local_epochs * self.step + self.after
+
+
+def cost_of(settings: Settings, clients: int) -> Cost:
+    """Count on the first client's first example."""
+    partition = load_partition(settings.benchmark, 0, clients, data_options(settings))
+    backbone, learner, method = open_backbone(settings), open_learner(settings), METHODS[settings.method]
+    answer_with_new_head(learner, backbone.width, len(partition.answers), settings.seed, settings.head)
+    learner.load_private({})
+    examples = backbone.examples(partition.train.select([0]), learner.device)
+    inputs, targets = examples.batch(torch.tensor([0]), learner.device)
+    optimizer = make_optimizer(learner, settings.learning_rate, settings.weight_decay, settings.optimizer)
+    distillation = Distillation(loss=settings.loss, update=settings.update)
+    step = count_flops(lambda: method.step(learner, optimizer, inputs, targets, distillation, settings))
+    client = OneExample(inputs, targets, optimizer)
+    for _ in method.scored(learner, client, settings):
+        pass
+    return Cost(step, client.flops)
+
+
+def measure(cell: Cell, seed: int, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Run a cell; return what its line says.
+
+    Returns
+    -------
+    dict
+        ``scores``: mean and worst client of each branch; ``clients``: name → branch → score; ``curve``: the
+        same means after each round that was evaluated, with bytes and FLOPs up to it; ``rounds``, ``bytes``
+        (all clients, both ways), ``flops`` (all clients), ``train-seconds`` (all clients).
+    """
+    common = {**defaults, "seed": seed, "run-name": "cell"}
+    settings = {**common, **cell.settings(given)}
+    own = read_settings(settings)
+    cost = cost_of(own, cell.clients)
+    if cell.budget == "flops":
+        reference = read_settings({**common, **cell.settings(given, cell.plan.reference)})
+        budget = cost_of(reference, cell.clients).of(reference, reference.num_rounds)
+        settings["num-rounds"] = rounds_within(budget, cost, own.local_epochs)
+    folder = Federation(settings, cell.clients, wire=None).serve()
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {**summary(rows, settings["local-epochs"], cost), "rounds": settings["num-rounds"]}
+
+
+def rounds_within(budget: int, cost: Cost, local_epochs: int) -> int:
+    """Return how many rounds come closest to a budget, at least one."""
+    return max(1, floor((budget - cost.after) / (local_epochs * cost.step) + 0.5))
+
+
+def summary(rows: Sequence[Mapping[str, Any]], local_epochs: int, cost: Cost) -> dict[str, Any]:
+    """Sum up the rows of a run, as `measure` says."""
+    good = [row for row in rows if "refused" not in row]
+    curve: list[dict[str, Any]] = []
+    sent = trained = 0
+    for server_round in sorted({row["round"] for row in good}):
+        now = [row for row in good if row["round"] == server_round]
+        sent += sum(row.get(key, 0) for row in now for key in ("bytes-up", "bytes-down"))
+        trained += sum(row.get("num-examples", 0) for row in now)
+        flops = trained * local_epochs * cost.step
+        if means := {
+            branch: float(np.mean([row[branch] for row in now if branch in row]))
+            for branch in BRANCHES
+            if any(branch in row for row in now)
+        }:
+            once = sum(row.get("num-examples", 0) for row in now)
+            curve.append({"round": server_round, **means, "bytes": sent, "flops": flops + once * cost.after})
+    last = max(row["round"] for row in good)
+    clients = {
+        row["name"]: {branch: row[branch] for branch in BRANCHES if branch in row}
+        for row in good
+        if row["round"] == last
+    }
+    scores: dict[str, float] = {}
+    for branch in BRANCHES:
+        if found := [client[branch] for client in clients.values() if branch in client]:
+            scores |= {f"{branch} mean": float(np.mean(found)), f"{branch} worst": min(found)}
+    return {
+        "scores": scores,
+        "clients": clients,
+        "curve": curve,
+        "bytes": sent,
+        "flops": curve[-1]["flops"],
+        "train-seconds": round(sum(row.get("train-seconds", 0) for row in good), 1),
+    }

@@ -1,0 +1,254 @@
+"""The page of a plan of methods: tables with tests, and curves over rounds, bytes and FLOPs."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib import color_sequences
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from .plan import BETWEEN, Budget, Comparison
+from .statistics import LEVEL, Difference, Scores, difference, holm
+
+Lines = Sequence[Mapping[str, Any]]
+PALETTE = [*color_sequences["petroff10"], *color_sequences["Dark2"]]
+HEADINGS: dict[Budget, str] = {
+    "steps": "equal steps",
+    "flops": "equal FLOPs (as many rounds as come closest to the reference's)",
+}
+AXES = {
+    "round": ("round", 1.0),
+    "bytes": ("MB sent, all clients, both ways", 1e-6),
+    "flops": ("TFLOP", 1e-12),
+}
+
+
+class Found:
+    """A plan's lines, by cell.
+
+    Parameters
+    ----------
+    plan : Comparison
+        The plan.
+    lines : sequence of dict
+        Lines of a study's file; those of other plans count in nothing.
+    """
+
+    def __init__(self, plan: Comparison, lines: Lines) -> None:
+        self.plan = plan
+        self._by_cell: dict[str, list[Mapping[str, Any]]] = {}
+        for line in lines:
+            if line["plan"] == plan.name:
+                self._by_cell.setdefault(line["cell"], []).append(line)
+
+    def of(self, benchmark: str, method: str, budget: Budget) -> list[Mapping[str, Any]]:
+        """Return a cell's lines, by seed; the reference's are the same in any budget."""
+        own: Budget = "steps" if method == self.plan.reference else budget
+        found = self._by_cell.get(BETWEEN.join((benchmark, method, own)), [])
+        return sorted(found, key=lambda line: line["seed"])
+
+    def methods(self, benchmark: str, budget: Budget) -> list[str]:
+        """Return the methods with a line, in the plan's order."""
+        return [method for method in self.plan.methods if self.of(benchmark, method, budget)]
+
+    def branch(self, method: str, what: str) -> str:
+        """Return the branch that is a method's ``student``, or its ``personal`` one; "" if there is none.
+
+        A student of which a part is each client's own is personal.
+        """
+        personal = self.plan.methods[method].personal
+        return personal if what == "personal" else "" if personal == "student" else "student"
+
+    def scores(self, benchmark: str, method: str, budget: Budget, what: str) -> Scores:
+        """Return the scores of one of a method's branches by seed and client, in points."""
+        branch = self.branch(method, what)
+        return {
+            (line["seed"], client): 100 * scores[branch]
+            for line in self.of(benchmark, method, budget)
+            for client, scores in line["clients"].items()
+            if branch in scores
+        }
+
+
+def write_page(path: Path, plan: Comparison, lines: Lines) -> None:
+    """Write a page in Markdown, and beside it the curves, ``<page>-<benchmark>-<budget>.svg``."""
+    found = Found(plan, lines)
+    own = [line for line in lines if line["plan"] == plan.name]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parts = [f"# Methods against each other: `{plan.name}`", _preamble(plan, own)]
+    for benchmark in plan.benchmarks:
+        for budget in plan.budgets:
+            methods = found.methods(benchmark, budget)
+            if not methods or (budget == "flops" and methods == [plan.reference]):
+                continue
+            picture = path.with_name(f"{path.stem}-{benchmark}-{budget}.svg")
+            _save(draw(found, benchmark, budget), picture)
+            parts += [
+                f"## {benchmark}, {HEADINGS[budget]}",
+                table(found, benchmark, budget),
+                f"![scores over rounds, bytes and FLOPs]({picture.name})",
+                "Each client, mean over the seeds, student / a client's own branch:",
+                by_client(found, benchmark, budget),
+            ]
+    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def table(found: Found, benchmark: str, budget: Budget) -> str:
+    """Return the table of a benchmark within a budget, a method a line."""
+    methods, against = found.methods(benchmark, budget), found.plan.against
+    tests = {
+        "student": compared(found, benchmark, budget, "student", against.student),
+        "personal": compared(found, benchmark, budget, "personal", against.personal),
+    }
+    header = [
+        *("method", "seeds", "student", "worst", "own branch", "own", "worst"),
+        *(f"student − {against.student}", f"own − {against.personal}"),
+        *("rounds", "MB sent", "TFLOP", "minutes"),
+    ]
+    rows = []
+    for method in methods:
+        lines = found.of(benchmark, method, budget)
+        row = [method, str(len(lines))]
+        for what in ("student", "personal"):
+            branch = found.branch(method, what)
+            row += [branch or "–"] if what == "personal" else []
+            values = [line["scores"].get(f"{branch} mean") for line in lines]
+            worst = [line["scores"].get(f"{branch} worst") for line in lines]
+            tested = tests[what].get(method)
+            better = tested is not None and tested[0].mean > 0 and tested[1] < LEVEL
+            row += [_mean(values, bold=better), _mean(worst)]
+        row += [_difference(tests[what].get(method)) for what in ("student", "personal")]
+        row += [f"{np.mean([line['rounds'] for line in lines]):g}"]
+        row += [f"{np.mean([line['bytes'] for line in lines]) / 1e6:.1f}"]
+        row += [f"{np.mean([line['flops'] for line in lines]) / 1e12:.2f}"]
+        row += [f"{np.mean([line['seconds'] for line in lines]) / 60:.1f}"]
+        rows.append(row)
+    return _markdown(header, rows)
+
+
+def compared(
+    found: Found, benchmark: str, budget: Budget, what: str, rival: str
+) -> dict[str, tuple[Difference, float]]:
+    """Hold each method to a rival; return differences, and p-values corrected for how many there are."""
+    theirs = found.scores(benchmark, rival, budget, what)
+    differences = {
+        method: gap
+        for method in found.methods(benchmark, budget)
+        if method != rival
+        and (gap := difference(found.scores(benchmark, method, budget, what), theirs)) is not None
+    }
+    corrected = holm([gap.p for gap in differences.values()])
+    return {method: (gap, p) for (method, gap), p in zip(differences.items(), corrected, strict=True)}
+
+
+def by_client(found: Found, benchmark: str, budget: Budget) -> str:
+    """Return the table of clients, a method a column."""
+    methods = found.methods(benchmark, budget)
+    each = {
+        (method, what): found.scores(benchmark, method, budget, what)
+        for method in methods
+        for what in ("student", "personal")
+    }
+    clients = list(dict.fromkeys(client for scores in each.values() for _, client in scores))
+    rows = [
+        [
+            client,
+            *(
+                " / ".join(
+                    _points(value for (_, name), value in each[method, what].items() if name == client)
+                    for what in ("student", "personal")
+                )
+                for method in methods
+            ),
+        ]
+        for client in clients
+    ]
+    return _markdown(["client", *methods], rows)
+
+
+def draw(found: Found, benchmark: str, budget: Budget) -> Figure:
+    """Draw the mean over clients and seeds: solid the student, dashed a client's own branch."""
+    figure = Figure(figsize=(13, 4.6), layout="constrained")
+    panels = figure.subplots(1, 3, sharey=True)
+    colours = dict(zip(found.plan.methods, PALETTE, strict=False))
+    for axes, (key, (label, scale)) in zip(panels, AXES.items(), strict=True):
+        for method in found.methods(benchmark, budget):
+            _draw_method(axes, found, (benchmark, method, budget), key, scale, colours.get(method, "0.5"))
+        axes.set_xlabel(label)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("score, mean of clients and seeds (points)")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False)
+    return figure
+
+
+def _draw_method(
+    axes: Axes, found: Found, cell: tuple[str, str, Budget], key: str, scale: float, colour: Any
+) -> None:
+    curves, method = [line["curve"] for line in found.of(*cell)], cell[1]
+    for what, (style, label) in {"student": ("-", method), "personal": ("--", f"{method}, own")}.items():
+        branch = found.branch(method, what)
+        points = [point for curve in curves for point in curve if branch in point]
+        rounds = sorted({point["round"] for point in points})
+        if not rounds:
+            continue
+        x, y = (
+            [np.mean([point[of] for point in points if point["round"] == now]) for now in rounds]
+            for of in (key, branch)
+        )
+        axes.plot(
+            scale * np.array(x), 100 * np.array(y), style, color=colour, label=label, marker="o", markersize=3
+        )
+
+
+def _save(figure: Figure, path: Path) -> None:
+    # The same figures give the same bytes.
+    with matplotlib.rc_context({"svg.hashsalt": "feddat", "svg.fonttype": "path"}):
+        figure.savefig(path, metadata={"Date": None})
+
+
+def _preamble(plan: Comparison, lines: Lines) -> str:
+    wanted = sum(1 for _ in plan.cells()) * len(plan.seeds)
+    machines = sorted({line["machine"] for line in lines})
+    hours = sum(line["seconds"] for line in lines) / 3600
+    return f"""Made by `python -m benchmarks.study --plan recipes/study/{plan.name}.toml` of {len(lines)}
+of the plan's {wanted} cells and seeds ({", ".join(machines)}; {hours:.1f} hours in all, beside other work);
+every figure is of a line in the file of results. Scores are of the last round, on each client's own
+test questions, in points: mean ± standard deviation over the seeds of the clients' mean, and of the
+worst client. *Own* is the branch that is a client's own, named by the plan before anything was
+measured; where a part of the student is each client's own, it is the student.
+
+Differences are paired by seed and client: the mean, its 95 % interval (bootstrap), p of a two-sided
+permutation test, corrected for the number of methods (Holm). Bold: better with p < {LEVEL}. Clients of
+one seed share a shared adapter, and are not independent of each other: p is too small rather than too
+large. FLOPs are those of training's matrix products, counted by torch."""
+
+
+def _difference(tested: tuple[Difference, float] | None) -> str:
+    if tested is None:
+        return "–"
+    gap, p = tested
+    # A permutation never gives 0.
+    return f"{gap.mean:+.1f} [{gap.low:+.1f}, {gap.high:+.1f}], p = {p:.2g} ({gap.pairs} pairs)"
+
+
+def _mean(values: Iterable[float | None], bold: bool = False) -> str:
+    points = [100 * value for value in values if value is not None]
+    if not points:
+        return "–"
+    spread = f" ± {np.std(points, ddof=1):.1f}" if len(points) > 1 else ""
+    return f"**{np.mean(points):.1f}**{spread}" if bold else f"{np.mean(points):.1f}{spread}"
+
+
+def _points(values: Iterable[float]) -> str:
+    found = list(values)
+    return f"{np.mean(found):.1f}" if found else "–"
+
+
+def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,128 @@
+"""A plan: methods × benchmarks × budgets × seeds, read from a TOML file (``recipes/study``).
+
+seeds = [0, 1, 2]
+budgets = ["steps", "flops"]        # as many rounds for all; or as many as cost what `reference` costs
+reference = "feddat"
+against = { student = "adapter", personal = "fedavg-ft" }   # whom the tests hold the others to
+[settings]                          # of all cells, beside the defaults
+[benchmarks.scenes-domain]
+clients = 5
+settings = { benchmark = "scenes", heterogeneity = "domain" }
+[methods.feddat]
+personal = "teacher"                # the branch that is a client's own; none by default
+settings = {}                       # method = its name, if it is not said
+"""
+
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+Budget = Literal["steps", "flops"]
+BETWEEN = " | "
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Against(_Table):
+    """Names of the methods that others are held to, by what is compared."""
+
+    student: str
+    personal: str
+
+
+class Arena(_Table):
+    """A benchmark of a plan; a relative ``data-dir`` among its settings lies in the command's."""
+
+    clients: int = Field(gt=0)
+    settings: dict[str, Any] = {}
+
+
+class Contestant(_Table):
+    """A method of a plan, with the branch that is a client's own."""
+
+    personal: str = ""
+    settings: dict[str, Any] = {}
+
+
+class Comparison(_Table):
+    """A plan as its file has it. Make one with `read`."""
+
+    seeds: list[int] = Field(min_length=1)
+    budgets: list[Budget] = ["steps"]
+    reference: str
+    against: Against
+    settings: dict[str, Any] = {}
+    benchmarks: dict[str, Arena]
+    methods: dict[str, Contestant]
+    name: str
+
+    @classmethod
+    def read(cls, path: Path) -> "Comparison":
+        """Read a file; its name is the plan's.
+
+        Raises
+        ------
+        ValueError
+            One line: the file cannot be read, or what is wrong in it.
+        """
+        try:
+            plan = cls.model_validate({**tomllib.loads(path.read_text(encoding="utf-8")), "name": path.stem})
+        except (OSError, tomllib.TOMLDecodeError) as error:
+            raise ValueError(f"plan = {str(path)!r} cannot be read: {error}") from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise ValueError(f"plan = {str(path)!r}: {where}: {first['msg']}") from None
+        for name in (plan.reference, plan.against.student, plan.against.personal):
+            if name not in plan.methods:
+                raise ValueError(f"plan = {str(path)!r}: {name!r} is none of its methods")
+        return plan
+
+    def cells(self) -> Iterator["Cell"]:
+        """Yield the cells, those of the first budget first; the reference has as many rounds in any."""
+        for budget in self.budgets:
+            for benchmark in self.benchmarks:
+                for method in self.methods:
+                    if budget == "steps" or method != self.reference:
+                        yield Cell(self, benchmark, method, budget)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method on one benchmark within one budget."""
+
+    plan: Comparison
+    benchmark: str
+    method: str
+    budget: Budget
+
+    @property
+    def name(self) -> str:
+        """What a line calls it."""
+        return BETWEEN.join((self.benchmark, self.method, self.budget))
+
+    @property
+    def clients(self) -> int:
+        """How many clients the benchmark has."""
+        return self.plan.benchmarks[self.benchmark].clients
+
+    def settings(self, given: Mapping[str, Any], method: str = "") -> dict[str, Any]:
+        """Return what differs from the defaults, of this method or another one of the plan.
+
+        Parameters
+        ----------
+        given : Mapping
+            The command's, which win; its ``data-dir`` is where the benchmarks' lie.
+        """
+        method = method or self.method
+        own = {"method": method, **self.plan.methods[method].settings}
+        settings = {**self.plan.settings, **self.plan.benchmarks[self.benchmark].settings, **own}
+        root, wanted = given.get("data-dir", ""), settings.pop("data-dir", "")
+        places = {"data-dir": str(Path(root, wanted))} if wanted else {}
+        return {**settings, **{key: value for key, value in given.items() if key != "data-dir"}, **places}

@@ -1,0 +1,75 @@
+"""What a cell measures: sums and means by hand, and FLOPs against other steps'."""
+
+import pytest
+
+from app.settings import read_settings
+from benchmarks.comparison.measuring import Cost, cost_of, rounds_within, summary
+
+ROWS = [
+    {"round": 1, "partition": 0, "name": "a", "num-examples": 10, "bytes-up": 5, "train-seconds": 1.0},
+    {"round": 1, "partition": 1, "phase": "train", "refused": "late"},
+    {
+        "round": 2,
+        "partition": 0,
+        "name": "a",
+        "num-examples": 10,
+        "bytes-up": 5,
+        "bytes-down": 7,
+        "train-seconds": 2.0,
+        "student": 0.5,
+        "local": 0.75,
+    },
+    {
+        "round": 2,
+        "partition": 1,
+        "name": "b",
+        "num-examples": 20,
+        "bytes-up": 5,
+        "student": 0.25,
+        "local": 1.0,
+    },
+]
+
+
+def test_the_rows_of_a_run_are_summed_up():
+    found = summary(ROWS, local_epochs=2, cost=Cost(step=100, after=3))
+    assert found["scores"] == {
+        "student mean": 0.375,
+        "student worst": 0.25,
+        "local mean": 0.875,
+        "local worst": 0.75,
+    }
+    assert found["clients"] == {"a": {"student": 0.5, "local": 0.75}, "b": {"student": 0.25, "local": 1.0}}
+    # 10 + 30 examples, twice each; and what follows, once for each example of the round.
+    assert found["curve"] == [
+        {"round": 2, "student": 0.375, "local": 0.875, "bytes": 22, "flops": 40 * 2 * 100 + 30 * 3}
+    ]
+    assert (found["bytes"], found["flops"], found["train-seconds"]) == (22, 8090, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("budget", "cost", "epochs", "rounds"),
+    [
+        (600, Cost(100, 0), 1, 6),
+        (600, Cost(50, 0), 1, 12),
+        (600, Cost(50, 50), 1, 11),
+        (600, Cost(50, 0), 3, 4),
+        (600, Cost(70, 0), 1, 9),  # 8.57
+        (600, Cost(5000, 0), 1, 1),
+    ],
+)
+def test_as_many_rounds_as_come_closest_to_a_budget(budget, cost, epochs, rounds):
+    assert rounds_within(budget, cost, epochs) == rounds
+
+
+def test_flops_of_a_step_and_of_what_follows(home, run_config):
+    """Fine-tuning costs another step for each epoch; of FedDAT's two branches both are counted."""
+
+    def cost(**settings):
+        return cost_of(read_settings(run_config(**settings)), 2)
+
+    adapter, tuned = cost(method="adapter"), cost(method="fedavg-ft", personal__epochs=3)
+    assert adapter.after == 0
+    assert tuned == Cost(adapter.step, 3 * adapter.step)
+    assert 1.3 * adapter.step < cost(method="feddat").step < 2 * adapter.step
+    assert cost(method="local") == adapter

@@ -1,0 +1,111 @@
+"""Pages: every figure by hand, bold only with a test, and the same bytes of the same lines."""
+
+import re
+
+import pytest
+
+from benchmarks.comparison.page import Found, by_client, table, write_page
+from benchmarks.comparison.plan import Comparison
+
+PLAN = Comparison.model_validate(
+    {
+        "name": "toy",
+        "seeds": [0, 1],
+        "budgets": ["steps", "flops"],
+        "reference": "feddat",
+        "against": {"student": "adapter", "personal": "ft"},
+        "benchmarks": {"b": {"clients": 5}},
+        "methods": {
+            "feddat": {"personal": "teacher"},
+            "adapter": {},
+            "ft": {"personal": "local"},
+            "late": {},
+        },
+    }
+)
+
+
+def line(method, seed, student, budget="steps", **others):
+    """Return a line of five clients around a score."""
+    branches = {"student": student, **others}
+    each = {f"c{i}": {k: v + 0.01 * (i - 2) for k, v in branches.items()} for i in range(5)}
+    scores = {f"{k} mean": v for k, v in branches.items()} | {
+        f"{k} worst": v - 0.02 for k, v in branches.items()
+    }
+    curve = [{"round": r, **branches, "bytes": 1e6 * r, "flops": 1e12 * r} for r in (2, 4)]
+    return {
+        "plan": "toy",
+        "cell": f"b | {method} | {budget}",
+        "seed": seed,
+        "scores": scores,
+        "clients": each,
+        "curve": curve,
+        "rounds": 4,
+        "bytes": 4e6,
+        "flops": 4e12,
+        "seconds": 90.0,
+        "machine": "toy",
+    }
+
+
+LINES = [
+    line("feddat", 0, 0.50, teacher=0.60),
+    line("feddat", 1, 0.52, teacher=0.64),
+    line("adapter", 0, 0.50),
+    line("adapter", 1, 0.50),
+    line("ft", 0, 0.50, local=0.40),
+    line("ft", 1, 0.50, local=0.42),
+    {**line("adapter", 0, 0.9), "plan": "another"},
+]
+
+
+def cells(text, method):
+    (row,) = [row for row in text.splitlines() if row.startswith(f"| {method} |")]
+    return [cell.strip() for cell in row.strip("|").split(" | ")]
+
+
+def test_a_table_by_hand():
+    text = table(Found(PLAN, LINES), "b", "steps")
+    found = cells(text, "feddat")
+    assert found[:7] == ["feddat", "2", "51.0 ± 1.4", "49.0 ± 1.4", "teacher", "**62.0** ± 2.8", "60.0 ± 2.8"]
+    # Of ten pairs five are 0, and the other five 2 points: 2 of 32 ways to choose their signs are as far.
+    assert re.fullmatch(r"\+1\.0 \[\+0\.\d, \+1\.\d\], p = 0\.1\d? \(10 pairs\)", found[7])
+    # Ten pairs of one sign: 2 of 1024; no other method has a branch to hold to this one's rival.
+    assert re.fullmatch(r"\+21\.0 \[\+20\.\d, \+21\.\d\], p = 0\.002 \(10 pairs\)", found[8])
+    assert found[9:] == ["4", "4.0", "4.00", "1.5"]
+    assert cells(text, "adapter")[4:7] == ["–", "–", "–"]
+    assert cells(text, "ft")[7] == "+0.0 [+0.0, +0.0], p = 1 (10 pairs)"
+    assert "| late |" not in text
+
+
+def test_nothing_is_bold_that_is_worse_or_was_not_tested():
+    worse = [line("adapter", 0, 0.5), line("adapter", 1, 0.5), line("late", 0, 0.3), line("late", 1, 0.31)]
+    text = table(Found(PLAN, worse), "b", "steps")
+    assert "p = 0.002" in text
+    assert "**" not in text
+    alone = table(Found(PLAN, [line("feddat", 0, 0.9, teacher=0.9)]), "b", "steps")
+    assert "**" not in alone
+
+
+def test_clients_by_hand():
+    text = by_client(Found(PLAN, LINES), "b", "steps")
+    assert cells(text, "c0") == ["c0", "49.0 / 60.0", "48.0 / –", "48.0 / 39.0"]
+    assert len(text.splitlines()) == 2 + 5
+
+
+def test_a_page_has_each_benchmark_and_budget_and_its_curves(tmp_path):
+    lines = [*LINES, line("adapter", 0, 0.55, "flops")]
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        write_page(tmp_path / name / "page.md", PLAN, lines)
+    names = {path.name for path in (tmp_path / "one").iterdir()}
+    assert names == {"page.md", "page-b-steps.svg", "page-b-flops.svg"}
+    for name in names:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    text = (tmp_path / "one" / "page.md").read_text()
+    assert text.count("](page-b-") == 2
+    # Ours is the same within any budget.
+    assert text.count("| feddat | 2 | 51.0 ± 1.4 |") == 2
+    assert "of 7\nof the plan's 14 cells and seeds" in text
+    with pytest.raises(ValueError):
+        cells(text, "late")

@@ -1,0 +1,77 @@
+"""Plans in files: those of this project can be run, and a wrong one is refused in a line."""
+
+import pytest
+
+from app.methods import METHODS
+from app.settings import read_settings
+from benchmarks.comparison.plan import Comparison
+from data_partitions.benchmarks import BENCHMARKS
+from tests.conftest import ROOT, default_run_config
+
+PLANS = sorted((ROOT / "recipes" / "study").glob("*.toml"))
+SMALLEST = """
+seeds = [0]
+reference = "feddat"
+against = { student = "feddat", personal = "feddat" }
+[benchmarks.one]
+clients = 2
+[methods.feddat]
+"""
+
+
+@pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
+def test_every_cell_of_a_plan_can_be_run_and_its_branches_are_the_methods(path):
+    plan = Comparison.read(path)
+    cells = list(plan.cells())
+    assert len({cell.name for cell in cells}) == len(cells)
+    for cell in cells:
+        settings = read_settings({**default_run_config(), **cell.settings({"data-dir": "/data"})})
+        assert settings.benchmark in BENCHMARKS
+        assert plan.methods[cell.method].personal in ("", *METHODS[settings.method].branches)
+    assert path.read_text(encoding="utf-8").startswith(
+        f"# python -m benchmarks.study --plan recipes/study/{path.name} "
+    )
+
+
+def test_the_reference_is_run_once_and_the_others_once_for_each_budget():
+    plan = Comparison.read(ROOT / "recipes" / "study" / "quick.toml")
+    assert [cell.name for cell in plan.cells()] == [
+        "scenes-domain | feddat | steps",
+        "scenes-domain | adapter | steps",
+        "scenes-domain | fedavg-ft | steps",
+        "scenes-domain | adapter | flops",
+        "scenes-domain | fedavg-ft | flops",
+    ]
+
+
+def test_what_is_given_wins_and_a_data_dir_lies_in_the_commands(tmp_path):
+    path = tmp_path / "plan.toml"
+    path.write_text(
+        SMALLEST.replace(
+            "clients = 2", 'clients = 2\nsettings = { data-dir = "in", batch-size = 3, seed = 1 }'
+        )
+    )
+    (cell,) = Comparison.read(path).cells()
+    assert cell.settings({"data-dir": "/root", "batch-size": 5}) == {
+        "data-dir": "/root/in",
+        "batch-size": 5,
+        "seed": 1,
+        "method": "feddat",
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (SMALLEST.replace("seeds = [0]", "seeds = []"), "seeds: List should have at least 1 item"),
+        (SMALLEST + "[surplus]", "surplus: Extra inputs are not permitted"),
+        (SMALLEST.replace('reference = "feddat"', 'reference = "none"'), "'none' is none of its methods"),
+        ("seeds = [", "cannot be read: "),
+    ],
+)
+def test_a_wrong_plan_is_refused_in_one_line(tmp_path, text, line):
+    (path := tmp_path / "plan.toml").write_text(text)
+    with pytest.raises(ValueError) as error:
+        Comparison.read(path)
+    assert line in str(error.value)
+    assert "\n" not in str(error.value)

@@ -237,6 +237,11 @@ def load_chat_processor(folder: str | Path, config: Any, answer_kind: int = 0) -
         raise ValueError("its processor takes no pictures")
     if not getattr(processor, "chat_template", None):
         raise ValueError("it has no chat template")
+    return chat_processor(processor, config, answer_kind)
+
+
+def chat_processor(processor: Any, config: Any, answer_kind: int = 0) -> ChatProcessor:
+    """Take a model's own processor, with what its configuration says of its texts."""
     text = config.get_text_config()
     ends = [getattr(of, "eos_token_id", None) for of in (config, text, processor.tokenizer)]
     return ChatProcessor(

@@ -280,7 +280,7 @@ def random_llava(tmp_path_factory) -> Path:
     """Save a LLaVA of large random weights, so that what it says depends on what it sees."""
     import torch
 
-    from server_app.teachers.toy import build
+    from server_app.pretraining.tiny_llava import build
 
     torch.manual_seed(0)
     words = (

@@ -19,6 +19,7 @@ from app.processor import Processor
 from app.settings import feddat_home
 from data_partitions.benchmarks import DataOptions, load_public, load_public_questions
 
+from .answering import Answering
 from .backbone_folder import read_card, save
 from .caption_batches import CaptionedImages
 from .dynamic_weighting import DynamicWeighting, Student, split_aside
@@ -62,6 +63,19 @@ def question_answering(options: argparse.Namespace, public: DataOptions, device:
     return QuestionAnswering(load_backbone(options.start), drawn, aside)
 
 
+def answering(options: argparse.Namespace, public: DataOptions, device: torch.device) -> Objective:
+    """Make a tiny LLaVA from nothing: descriptions, sentences and answers to questions about scenes."""
+    drawn = load_public("scenes", public, options.images)
+    asked, aside = (
+        load_public_questions("scenes", public, number, split=split, style="any-paper")
+        for number, split in (
+            (2 * options.images, "train"),
+            (max(100, options.images // 10), "validation"),
+        )
+    )
+    return Answering(drawn, asked, aside, load_backbone(options.start) if options.start else None)
+
+
 def dynamic_weighting(options: argparse.Namespace, public: DataOptions, device: torch.device) -> Objective:
     """Go on with a backbone: captions told by a frozen language model, beside a frozen encoder."""
     models = load_frozen(options.encoder, options.language_model or options.encoder, device)
@@ -99,6 +113,8 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     questions = add("questions", question_answering, 50_000, 3_000, 96, 7e-4)
     questions.add_argument("--start", required=True, help="the backbone to go on with")
     questions.add_argument("--style", default="varied", help="how to draw the scenes: varied, or any-paper")
+    answers = add("answers", answering, 30_000, 4_500, 64, 1.5e-3)
+    answers.add_argument("--start", help="the LLaVA to go on with, made by this; left out: from nothing")
     dynamic = add("dynamic", dynamic_weighting, 10_000, 2_000, 32, 3e-4)
     dynamic.add_argument("--start", default="tiny-vilt", help="the backbone to go on with")
     dynamic.add_argument("--encoder", required=True, help="folder or hub id: a CLIP, a ViT, or a LLaVA's own")
@@ -118,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         objective = options.prepare(options, public, device).to(device)
     except ValueError as error:
         raise SystemExit(str(error)) from None
-    before = read_card(options.start) if "start" in options else ""
+    before = read_card(options.start) if getattr(options, "start", None) else ""
     given = {
         key: value for key, value in vars(options).items() if key not in NOT_REPEATED and value is not None
     }

@@ -8,24 +8,22 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from app.backbones import BUILTIN, builtin_folder
-from app.processor import Processor
+from app.chat import ChatProcessor
+from app.processor import SETTINGS_FILE, Processor
 
 
-def save(model: PreTrainedModel, processor: Processor, folder: Path, card: str) -> None:
+def save(model: PreTrainedModel, processor: Processor | ChatProcessor, folder: Path, card: str) -> None:
     """Write fp16 weights, configuration, tokenizer, image settings and model card, each file atomically."""
     folder.mkdir(parents=True, exist_ok=True)
-    settings = {
-        "image_processor_type": "ViltImageProcessor",
-        "size": {"height": processor.image_size, "width": processor.image_size},
-        "image_mean": list(processor.mean),
-        "image_std": list(processor.std),
-        "text_template": processor.template,
-    }
     with tempfile.TemporaryDirectory(prefix=".draft-", dir=folder) as name:
         draft = Path(name)
         copy.deepcopy(model).half().save_pretrained(draft)
-        processor.tokenizer.save_pretrained(draft)
-        (draft / "preprocessor_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+        processor.save(draft)
+        if isinstance(processor, Processor):  # transformers' own class wants to know more than ours
+            path = draft / SETTINGS_FILE
+            size = {"height": processor.image_size, "width": processor.image_size}
+            settings = {"image_processor_type": "ViltImageProcessor", "size": size}
+            path.write_text(json.dumps(settings | json.loads(path.read_text()), indent=2) + "\n")
         (draft / "README.md").write_text(card, encoding="utf-8")
         for path in draft.iterdir():
             path.replace(folder / path.name)

@@ -3,13 +3,12 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from rich.progress import Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-
-from app.processor import Processor
 
 MEASURE_EVERY = 250
 
@@ -19,11 +18,11 @@ class Objective(nn.Module, ABC):
 
     Attributes
     ----------
-    processor : Processor
+    processor : Processor or ChatProcessor
         How the backbone's inputs are made.
     """
 
-    processor: Processor
+    processor: Any
 
     @property
     @abstractmethod

@@ -4,7 +4,7 @@ Processors that could watch videos want a package for it; here they are made for
 """
 
 import string
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from unittest.mock import patch
 
@@ -20,7 +20,9 @@ from transformers.models.llava_onevision.image_processing_pil_llava_onevision im
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
-from transformers.processing_utils import MODALITY_TO_AUTOPROCESSOR_MAPPING, ProcessorMixin
+
+from tests.without_videos.no_videos import NoVideos
+from tests.without_videos.no_videos import pictures_alone as without_videos
 
 WORDS = (
     "what",
@@ -118,20 +120,6 @@ def tokenizer():
     )
 
 
-class _NoVideos(dict):
-    """What takes a video processor's place."""
-
-    num_frames = fps = _auto_class = None
-    video_sampling: dict = {"max_frames": 1, "fps": 1}
-
-    @classmethod
-    def from_pretrained(cls, *args, **kwargs):
-        return cls()
-
-    def save_pretrained(self, *args, **kwargs):
-        pass
-
-
 def _llava():
     config = transformers.LlavaConfig(
         vision_config=transformers.CLIPVisionConfig(**SEEN),
@@ -165,7 +153,7 @@ def _onevision():
     processor = transformers.LlavaOnevisionProcessor(
         LlavaOnevisionImageProcessorPil(size=SIZE, image_grid_pinpoints=places),
         tokenizer(),
-        _NoVideos(),
+        NoVideos(),
         num_image_tokens=4,
         vision_feature_select_strategy="full",
         chat_template=TEMPLATE.replace("IMAGE", "<image>"),
@@ -192,7 +180,7 @@ def _smolvlm():
     )
     template = TEMPLATE.replace("IMAGE", "<image>")
     processor = transformers.SmolVLMProcessor(
-        images, tokenizer(), _NoVideos(), image_seq_len=1, chat_template=template
+        images, tokenizer(), NoVideos(), image_seq_len=1, chat_template=template
     )
     return transformers.SmolVLMForConditionalGeneration(config), processor
 
@@ -210,7 +198,7 @@ def _qwen(kind, processor, vision, rope, **text):
         patch_size=4, merge_size=2, temporal_patch_size=2, size={"shortest_edge": 256, "longest_edge": 1024}
     )
     template = TEMPLATE.replace("IMAGE", "<boi><image><eoi>")
-    return model, processor(images, tokenizer(), _NoVideos(), chat_template=template)
+    return model, processor(images, tokenizer(), NoVideos(), chat_template=template)
 
 
 def _qwen25():
@@ -235,7 +223,7 @@ def _internvl():
     processor = transformers.InternVLProcessor(
         GotOcr2ImageProcessorPil(size=SIZE, crop_to_patches=False),
         tokenizer(),
-        _NoVideos(),
+        NoVideos(),
         image_seq_length=4,
         chat_template=TEMPLATE.replace("IMAGE", "<image>"),
     )
@@ -292,20 +280,8 @@ MODELS = {
 @contextmanager
 def pictures_alone():
     """Make and load processors without the packages that they want for videos."""
-    fits, kind = ProcessorMixin.check_argument_for_proper_class, type(MODALITY_TO_AUTOPROCESSOR_MAPPING)
-    known = kind.__getitem__
-
-    def check(processor, name, argument):
-        return None if name == "video_processor" else fits(processor, name, argument)
-
-    def look_up(mapping, name):
-        return _NoVideos if name == "video_processor" else known(mapping, name)
-
-    with (
-        patch.object(ProcessorMixin, "check_argument_for_proper_class", check),
-        patch.object(kind, "__getitem__", look_up),
-        patch("transformers.models.smolvlm.processing_smolvlm.num2words", str),
-    ):
+    with ExitStack() as stack:
+        without_videos(lambda of, name, value: stack.enter_context(patch.object(of, name, value)))
         yield
 
 

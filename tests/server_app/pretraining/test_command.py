@@ -45,6 +45,20 @@ def test_each_objective_leaves_a_backbone_that_the_next_goes_on_with(
     assert f"pretraining dynamic {common} 0.0003 --seed 0 --out {third} --start {second} --encoder" in card
 
 
+def test_a_backbone_that_writes_is_made_and_gone_on_with(home, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    command.main(["answers", "--out", str(first), *FEW])
+    command.main(["answers", "--start", str(first), "--out", str(second), *FEW])
+    assert type(load_backbone(str(second)).model).__name__ == "LlavaForConditionalGeneration"
+    written = moved(first, second)
+    assert written
+    assert not any("vision_tower" in name for name in written)
+    card = (second / "README.md").read_text()
+    assert card.startswith((first / "README.md").read_text())
+    assert card.count("2 of 2 batches of 6") == 2
+    assert f"--out {second} --start {first}\n" in card
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

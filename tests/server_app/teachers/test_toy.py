@@ -1,4 +1,4 @@
-"""The toy teacher: its tokenizer, its batches, and that what is saved is a teacher that has learnt."""
+"""The toy teacher: its batches, and that what is saved is a teacher that has learnt."""
 
 import re
 
@@ -6,72 +6,16 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from server_app.pretraining.tiny_llava import CAPTION_PROMPT, Answered, build
 from server_app.teachers import toy
 from server_app.teachers.annotating import annotate, annotate_captions
 from server_app.teachers.teacher import open_teacher
-from server_app.teachers.toy import (
-    IGNORED,
-    PATCHES,
-    Answered,
-    batches,
-    build,
-    build_tokenizer,
-    main,
-    patch_words,
-)
+from server_app.teachers.toy import batches, main
 
 DESCRIPTION = "top left small red plain square , bottom large blue dotted star"
 
 
-class TestTokenizer:
-    def test_known_words_are_one_token_and_others_are_spelled(self):
-        tokenizer = build_tokenizer([DESCRIPTION])
-        assert tokenizer.tokenize("Top LEFT red zoo ?") == ["top", "left", "red", "z", "##o", "##o", "?"]
-        assert tokenizer.decode(tokenizer("a red zoo").input_ids, skip_special_tokens=True) == "a red zoo"
-
-    def test_one_set_of_words_gives_one_vocabulary(self):
-        one, two = (build_tokenizer(texts) for texts in ([DESCRIPTION, "a b"], ["b a", DESCRIPTION]))
-        assert one.get_vocab() == two.get_vocab()
-
-
-class TestData:
-    @pytest.fixture(scope="class")
-    def answered(self, pictures):
-        _, processor = build([DESCRIPTION])
-        return Answered.load(pictures[:2], ["red ?", "star ?"], ["red", "blue star"], processor), processor
-
-    def test_the_answer_and_its_end_are_asked_for(self, answered):
-        data, processor = answered
-        tokenizer = processor.tokenizer
-        batch = data.batch([0, 1], tokenizer.pad_token_id)
-        asked = [labels[labels != IGNORED] for labels in batch["labels"]]
-        assert [tokenizer.decode(ids) for ids in asked] == ["red </s>", "blue star </s>"]
-        for labels, ids in zip(batch["labels"], batch["input_ids"], strict=True):
-            assert torch.equal(labels[labels != IGNORED], ids[labels != IGNORED])
-        assert (batch["input_ids"] == processor.image_token_id).sum(1).tolist() == [PATCHES, PATCHES]
-        assert batch["attention_mask"].sum(1).diff() == 1  # one word longer
-
-    def test_inputs_are_what_the_processor_makes(self, answered, pictures):
-        data, processor = answered
-        text = "USER: <image>\nred ? ASSISTANT: red"
-        expected = processor(images=pictures[0], text=text, return_tensors="pt")
-        batch = data.batch([0], processor.tokenizer.pad_token_id)
-        assert batch["input_ids"][0, :-1].tolist() == expected["input_ids"][0].tolist()
-        assert torch.allclose(batch["pixel_values"], expected["pixel_values"], atol=2e-3)
-
-    def test_words_of_patches(self):
-        tokenizer = build_tokenizer([DESCRIPTION])
-        words = patch_words([DESCRIPTION], tokenizer)
-        found = {
-            patch: sorted(tokenizer.convert_ids_to_tokens(row.nonzero()[:, 0].tolist()))
-            for patch, row in enumerate(words[0])
-            if row.any()
-        }
-        assert found == {
-            0: ["left", "plain", "red", "small", "square", "top"],
-            7: ["blue", "bottom", "dotted", "large", "star"],
-        }
-
+class TestBatches:
     def test_short_descriptions_first_then_questions_too(self):
         lengths = torch.arange(100, 0, -1).tolist()
         captions = Answered(torch.empty(0), [], [[1] * length for length in lengths])
@@ -108,7 +52,7 @@ class TestProgram:
         teacher = open_teacher(str(made), device="cpu")
         found = annotate(teacher, pictures, "what color is the object ?", ["red", "blue"])
         assert torch.allclose(found.sum(1), torch.ones(6))
-        assert len(annotate_captions(teacher, pictures, toy.CAPTION_PROMPT)) == 6
+        assert len(annotate_captions(teacher, pictures, CAPTION_PROMPT)) == 6
 
     def test_the_card_calls_it_a_toy_and_repeats_it(self, made):
         card = (made / "README.md").read_text()

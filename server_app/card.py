@@ -69,6 +69,7 @@ def _use_writing(settings: Mapping[str, Any]) -> str:
     base = json.dumps(settings["backbone"])
     if lies_beside(settings["backbone"], settings["backbone-weights"]):
         base = 'f"{folder}/base_model"'
+    merging = _MERGING if lora else ""
     return f"""With {with_what}, for one PIL image and one question:
 
 ```python
@@ -86,6 +87,16 @@ text = processor.apply_chat_template([{{"role": "user", "content": asked}}], add
 inputs = processor(images=[image], text=[text], return_tensors="pt")
 written = model.generate(**inputs, max_new_tokens={settings["writing.tokens"]}, do_sample=False)
 answer = processor.batch_decode(written[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0]
+```{merging}"""
+
+
+_MERGING = """
+
+Merged, it is a model like its base, as lmms-eval takes one by `--model_args pretrained=merged`:
+
+```python
+model.merge_and_unload().save_pretrained("merged")
+processor.save_pretrained("merged")
 ```"""
 
 

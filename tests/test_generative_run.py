@@ -65,10 +65,15 @@ def test_a_run_ends_in_an_adapter_that_stock_peft_loads(writing, folder):
         assert (expected - backbone.model(**inputs).logits).abs().max() > 1e-4
         torch.testing.assert_close(stock(**inputs).logits, expected, atol=1e-5, rtol=0)
     # As the card says.
-    code = (run / "adapter" / "README.md").read_text().split("```")[1].removeprefix("python\n")
+    asking, merging = (run / "adapter" / "README.md").read_text().split("```python\n")[1:]
     space = {"image": Image.new("RGB", (40, 24), "red")}
-    exec(code.replace("path/to/adapter", str(run / "adapter")), space)
+    exec(asking.split("```")[0].replace("path/to/adapter", str(run / "adapter")), space)
     assert isinstance(space["answer"], str)
+    exec(merging.split("```")[0].replace('"merged"', repr(str(run / "merged"))), space)
+    merged = AutoModelForImageTextToText.from_pretrained(run / "merged").eval()
+    assert AutoProcessor.from_pretrained(run / "merged").chat_template == processor.chat_template
+    with torch.no_grad():
+        torch.testing.assert_close(merged(**inputs).logits, expected, atol=1e-4, rtol=0)
     assert stock.generate(**inputs, max_new_tokens=3, do_sample=False).shape[1] > inputs["input_ids"].shape[1]
 
 

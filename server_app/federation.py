@@ -35,12 +35,13 @@ from .alignment import open_aligner
 from .card import model_card
 from .checkpoints import Checkpoints, DamagedError, write_checkpoint
 from .export import export_result
+from .facts import privacy_line, refusals
 from .inner_strategy import make_strategy
 from .opening import open_run
 from .pretraining.initial_adapter import AdapterPretraining
 from .progress import progress
 from .public_captions import load_captions
-from .report import privacy_line, refusals, results_table, write_report
+from .report import show_result, write_report
 from .resuming import kept_facts, last_checkpoint
 from .run_folder import created, held
 from .run_log import RunLog
@@ -184,7 +185,7 @@ def _federate(grid: Grid, settings: Settings, alone: ExitStack) -> None:
             log.warning("refused %d times: %s, %s: %s", times, name, phase, reason)
     _export(run, settings, checkpoints, result.arrays, opening.answers)
     write_report(run.folder, run.facts, run.rows, run.seconds)
-    Console().print(results_table(run.rows))
+    show_result(Console(), run.folder, run.facts, run.rows)
     log.info("the run is in %s", run.folder)
 
 

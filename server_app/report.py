@@ -1,34 +1,35 @@
 """What people read of a run: a line a round, the table of scores, the report."""
 
 import io
-from collections import Counter
 from collections.abc import Mapping
-from decimal import ROUND_CEILING, Context
-from math import log, sqrt
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from safetensors import safe_open
 
 from app.files import write_atomically
-from app.methods import METHODS
-from strategies.privacy import epsilon
 
 from . import markdown
+from .comparison import runs_beside
 from .curves import draw_curves
-from .rows import ALL, GROUPS, Rows, best_round, central, last_round, median_scores, names_of
-from .scores import measured_on, scores, what_ran
+from .facts import facts_of, refusals
+from .page import RunShown, html_report
+from .rows import ALL, GROUPS, Rows, central, names_of
+from .scores import Beside, measured_on, scores, what_ran
+from .verdict import verdict
 
 
-def results_table(rows: Rows) -> Table:
+def results_table(rows: Rows, beside: Beside = MappingProxyType({})) -> Table:
     """Show each client's last scores in points, then the mean and the worst of each column.
 
-    Where the server evaluates, show its last accuracies by groups of classes, then over all.
+    Where the server evaluates, show its last accuracies by groups of classes, then over all. `beside` is as
+    in `scores`.
     """
-    header, lines = scores(rows)
+    header, lines = scores(rows, beside)
     table = Table(title="score on the test split, in points")
     for column in header:
         # In a narrow terminal names go on in the next line: what is cut off cannot be read.
@@ -38,6 +39,13 @@ def results_table(rows: Rows) -> Table:
         # The line above the summaries ends the section of clients or groups.
         table.add_row(*map(escape, line), end_section=i == len(lines) - summaries)
     return table
+
+
+def show_result(console: Console, folder: Path, settings: Mapping[str, Any], rows: Rows) -> None:
+    """Print the table of scores, with those of the runs beside it, and what it says."""
+    console.print(results_table(rows, runs_beside(folder, settings)))
+    for sentence in verdict(rows):
+        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
 
 def progress_line(
@@ -77,7 +85,7 @@ def progress_line(
 
 
 def write_report(folder: Path, settings: Mapping[str, Any], rows: Rows, seconds: float) -> None:
-    """Write ``report.md`` and ``curves.png``.
+    """Write ``report.html``, ``curves.png`` and, last, ``report.md``.
 
     Parameters
     ----------
@@ -93,98 +101,29 @@ def write_report(folder: Path, settings: Mapping[str, Any], rows: Rows, seconds:
     picture = io.BytesIO()
     draw_curves(rows).savefig(picture, format="png")
     write_atomically(folder / "curves.png", picture.getvalue())
-    write_atomically(folder / "report.md", _report(folder, settings, rows, seconds))
+    facts = facts_of(folder, settings, rows, seconds)
+    page = RunShown(settings, rows, facts, refusals(rows), runs_beside(folder, settings))
+    write_atomically(folder / "report.html", html_report([page]))
+    write_atomically(folder / "report.md", _report(folder, settings, rows, facts))
 
 
-def refusals(rows: Rows) -> Counter[tuple[str, str, str]]:
-    """Count the replies that did not count, by client, phase and reason."""
-    names = names_of(rows)
-    return Counter(
-        (names.get(row["partition"], "not asked"), row["phase"], row["refused"])
-        for row in rows
-        if "refused" in row
-    )
-
-
-def privacy_line(settings: Mapping[str, Any]) -> str:
-    """Say what the run's differential privacy amounts to; nothing without any."""
-    if (kind := settings["dp.mode"]) == "none":
-        return ""
-    # A round that was repeated after a stop may have been released twice.
-    releases = settings["num-rounds"] + len(settings.get("resumed-after", []))
-    delta, multiplier = settings["dp.delta"], settings["dp.noise-multiplier"]
-    what = "whether the adapter has one client's changes"
-    if kind == "local":
-        multiplier = sqrt(2 * log(1.25 / delta)) / settings["dp.epsilon"]
-        what = "what one client's data are"
-    # Rounded up: it must not claim more than there is.
-    spent = Context(prec=3, rounding=ROUND_CEILING).create_decimal_from_float(
-        epsilon(multiplier, releases, delta)
-    )
-    return f"{kind}, ε = {float(spent):g} at δ = {delta:g} for {what}, over {releases} rounds"
-
-
-def _report(folder: Path, settings: Mapping[str, Any], rows: Rows, seconds: float) -> str:
-    full = METHODS[settings["method"]].artifact == "model"
-    weights = folder / ("model/model.safetensors" if full else "adapter/adapter_model.safetensors")
-    size = f", {_num_parameters(weights):,} parameters" if weights.is_file() else ""
-    facts = {
-        "rounds": f"{last_round(rows)} of {settings['num-rounds']}",
-        "best round": _best(rows),
-        "clients": ", ".join(names_of(rows).values()),
-        "method": f"{settings['method']} under {settings['strategy']}, weighting {settings['weighting']}",
-        "backbone": f"{settings['backbone']} ({settings['backbone-weights']} weights)",
-        "adapter": ("none, all weights" if full else settings["adapter"]) + size,
-        "sent": _traffic(rows),
-        "clipped": _clipped(rows),
-        "privacy": privacy_line(settings),
-        "time": f"{seconds / 60:.1f} minutes",
-    }
-    if resumed := settings.get("resumed-after"):
-        facts["time"] += f" since the run was resumed after round {resumed[-1]}"
+def _report(folder: Path, settings: Mapping[str, Any], rows: Rows, facts: Mapping[str, str]) -> str:
     refused = refusals(rows)
     parts = [
         f"# {markdown.text(settings['run-name'])}",
         what_ran(settings, rows),
         measured_on(rows),
-        markdown.table(*scores(rows), align="---:"),
+        markdown.table(*scores(rows, runs_beside(folder, settings)), align="---:"),
+        " ".join(verdict(rows, markdown.text)),
         "![scores, losses and changes over the rounds](curves.png)",
-        "\n".join(f"- **{key}**: {markdown.text(value)}" for key, value in facts.items() if value),
+        "\n".join(f"- **{key}**: {markdown.text(value)}" for key, value in facts.items()),
     ]
     if refused:
         lines = [[str(times), *reason] for reason, times in refused.most_common()]
         parts += ["Replies refused:", markdown.table(["times", "client", "phase", "reason"], lines)]
     every = markdown.table(["setting", "value"], [[key, str(value)] for key, value in settings.items()])
     parts.append(f"<details><summary>All settings</summary>\n\n{every}\n\n</details>")
-    return "\n\n".join(parts) + "\n"
-
-
-def _traffic(rows: Rows) -> str:
-    ways = {way: [row[f"bytes-{way}"] for row in rows if f"bytes-{way}" in row] for way in ("down", "up")}
-    mean = " and ".join(f"{np.mean(sent):,.0f} bytes {way}" for way, sent in ways.items() if sent)
-    return mean and f"{mean} a client and round, evaluation included; {sum(map(sum, ways.values())):,} in all"
-
-
-def _clipped(rows: Rows) -> str:
-    """Say how much of what clients changed was averaged."""
-    left = [row for row in rows if "clipped" in row]
-    if not left:
-        return ""
-    mean, most = np.mean([row["clipped"] for row in left]), min(left, key=lambda row: row["clipped"])
-    who = f"{names_of(rows)[most['partition']]} in round {most['round']}"
-    return f"to {100 * mean:.0f} % of a change in the mean; the most, {who}, to {100 * most['clipped']:.2g} %"
-
-
-def _best(rows: Rows) -> str:
-    best = best_round(rows, last_round(rows))
-    if best is None:
-        return ""
-    return f"{best}, median student {100 * median_scores(rows)[best]:.1f}, in adapter-best/"
-
-
-def _num_parameters(weights: Path) -> int:
-    with safe_open(weights, "np") as file:
-        return sum(int(np.prod(file.get_slice(name).get_shape())) for name in file.keys())  # noqa: SIM118
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _clock(seconds: float) -> str:

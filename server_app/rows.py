@@ -19,11 +19,27 @@ SERVER = -1
 # Of classes, by how many training examples they have.
 GROUPS = {"many": "many-shot classes", "medium": "medium-shot classes", "few": "few-shot classes"}
 ALL = "all classes"
+# Branches of the model, the one that is deployed first.
+BRANCHES = ("student", "local", "teacher")
 
 
 def central(rows: Rows) -> list[Mapping[str, Any]]:
     """Return the rows of the server's own evaluations."""
     return [row for row in rows if row["partition"] == SERVER and "student" in row]
+
+
+def is_scored(row: Mapping[str, Any]) -> bool:
+    """Whether a row has the score of any branch."""
+    return any(branch in row for branch in BRANCHES)
+
+
+def last_scores(rows: Rows) -> dict[int, float]:
+    """Return each client's last score by partition: its student's, or its method's only branch's."""
+    return {
+        row["partition"]: next(row[branch] for branch in BRANCHES if branch in row)
+        for row in rows
+        if is_scored(row)
+    }
 
 
 def names_of(rows: Rows) -> dict[int, str]:

@@ -1,11 +1,14 @@
 """What a run scored, as the log's table, the report and the model card show it."""
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from .rows import ALL, GROUPS, Rows, central, names_of
+from .rows import ALL, GROUPS, Rows, central, is_scored, names_of
+
+Beside = Mapping[str, Mapping[int, float]]
 
 SCORES = {
     "student": "student\n(A_s, deployed)",
@@ -17,11 +20,18 @@ SCORES = {
 GAIN = "gain\n(student − text only)"
 
 
-def scores(rows: Rows) -> tuple[list[str], list[list[str]]]:
+def scores(rows: Rows, beside: Beside = MappingProxyType({})) -> tuple[list[str], list[list[str]]]:
     """Return the table's header and its lines: each client's last scores, then the columns' mean and worst.
 
     A NaN stays one, in the mean and as the worst. Clients without a score do not count in them. Where the
     server evaluates, a line for each group of classes instead, then all classes.
+
+    Parameters
+    ----------
+    rows : sequence of dict
+        The run's rows.
+    beside : Mapping, optional
+        Scores of others to show beside its own, in [0, 1], by heading and partition.
     """
     if evaluated := central(rows):
         wanted = {**GROUPS, "student": ALL}
@@ -31,16 +41,20 @@ def scores(rows: Rows) -> tuple[list[str], list[list[str]]]:
             if key in evaluated[-1]
         ]
         return ["classes", "accuracy"], lines
-    last = {row["partition"]: row for row in rows if "student" in row}
+    last = {row["partition"]: row for row in rows if is_scored(row)}
     final = max((row["round"] for row in last.values()), default=0)
     columns = {
         heading: {partition: 100 * row[key] for partition, row in last.items() if key in row}
         for key, heading in SCORES.items()
     }
+    columns |= {
+        heading: {partition: 100 * score for partition, score in own.items() if partition in last}
+        for heading, own in beside.items()
+    }
     columns[GAIN] = {
         partition: 100 * (row["student"] - row["text-only"])
         for partition, row in last.items()
-        if "text-only" in row
+        if row.keys() >= {"student", "text-only"}
     }
     columns = {heading: values for heading, values in columns.items() if values}
     lines = []
@@ -61,13 +75,16 @@ def measured_on(rows: Rows) -> str:
             "Accuracy of the aggregated model on the benchmark's balanced test set, over the classes with "
             "many, with a medium number of and with few training examples, and over all, in points:"
         )
-    if not any("student" in row for row in rows):
+    if not any(map(is_scored, rows)):
         return "Scores were not measured, or no client sent any:"
     return "Scores on each client's test split with its own head, in points:"
 
 
 def what_ran(settings: Mapping[str, Any], rows: Rows) -> str:
     """Say in a sentence what a run was."""
-    method, strategy, benchmark = (f"`{settings[key]}`" for key in ("method", "strategy", "benchmark"))
-    size = f"{len(names_of(rows))} clients, {settings['num-rounds']} rounds, seed {settings['seed']}"
+    method, strategy, benchmark = (
+        f"`{settings.get(key, '?')}`" for key in ("method", "strategy", "benchmark")
+    )
+    rounds, seed = settings.get("num-rounds", "?"), settings.get("seed", "?")
+    size = f"{len(names_of(rows))} clients, {rounds} rounds, seed {seed}"
     return f"Method {method} under {strategy} on the benchmark {benchmark}: {size}."

@@ -45,7 +45,7 @@ def test_a_run_ends_well_and_a_second_one_gives_the_same_bytes(lab, run_config, 
         ended = run(lab, run_config(run_name=folder.name))
         assert ended["status"] == "finished:completed", ended
     kept = {path.name for path in folders[0].iterdir() if path.name != ".lock"}
-    files = {"settings.json", "metrics.jsonl", "report.md", "curves.png"}
+    files = {"settings.json", "metrics.jsonl", "report.md", "report.html", "curves.png"}
     assert kept == files | {"adapter", "adapter-best", "checkpoints"}
     rows = [json.loads(line) for line in (folders[0] / "metrics.jsonl").read_text().splitlines()]
     assert [(row["round"], row["name"]) for row in rows] == [

@@ -51,7 +51,7 @@ def test_a_run_leaves_what_is_promised(finished):
         # Down before training and before evaluation, up after training alone.
         assert row["bytes-down"] == 2 * row["bytes-up"] > 0
     kept = {path.name for path in finished.folder.iterdir() if path.name != ".lock"}
-    files = {"settings.json", "metrics.jsonl", "report.md", "curves.png"}
+    files = {"settings.json", "metrics.jsonl", "report.md", "report.html", "curves.png"}
     assert kept == files | {"adapter", "adapter-best", "checkpoints"}
     settings = json.loads((finished.folder / "settings.json").read_text())
     assert settings.items() >= finished.federation.run_config.items()

@@ -59,6 +59,13 @@ def read_given(root: Path, words: Sequence[str]) -> Given:
     return Given(_checked({**defaults, **own}), own)
 
 
+def changed(root: Path, given: Given, own: Config) -> Given:
+    """Return the same with some settings changed; raises as `read_given`."""
+    own = {**given.overrides, **own}
+    defaults = flat(_toml(root / "pyproject.toml")["tool"]["flwr"]["app"]["config"])
+    return Given(_checked({**defaults, **own}), own)
+
+
 def flat(tables: Mapping[str, Any], prefix: str = "") -> Config:
     """Return nested tables as one with dotted keys."""
     found: Config = {}

@@ -5,8 +5,9 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,6 +20,7 @@ from .refusal import Refusal
 if TYPE_CHECKING:
     from app.settings import Settings
 
+    from .given import Given
     from .screen import Screen
 
 # Checkpoints, processed examples and the log of a small run take less.
@@ -44,6 +46,10 @@ def run(
         float | None,
         typer.Option(min=0, help="Share of a GPU of a simulated client. Default: 1 where there is one."),
     ] = None,
+    compare: Annotated[
+        str,
+        typer.Option(metavar="METHOD,...", help="Run these methods first, and show them beside it."),
+    ] = "",
 ) -> None:
     """Run the federation, by default as many simulated clients as the benchmark has.
 
@@ -61,19 +67,31 @@ def run(
             raise Refusal(str(error)) from None
         stack.enter_context(_stopped_by_signals())
         try:
-            _run(root, home, words or [], superlink, port, cpus, gpus)
+            machine = Machine(superlink, port, cpus, gpus)
+            _run(root, home, words or [], machine, [method for method in compare.split(",") if method])
         except KeyboardInterrupt:
             raise Refusal("stopped before the run began", code=130) from None
 
 
-def _run(
-    root: Path, home: Path, words: list[str], superlink: str, port: int, cpus: int, gpus: float | None
-) -> None:
-    from .given import read_given
+@dataclass(frozen=True)
+class Machine:
+    """Where a run runs: at a SuperLink that is there, or at one of its own with simulated clients."""
+
+    superlink: str
+    port: int
+    cpus: int
+    gpus: float | None
+
+
+def _run(root: Path, home: Path, words: list[str], machine: Machine, compare: Sequence[str]) -> None:
+    """Run what is asked for, after the methods that it is compared with."""
+    from server_app.comparison import is_over, name_beside
+
+    from .given import changed, read_given
     from .processes import is_taken
 
-    if port and is_taken(port):
-        raise Refusal(f"port = {port} is taken; allowed: another one, or 0 for one that is free")
+    if machine.port and is_taken(machine.port):
+        raise Refusal(f"port = {machine.port} is taken; allowed: another one, or 0 for one that is free")
     free = shutil.disk_usage(home).free
     if free < LEAST_FREE:
         raise Refusal(
@@ -81,11 +99,24 @@ def _run(
             f" allowed: at least {LEAST_FREE // 10**6} MB"
         )
     given = read_given(root, words)
-    settings = given.settings
+    settings, runs = given.settings, home / "runs"
     name = settings.resume or settings.run_name or _name(settings)
-    folder = home / "runs" / name
-    if not settings.resume and folder.exists():
-        raise Refusal(f"run-name = {name!r} is taken: {folder}; allowed: another name, or resume={name}")
+    if not settings.resume and (runs / name).exists():
+        raise Refusal(f"run-name = {name!r} is taken: {runs / name}; allowed: another name, or resume={name}")
+    # All are checked before the first one begins.
+    others = [changed(root, given, {"method": method, "run-name": "", "resume": ""}) for method in compare]
+    for other in others:
+        beside = name_beside(name, other.settings.method)
+        if is_over(runs / beside):
+            continue
+        key = "resume" if (runs / beside).exists() else "run-name"
+        _federate(root, home, changed(root, other, {key: beside}), beside, machine)
+    _federate(root, home, given, name, machine)
+
+
+def _federate(root: Path, home: Path, given: "Given", name: str, machine: Machine) -> None:
+    """Run one federation to its end, and show what it gave."""
+    settings, superlink, folder = given.settings, machine.superlink, home / "runs" / name
     overrides = given.overrides if settings.resume else {**given.overrides, "run-name": name}
     clients = 0 if superlink else _num_clients(settings)
     log = home / "logs" / f"{name}.log"
@@ -109,11 +140,11 @@ def _run(
             if superlink:
                 reason = _at(superlink, root, options, log, screen)
             else:
-                share = _gpus(settings) if gpus is None else gpus
-                resources = f"num-supernodes={clients} client-resources-num-cpus={cpus}"
+                share = _gpus(settings) if machine.gpus is None else machine.gpus
+                resources = f"num-supernodes={clients} client-resources-num-cpus={machine.cpus}"
                 resources += f" client-resources-num-gpus={share}" if share else ""
                 options += ["--federation-config", resources]
-                reason = _alone(root, scratch, port, options, log, screen)
+                reason = _alone(root, scratch, machine.port, options, log, screen)
         except KeyboardInterrupt:
             raise Refusal(f"stopped; {_how_on(folder)}", code=130) from None
     if reason is not None:
@@ -198,14 +229,15 @@ def _teller(screen: "Screen") -> Any:
 
 
 def show_result(folder: Path, screen: "Screen") -> None:
-    """Show the table of scores and where the run is."""
+    """Show the table of scores, what it says, and where the run is."""
     if not folder.is_dir():
         screen.line(f"the run {folder.name!r} is in the FEDDAT_HOME of its SuperLink's machine")
         return
+    from server_app import report
     from server_app.kept_rows import rows_in
-    from server_app.report import results_table
 
-    screen.console.print(results_table(rows_in(folder / "metrics.jsonl")))
+    settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+    report.show_result(screen.console, folder, settings, rows_in(folder / "metrics.jsonl"))
     screen.line(f"the run is in {folder}")
 
 

@@ -164,15 +164,35 @@ def prune(
         typer.echo(f"removed {name}")
 
 
-def report(name: Annotated[str, typer.Argument(metavar="RUN", help="Name of a run.")]) -> None:
-    """Show a run's report."""
-    run = find_run(name)
+def report(
+    names: Annotated[list[str], typer.Argument(metavar="RUN [RUN...]", help="Names of runs.")],
+) -> None:
+    """Show a run's report, or write a page with several side by side."""
+    found = [find_run(name) for name in names]
+    if len(found) > 1:
+        typer.echo(f"side by side: {_side_by_side(found)}")
+        return
+    (run,), (name,) = found, names
     path = run.folder / "report.md"
     if not path.exists():
         raise Refusal(f"run {name!r} is not over ({run.rounds} rounds); to go on: feddat run resume={name}")
     text, console = path.read_text(encoding="utf-8"), Console()
     console.print(Markdown(text)) if console.is_terminal else typer.echo(text)
+    if (page := run.folder / "report.html").exists():
+        typer.echo(f"with pictures: {page}")
     typer.echo(f"the run is in {run.folder}")
+
+
+def _side_by_side(found: list[Run]) -> Path:
+    """Write the page that shows runs side by side into the first one's folder."""
+    from app.files import write_atomically
+    from server_app.page import RunShown, html_report
+
+    first, *others = found
+    path = first.folder / f"beside-{'-'.join(run.folder.name for run in others)[:150]}.html"
+    shown = [RunShown({**run.settings, "run-name": run.folder.name}, run.rows) for run in found]
+    write_atomically(path, html_report(shown))
+    return path
 
 
 def _points(score: float) -> str:

@@ -218,7 +218,7 @@ def test_the_report_tells_what_ran_and_what_came_out(tmp_path):
         r"| data-dir | `/a\|b` |",
     ):
         assert expected in report
-    assert {path.name for path in tmp_path.iterdir()} == {"adapter", "report.md", "curves.png"}
+    assert {path.name for path in tmp_path.iterdir()} == {"adapter", "report.md", "report.html", "curves.png"}
 
 
 def test_the_picture_shows_more_than_paper(tmp_path):

@@ -9,6 +9,7 @@ import psutil
 import pytest
 from PIL import Image
 
+from server_app.verdict import verdict
 from tests.processes import wait_until
 
 pytestmark = pytest.mark.slow
@@ -27,7 +28,12 @@ def test_a_run_shows_its_rounds_and_last_its_table_and_its_folder(person):
     assert [one[1] for one in shown if one] == ["1", "2"]
     table = [line for line in lines if line[0] in "┏┃┡│├└"]
     assert max(map(len, table)) <= 60
-    assert lines[lines.index(table[-1]) + 1 :] == [f"the run is in {person.home / 'runs' / 'mine'}"]
+    folder = person.home / "runs" / "mine"
+    *says, last = lines[lines.index(table[-1]) + 1 :]
+    assert last == f"the run is in {folder}"
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert says == verdict(rows)
+    assert says
     (log,) = (person.home / "logs").iterdir()
     said = log.read_text()
     assert "round 2/2" in said

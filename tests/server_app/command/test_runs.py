@@ -71,3 +71,14 @@ def test_what_is_removed_is_gone_with_its_log_and_the_states_if_so_asked(runs):
     assert len(list((home / "clients").iterdir())) == 2
     assert runs.calls("runs", "prune", "two", "--yes", "--states").returncode == 0
     assert {path.name for path in (home / "clients").iterdir()} == {"one-oooooooo"}
+
+
+def test_reports_side_by_side_are_a_page(runs):
+    said = runs.calls("report", "one", "two").stdout
+    path = runs.home / "runs" / "one" / "beside-two.html"
+    assert said == f"side by side: {path}\n"
+    text = path.read_text()
+    for cell in ("<td>50.0</td><td>75.0</td>", "<td>37.5</td><td>43.8</td>", "<td>0.1</td><td>0.2</td>"):
+        assert cell in text
+    assert 8 * "o" not in text
+    assert runs.is_refused("report", "one", "three").startswith("'three' is no run in ")

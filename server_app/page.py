@@ -1,0 +1,148 @@
+"""A run, or several side by side, as one HTML file: no script, nothing from elsewhere, light and dark."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from flwr.common.config import get_fused_config_from_dir
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from markupsafe import Markup
+
+from .curves import as_svg, draw_branches, draw_training
+from .rows import Rows, last_scores, names_of
+from .scores import Beside, measured_on, scores, what_ran
+from .verdict import verdict
+
+# What is no setting of a run, or another one in each.
+_OWN = {"run-name", "resume", "resumed-after", "run-token", "begun-as", "pretrained"}
+_CHECKOUT = Path(__file__).parents[1]
+WORDS = {
+    "student": "The shared adapter A_s in place: what the run exports, and what a newcomer gets.",
+    "local": "The client's own adapter A_c in place. It never leaves the client.",
+    "teacher": "The mean of both in place: the dual-adapter teacher (DAT), at the client alone.",
+    "text only": "Always giving the most frequent training answer to the same question, without the picture.",
+    "round": "Each client trains on its own data, then the server averages what they send.",
+}
+
+
+@dataclass(frozen=True)
+class RunShown:
+    """What the page shows of a run.
+
+    Attributes
+    ----------
+    settings : Mapping
+        As ``settings.json`` has them.
+    rows : sequence of dict
+        All rows of the run.
+    facts : Mapping
+        What there is to say beside the scores, see `facts.facts_of`.
+    refused : Counter
+        Replies that did not count, by client, phase and reason.
+    beside : Mapping
+        Scores of other methods' runs, see `comparison.runs_beside`.
+    """
+
+    settings: Mapping[str, Any]
+    rows: Rows
+    facts: Mapping[str, str] = field(default_factory=dict)
+    refused: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    beside: Beside = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return str(self.settings.get("run-name", "?"))
+
+    @property
+    def command(self) -> str:
+        """What repeats the run, as long as it is what `pyproject.toml` has for its defaults."""
+        defaults = _defaults()
+        words = [
+            f"{key}={str(value).lower() if isinstance(value, bool) else value}"
+            for key, value in self.settings.items()
+            if key in defaults and key not in _OWN and value != defaults[key]
+        ]
+        return " ".join(["feddat run", *(f"'{word}'" if " " in word else word for word in words)])
+
+    @property
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Header and lines of its scores."""
+        return scores(self.rows, self.beside)
+
+    @property
+    def says(self) -> list[str]:
+        """What they say in words."""
+        return verdict(self.rows)
+
+    @property
+    def measured_on(self) -> str:
+        """What they are of."""
+        return measured_on(self.rows)
+
+    @property
+    def what_ran(self) -> str:
+        """What the run was."""
+        return what_ran(self.settings, self.rows).replace("`", "")
+
+    @property
+    def names(self) -> dict[int, str]:
+        """The clients' names by partition."""
+        return names_of(self.rows)
+
+    @property
+    def last(self) -> dict[int, float]:
+        """Each client's last score by partition."""
+        return last_scores(self.rows)
+
+    @property
+    def mean(self) -> float | None:
+        """Their mean."""
+        return fmean(self.last.values()) if self.last else None
+
+    @property
+    def branches(self) -> Markup | None:
+        """Curves of the branches, a picture a client."""
+        figure = draw_branches(self.rows)
+        label = "score of each branch by round"
+        return Markup(as_svg(figure, f"{self.name}-branches", label)) if figure else None
+
+    @property
+    def training(self) -> Markup:
+        """Curves of the losses and of how far the adapters went."""
+        return Markup(
+            as_svg(draw_training(self.rows), f"{self.name}-training", "losses and changes by round")
+        )
+
+
+def html_report(runs: Sequence[RunShown]) -> str:
+    """Return the page: of one run what it gave and how it went, of several what they gave, side by side."""
+    clients = {partition: name for run in runs for partition, name in run.names.items()}
+    differing = [
+        key
+        for key in runs[0].settings
+        if key not in _OWN and len({str(run.settings.get(key)) for run in runs}) > 1
+    ]
+    return _template().render(runs=runs, clients=clients, differing=differing, words=WORDS)
+
+
+@cache
+def _template() -> Template:
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["points"] = lambda score: "–" if score is None else f"{100 * score:.1f}"
+    return environment.get_template("page.html.j2")
+
+
+@cache
+def _defaults() -> dict[str, Any]:
+    """Return the defaults of all settings; none where the app's own file is not there."""
+    if not (_CHECKOUT / "pyproject.toml").is_file():
+        return {}
+    return dict(get_fused_config_from_dir(_CHECKOUT, {}))

@@ -1,0 +1,54 @@
+"""What a run's scores say in plain words."""
+
+from collections.abc import Callable
+from statistics import fmean
+
+from .rows import BRANCHES, Rows, central, is_scored, names_of
+
+# Less than this between two means, in points, is no difference worth a word.
+NOTHING = 0.5
+NAMES = {"student": "student", "local": "local branch", "teacher": "teacher branch"}
+
+
+def verdict(rows: Rows, written: Callable[[str], str] = str) -> list[str]:
+    """Return a sentence for each thing that a reader of the table should not miss.
+
+    Says whether the deployed branch is above what the question alone gives, for whom it is not, and whether
+    the branches differ by more than half a point in the mean. Nothing where clients send no scores. `written`
+    makes of a client's name what may stand in the text.
+    """
+    last = {row["partition"]: row for row in rows if is_scored(row)}
+    if central(rows) or not last:
+        return []
+    said = []
+    branch = next(branch for branch in BRANCHES if any(branch in row for row in last.values()))
+    gains = {
+        partition: 100 * (row[branch] - row["text-only"])
+        for partition, row in last.items()
+        if row.keys() >= {branch, "text-only"}
+    }
+    if gains:
+        mean = fmean(gains.values())
+        below = [written(names_of(rows)[partition]) for partition, gain in gains.items() if gain <= 0]
+        if mean <= 0:
+            said.append(
+                f"The {NAMES[branch]} learnt nothing from the pictures: it is {-mean:.1f} points below what"
+                " the question alone gives"
+            )
+        else:
+            said.append(f"The {NAMES[branch]} is {mean:.1f} points above what the question alone gives")
+        said[-1] += f"; it is not above it for {', '.join(below)}." if below and mean > 0 else "."
+    means = {
+        other: 100 * fmean(row[other] for row in last.values() if other in row)
+        for other in BRANCHES
+        if any(other in row for row in last.values())
+    }
+    if len(means) > 1:
+        spread = max(means.values()) - min(means.values())
+        best = max(means, key=lambda other: means[other])
+        if spread < NOTHING:
+            said.append("Its branches do not differ: less than half a point in the mean.")
+        elif best != branch:
+            more = means[best] - means[branch]
+            said.append(f"At the sites themselves the {NAMES[best]} is best, by {more:.1f} points.")
+    return said

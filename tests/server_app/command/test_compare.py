@@ -1,0 +1,58 @@
+"""`feddat run --compare`: other methods first, with the run's own settings, under names made from its own."""
+
+import pytest
+
+from server_app.command import run as room
+from server_app.command.refusal import Refusal
+from tests.conftest import ROOT
+
+ALONE = room.Machine("", 0, 1, None)
+
+
+@pytest.fixture
+def begun(home, monkeypatch):
+    """Collect what each federation is given instead of running it."""
+    made = []
+
+    def federate(root, home, given, name, machine):
+        made.append((name, given.settings))
+
+    monkeypatch.setattr(room, "_federate", federate)
+    return made
+
+
+def test_they_run_first_and_differ_in_their_method_alone(home, begun):
+    room._run(ROOT, home, ["run-name=mine", "seed=4", "num-rounds=3"], ALONE, ["adapter", "local"])
+    assert [name for name, _ in begun] == ["mine.adapter", "mine.local", "mine"]
+    configs = [settings.run_config() for _, settings in begun]
+    assert [config["method"] for config in configs] == ["adapter", "local", "feddat"]
+    assert [config["run-name"] for config in configs] == ["mine.adapter", "mine.local", "mine"]
+    for config in configs:
+        del config["method"], config["run-name"]
+    assert configs[0] == configs[1] == configs[2]
+    assert (configs[0]["seed"], configs[0]["num-rounds"]) == (4, 3)
+
+
+def test_one_that_is_over_is_not_run_again_and_one_that_was_stopped_goes_on(home, begun):
+    for name in ("mine.adapter", "mine.local"):
+        (home / "runs" / name).mkdir(parents=True)
+    (home / "runs" / "mine.adapter" / "report.md").touch()
+    room._run(ROOT, home, ["run-name=mine"], ALONE, ["adapter", "local"])
+    assert [(name, settings.resume) for name, settings in begun] == [
+        ("mine.local", "mine.local"),
+        ("mine", ""),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "method", "reason"),
+    [
+        ([], "fedat", "method = 'fedat'; allowed: "),
+        (["update=joint"], "adapter", "update = 'joint' is a step of two adapters"),
+    ],
+)
+def test_all_are_checked_before_the_first_one_begins(home, begun, words, method, reason):
+    with pytest.raises(Refusal) as caught:
+        room._run(ROOT, home, ["run-name=mine", *words], ALONE, ["local", method])
+    assert str(caught.value).startswith(reason)
+    assert begun == []

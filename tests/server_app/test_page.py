@@ -1,0 +1,150 @@
+"""The page that a run leaves: one file, nothing live of others in it, nothing asked of anybody."""
+
+import html.parser
+import re
+from collections import Counter
+
+import pytest
+
+from server_app.page import RunShown, html_report
+
+HOSTILE = '</td><script>alert(1)</script><img src=x onerror="alert(2)">$x$&'
+SETTINGS = {"run-name": "first", "method": "feddat", "benchmark": "scenes", "num-rounds": 2, "seed": 7}
+
+
+def row(server_round, partition, student, name="clean"):
+    return {
+        "round": server_round,
+        "partition": partition,
+        "name": name,
+        "student": student,
+        "local": student / 2,
+        "teacher": student,
+        "text-only": 0.25,
+        "ce-student": 1.0,
+        "delta-shared": 0.5,
+    }
+
+
+ROWS = [row(1, 0, 0.25), row(1, 1, 0.5, "sketch"), row(2, 0, 0.75), row(2, 1, 0.5, "sketch")]
+
+
+class Page(html.parser.HTMLParser):
+    """Collects elements with their attributes, ids, and the text of table cells."""
+
+    VOID = {"meta", "link", "br", "img", "hr", "input"}
+
+    def __init__(self, text):
+        super().__init__(convert_charrefs=True)
+        self.elements, self.open, self.lines = [], [], []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_startendtag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+        if tag == "tr":
+            self.lines.append([])
+        elif tag in ("td", "th"):
+            self.lines[-1].append("")
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if {"td", "th"} & set(self.open):
+            self.lines[-1][-1] += data
+
+    @property
+    def ids(self):
+        return Counter(attributes["id"] for _, attributes in self.elements if "id" in attributes)
+
+
+def page_of(*runs):
+    return Page(html_report(runs))
+
+
+def test_the_table_is_that_of_the_report():
+    lines = page_of(RunShown(SETTINGS, ROWS)).lines
+    assert ["clean", "75.0", "37.5", "75.0", "25.0", "50.0"] in lines
+    assert ["sketch", "50.0", "25.0", "50.0", "25.0", "25.0"] in lines
+    assert ["mean", "62.5", "31.2", "62.5", "25.0", "37.5"] in lines
+
+
+def test_what_others_say_is_text():
+    rows = [{**one, "name": HOSTILE} for one in ROWS if one["partition"] == 0]
+    settings = {**SETTINGS, "benchmark": HOSTILE}
+    refused = Counter({(HOSTILE, "train", HOSTILE): 3})
+    shown = RunShown(settings, rows, {"clients": HOSTILE}, refused, {HOSTILE: {0: 0.5}})
+    page = page_of(shown)
+    assert {"script", "img", "iframe", "object", "link", "a"}.isdisjoint(tag for tag, _ in page.elements)
+    assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
+    assert ["3", HOSTILE, "train", HOSTILE] in page.lines
+    assert sum(HOSTILE in line for line in page.lines) >= 4
+
+
+def test_nothing_is_asked_of_anybody():
+    text = html_report([RunShown(SETTINGS, ROWS)])
+    page = Page(text)
+    policy = [value["content"] for tag, value in page.elements if "http-equiv" in value]
+    assert policy == ["default-src 'none'; style-src 'unsafe-inline'; img-src data:"]
+    for tag, attributes in page.elements:
+        for name in ("src", "href", "xlink:href", "data", "action"):
+            assert attributes.get(name, "#").startswith("#"), (tag, attributes)
+    assert not re.search(r"url\((?!#)|@import", text)
+
+
+def test_it_is_for_keyboards_and_screen_readers_too():
+    page = page_of(RunShown(SETTINGS, ROWS, {"time": "1 minute"}))
+    assert dict(page.elements)["html"] == {"lang": "en"}
+    for tag, attributes in page.elements:
+        if tag == "th":
+            assert attributes["scope"] in ("col", "row")
+        if tag == "svg":
+            assert attributes["aria-label"]
+        if attributes.get("class") == "wide":  # what scrolls can be reached without a mouse
+            assert (attributes["tabindex"], attributes["role"]) == ("0", "region")
+            assert attributes["aria-label"]
+    assert set(page.ids.values()) == {1}
+
+
+def test_runs_stand_side_by_side_with_what_differs():
+    other = {**SETTINGS, "run-name": "second", "learning-rate": 0.1, "run-token": "b"}
+    rows = [row(2, 1, 1.0, "sketch"), row(2, 2, 0.25, "noisy")]
+    page = page_of(RunShown({**SETTINGS, "learning-rate": 0.2}, ROWS), RunShown(other, rows))
+    assert page.lines[:5] == [
+        ["client", "first", "second"],
+        ["clean", "75.0", "–"],
+        ["sketch", "50.0", "100.0"],
+        ["noisy", "–", "25.0"],
+        ["mean", "62.5", "62.5"],
+    ]
+    assert page.lines[5:7] == [["setting", "first", "second"], ["learning-rate", "0.2", "0.1"]]
+    assert set(page.ids.values()) == {1}
+
+
+def test_it_says_how_to_repeat_the_run_and_not_its_token(run_config):
+    settings = {**run_config(), "learning-rate": 0.5, "dp.mode": "none", "run-token": "secret"}
+    text = html_report([RunShown(settings, ROWS)])
+    assert "secret" not in text
+    command = re.search(r"<pre>(.*?)</pre>", text)[1]
+    assert command.startswith("feddat run ")
+    assert " learning-rate=0.5" in command
+    assert "dp.mode" not in command
+
+
+@pytest.mark.parametrize("rows", [[], [{"round": 1, "partition": -1, "student": 0.5, "many": 0.25}]])
+def test_a_run_without_scores_of_clients_has_a_page(rows):
+    assert page_of(RunShown(SETTINGS, rows)).lines
+
+
+def test_of_many_clients_the_lowest_have_curves():
+    rows = [row(1, index, 0.5 + index / 100, f"site {index}") for index in range(20)]
+    text = html_report([RunShown(SETTINGS, rows)])
+    titles = set(re.findall(r">(site \d+)</text>", text))
+    assert titles == {f"site {index}" for index in range(12)}
+    assert "the twelve lowest of 20" in text

@@ -1,0 +1,61 @@
+"""What a run's scores say in words; scores by hand."""
+
+import pytest
+
+from server_app.verdict import verdict
+
+
+def rows(*clients):
+    keys = ("student", "local", "teacher", "text-only")
+    return [
+        {"round": 3, "partition": index, "name": f"site {index}", **dict(zip(keys, scores, strict=False))}
+        for index, scores in enumerate(clients)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("clients", "said"),
+    [
+        (
+            [(0.5, 0.5, 0.504, 0.3), (0.4, 0.401, 0.4, 0.3)],
+            [
+                "The student is 15.0 points above what the question alone gives.",
+                "Its branches do not differ: less than half a point in the mean.",
+            ],
+        ),
+        (
+            [(0.5, 0.5, 0.6, 0.3), (0.3, 0.3, 0.35, 0.3)],
+            [
+                "The student is 10.0 points above what the question alone gives; it is not above it for"
+                " site 1.",
+                "At the sites themselves the teacher branch is best, by 7.5 points.",
+            ],
+        ),
+        (
+            [(0.5, 0.4, 0.45, 0.6), (0.3, 0.2, 0.25, 0.3)],
+            [
+                "The student learnt nothing from the pictures: it is 5.0 points below what the question alone"
+                " gives."
+            ],
+        ),
+        ([(0.5,), (0.75,)], []),
+        ([()], []),
+    ],
+)
+def test_scores_in_words(clients, said):
+    assert verdict(rows(*clients)) == said
+
+
+def test_a_method_of_one_branch_is_called_by_it():
+    own = [{"round": 1, "partition": 0, "name": "a", "local": 0.75, "text-only": 0.5}]
+    assert verdict(own) == ["The local branch is 25.0 points above what the question alone gives."]
+
+
+def test_what_the_server_measured_itself_says_nothing_of_clients():
+    assert verdict([{"round": 1, "partition": -1, "student": 0.5}, *rows((0.5, 0.5, 0.5, 0.6))]) == []
+
+
+def test_a_name_is_written_as_it_may_be():
+    clients = rows((0.5, 0.5, 0.5, 0.3), (0.2, 0.2, 0.2, 0.3))
+    said, _ = verdict(clients, repr)
+    assert said.endswith("for 'site 1'.")

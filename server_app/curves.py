@@ -34,6 +34,7 @@ CHANGES = {
 BRANCHES: dict[str, Style] = {
     "student": STUDENT,
     "local": {"color": PALETTE[2]},
+    "mixed": {"color": PALETTE[3]},
     "teacher": TEACHER,
 }
 # Becomes the colour of the text around a picture, which may be light or dark.

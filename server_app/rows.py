@@ -20,7 +20,7 @@ SERVER = -1
 GROUPS = {"many": "many-shot classes", "medium": "medium-shot classes", "few": "few-shot classes"}
 ALL = "all classes"
 # Branches of the model, the one that is deployed first.
-BRANCHES = ("student", "local", "teacher")
+BRANCHES = ("student", "local", "mixed", "teacher")
 
 
 def central(rows: Rows) -> list[Mapping[str, Any]]:

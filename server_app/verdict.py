@@ -7,7 +7,7 @@ from .rows import BRANCHES, Rows, central, is_scored, names_of
 
 # Less than this between two means, in points, is no difference worth a word.
 NOTHING = 0.5
-NAMES = {"student": "student", "local": "local branch", "teacher": "teacher branch"}
+NAMES = {"student": "student", "local": "local branch", "mixed": "mixed branch", "teacher": "teacher branch"}
 
 
 def verdict(rows: Rows, written: Callable[[str], str] = str) -> list[str]:

@@ -87,7 +87,7 @@ def try_command(words: Sequence[str]) -> bool:
 def _try_feddat(arguments: list[str]) -> None:
     _parse(feddat, "feddat", arguments)
     if arguments[:1] == ["run"]:
-        options = {"--gpus", "--cpus", "--superlink", "--port"}
+        options = {"--gpus", "--cpus", "--superlink", "--port", "--compare"}
         before = ["", *arguments[1:]]
         words = [
             word

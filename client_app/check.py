@@ -26,7 +26,7 @@ from app.backbones import choose_device
 from app.caches import CACHES, cache_limit, prune
 from app.home import closed_folder, closed_home
 
-from .client import SITE_KEYS, Client, weights_sent
+from .client import SITE_KEYS, Client
 from .policy import POLICY_KEYS
 from .site_word import STATE_DIR
 
@@ -66,11 +66,11 @@ def main(arguments: list[str] | None = None) -> int:
     if site := line("node-config", open_site, given.node_config, given.run_config):
         line("home", home)
         read = line("data", data, site.client)
-        line("backbone", backbone, site.client)
-        line("device", device, site.client)
+        loaded = line("backbone", backbone, site.client)
+        found = line("device", device, site.client)
         line("state-dir", state_dir, site.client)
         if read:
-            line("leaves", leaves, site.client)
+            line("leaves", leaves, site.client, bool(loaded and found))
     if given.superlink and (
         answer := line("superlink", ask_superlink, given.superlink, given.root_certificates)
     ):
@@ -118,13 +118,20 @@ def data(client: Client) -> str:
     return f"{found.name}, {len(found.train)} training and {len(found.test)} test examples"
 
 
-def leaves(client: Client) -> str:
-    """Say what leaves the site under its policy in such a run."""
+def leaves(client: Client, can_open: bool = True) -> str:
+    """Say what leaves the site under its policy in such a run; ValueError if that does not let it.
+
+    Which weights it is, is known where the backbone can be opened.
+    """
+    weights = "what the method shares"
+    if can_open:
+        client.policy.admit_weights(client.weights_sent)
+        weights = _WEIGHTS[client.weights_sent]
     policy, dp = client.policy, client.settings.dp.mode
     metrics = policy.share_metrics or ("none" if dp == "local" else "all")
     errors = "whole errors" if policy.policy == "open" else "errors without their reasons"
     return (
-        f"{_WEIGHTS[weights_sent(client.settings)]} (dp {dp}, requires {policy.require_dp}),"
+        f"{weights} (dp {dp}, requires {policy.require_dp}),"
         f" as {client.name!r}, metrics: {metrics},"
         f" to {policy.metric_decimals} decimals and counts to {policy.min_examples}s, {errors}"
     )

@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +13,10 @@ from torch import Tensor
 
 from app.backbones import Backbone, choose_device, open_backbone
 from app.conversations import Conversations
+from app.dual_adapter import DualAdapter
 from app.examples import Examples
 from app.heads import answer_with_new_head
-from app.learner import Learner
+from app.learner import CLASSIFIER, Learner
 from app.methods import METHODS, Method, open_learner
 from app.private_state import PrivateState, Shelf, load_private_state, save_private_state
 from app.records import from_record
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from data_partitions.benchmarks import Partition
 
 # A site's own settings: its node-config may set them, whatever the run says.
-SITE_KEYS = ("backbone", "data-dir", "device")
+SITE_KEYS = ("backbone", "data-dir", "device", "lora-rank")
 _PURPOSE = {"train": "train on", "test": "evaluate on"}
 
 
@@ -134,7 +135,8 @@ class Client:
             )
         share = Share(settings.benchmark, index, count, data_options(settings), "data-dir" in node)
         policy = Policy.of(node)
-        policy.admit(settings, weights_sent(settings), node)
+        _check_head(settings)
+        policy.admit(settings, node)
         return cls(settings, index, count, share, policy, context)
 
     @property
@@ -207,6 +209,14 @@ class Client:
         """The run's method."""
         return METHODS[self.settings.method]
 
+    @property
+    def weights_sent(self) -> Weights:
+        """Which weights leave it, by what the run's method has it reply."""
+        writes = self.backbone.family.kind_of_examples is Conversations
+        learner = self._learner(0 if writes else 1)  # of a head the names alone count
+        sent = {name: tuple(value.shape) for name, value in self.method.travelling(learner).items()}
+        return weights_among(learner, self.method.reply_layout(sent))
+
     def open(
         self, arrays: ArrayRecord, shelf: Shelf, up_to: int, num_answers: int, expected: int = 0
     ) -> tuple[Learner, dict[str, Tensor], int]:
@@ -223,11 +233,7 @@ class Client:
         int
             How many private states were lost on the way, see `load_private_state`.
         """
-        learner, settings = open_learner(self.settings), self.settings
-        if num_answers:
-            answer_with_new_head(learner, self.backbone.width, num_answers, settings.seed, settings.head)
-        else:  # the backbone's own
-            learner.answer_with(None)
+        learner, settings = self._learner(num_answers), self.settings
         received = from_record(arrays)
         self.method.receive(learner, received)
         learner.load_private({})
@@ -241,6 +247,14 @@ class Client:
         learner.load_private(private.kept)
         return learner, private.owed, lost
 
+    def _learner(self, num_answers: int) -> Learner:
+        learner, settings = open_learner(self.settings), self.settings
+        if num_answers:
+            answer_with_new_head(learner, self.backbone.width, num_answers, settings.seed, settings.head)
+        else:  # the backbone's own
+            learner.answer_with(None)
+        return learner
+
     def keep(self, shelf: Shelf, server_round: int, state: PrivateState) -> None:
         """Commit the private state after a round, see `save_private_state`."""
         save_private_state(shelf, server_round, state)
@@ -248,14 +262,17 @@ class Client:
             pick_up(self.context, shelf)
 
 
-def weights_sent(settings: Settings) -> Weights:
-    """Say which weights leave a client of a run.
+def weights_among(learner: Learner, names: Iterable[str]) -> Weights:
+    """Say which weights arrays of these names are; what is neither of an adapter nor of a head is "all"."""
+    adapter = learner.parameters_of["shared"] if isinstance(learner, DualAdapter) else {}
+    others = [name for name in names if name not in adapter]
+    if not others:
+        return "adapter"
+    return "head" if all(name.startswith(CLASSIFIER) for name in others) else "all"
 
-    Raises
-    ------
-    PublicError
-        A head would, though the benchmark's clients have no answer list in common: it tells theirs.
-    """
+
+def _check_head(settings: Settings) -> None:
+    """Raise a PublicError for a head that travels and would tell clients' own answer lists."""
     if settings.head == "shared":
         from data_partitions.benchmarks import BENCHMARKS  # see `Share.load`
 
@@ -264,9 +281,6 @@ def weights_sent(settings: Settings) -> Weights:
                 f"head = 'shared' with benchmark = {settings.benchmark!r}, whose clients have answer lists of"
                 " their own; allowed: 'private'"
             )
-    if METHODS[settings.method].artifact == "model":
-        return "all"
-    return "head" if settings.head == "shared" else "adapter"
 
 
 def data_options(settings: Settings) -> DataOptions:

@@ -20,7 +20,7 @@ from app.private_state import PrivateState, not_finite
 from app.records import SCHEMA, to_reply
 from app.source import source_hash
 
-from .client import Client
+from .client import Client, weights_among
 from .local_training import OwnTraining, evaluate, train_round
 from .policy import PublicError, in_simulation
 from .site_word import SITE_WORD, give_word
@@ -36,6 +36,7 @@ def introduce(message: Message, context: Context) -> Message:
     from data_partitions.baseline import text_only_baseline  # see `Share.load`
 
     client = Client.of(context)
+    client.policy.admit_weights(client.weights_sent)
 
     def described() -> tuple[str, dict[str, Any]]:
         partition = client.partition
@@ -89,6 +90,7 @@ def train(message: Message, context: Context) -> Message:
             least=client.policy.min_examples,
         )
         sent, private = client.method.travelling(learner), learner.private()
+        client.policy.admit_weights(weights_among(learner, sent))
         if name := not_finite({f"shared.{name}": value for name, value in sent.items()} | private):
             raise PublicError(
                 f"training diverged: {name.replace('.', ' ', 1)} is not finite; nothing of this round is"
@@ -173,6 +175,7 @@ def _called(message: Message, context: Context) -> tuple[Client, dict[str, Any]]
                 f"{key} is {own[:12]} on partition {client.partition_id} but {theirs} on the server: "
                 f"give both the same {key}"
             )
+    client.policy.admit_weights(client.weights_sent)
     # Past the last round the learning rate is no longer what the settings say.
     server_round, last = config.get("server-round"), client.settings.num_rounds
     if type(server_round) is not int or not 1 <= server_round <= last:

@@ -57,7 +57,7 @@ class Policy(BaseModel):
         "all", "none", or names with commas between. "": all, but none under local privacy.
     share_weights : str
         Which weights may leave: the shared "adapter", with it a "head" that all clients have in common, or
-        "all" of the model, as method = "full" sends them.
+        "all": those of the model, as method = "full" sends them, and what else a method may send.
     require_dp : str
         The least differential privacy of a run that the site takes part in.
     max_epsilon, max_delta : float
@@ -106,22 +106,23 @@ class Policy(BaseModel):
         except ValidationError as error:
             raise SettingsError(f"node-config: {one_line_of(error)}") from None
 
-    def admit(self, settings: Settings, sends: Weights, own: Mapping[str, Any]) -> None:
+    def admit_weights(self, sends: Weights) -> None:
+        """Raise a PublicError unless these weights may leave."""
+        if _MORE.index(sends) > _MORE.index(self.share_weights):
+            raise PublicError(
+                f"a site has share-weights = {self.share_weights!r}; the run's method and head send {sends!r}"
+            )
+
+    def admit(self, settings: Settings, own: Mapping[str, Any]) -> None:
         """Raise a PublicError unless the run is as private as the site wants it.
 
         Parameters
         ----------
         settings : Settings
             The run's, with the site's own in place.
-        sends : {"adapter", "head", "all"}
-            Which weights leave a client of it.
         own : Mapping
             The node-config. A closed site reads no path that is not in there.
         """
-        if _MORE.index(sends) > _MORE.index(self.share_weights):
-            raise PublicError(
-                f"a site has share-weights = {self.share_weights!r}; the run's method and head send {sends!r}"
-            )
         for key, path in (
             ("data-dir", bool(settings.data_dir)),
             ("backbone", not _HUB_ID.fullmatch(settings.backbone)),

@@ -122,6 +122,7 @@ def _federate(grid: Grid, settings: Settings, alone: ExitStack) -> None:
             round_timeout=settings.round_timeout,
         ),
         codec=None if settings.wire_precision == "float32" else WireCodec(settings.wire_precision),
+        layout=METHODS[settings.method].reply_layout,
         metrics=MEASURED,
         evaluate_on=lambda server_round: evaluation is None and evaluated(server_round),
         observers=observers,

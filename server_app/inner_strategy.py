@@ -1,7 +1,9 @@
 """The Flower strategy inside a run's federation, by name."""
 
+from collections.abc import Sequence
 from typing import Any
 
+from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import (
     FedAdagrad,
     FedAdam,
@@ -15,13 +17,24 @@ from flwr.serverapp.strategy import (
     Strategy,
 )
 
+from app.methods import METHODS
+from app.records import from_record, to_record
 from app.settings import Settings
-from strategies import central_privacy
+from strategies import Combined, central_privacy
 
 
 def make_strategy(settings: Settings) -> Strategy:
-    """Make the inner strategy, which samples clients and averages their shared adapters."""
+    """Make the inner strategy, which samples clients and averages what they reply, or as the method says."""
     strategy = _aggregation(settings)
+    if combine := METHODS[settings.method].combine:
+
+        def combined(
+            sent: ArrayRecord, replies: Sequence[ArrayRecord], weights: Sequence[float]
+        ) -> ArrayRecord:
+            arrays = combine(from_record(sent), [from_record(reply) for reply in replies], weights)
+            return to_record(arrays)
+
+        return Combined(strategy, combined)
     if settings.dp.mode in ("none", "local"):
         return strategy
     # As many as FedAvg samples when all clients are there.

@@ -43,7 +43,7 @@ def open_run(settings: Settings) -> Opening:
     Raises
     ------
     ValueError
-        If the backbone, the adapter, the device or the test set cannot be had.
+        If the backbone, the adapter, the device or the test set cannot be had, or replies not be averaged.
     """
     test = common_test(settings)
     # Where only clients compute, their device need not be here.
@@ -57,6 +57,11 @@ def open_run(settings: Settings) -> Opening:
         learner.answer_with(None)
     learner.begin_anew()
     initial = method.travelling(learner)
+    shapes = {name: tuple(value.shape) for name, value in initial.items()}
+    if method.combine is None and method.reply_layout(shapes) != shapes:
+        raise ValueError(
+            f"method = {settings.method!r} has replies unlike what is sent; allowed: with its own `combine`"
+        )
     if not test:
         return Opening(learner, initial)
     evaluation = CentralEvaluation(GlobalModel(learner), test, backbone.processor)

@@ -3,7 +3,9 @@
 from .checked import Checked
 from .checks import one_line, reason_to_refuse
 from .codec import Codec
+from .combined import Combined
 from .feddat import FedDAT
+from .layout import Layout
 from .membership import Admission
 from .mllm_alignment import Aligner, MLLMAlignment
 from .names import is_private
@@ -21,7 +23,9 @@ __all__ = [
     "Checkpoint",
     "CheckpointStore",
     "Codec",
+    "Combined",
     "FedDAT",
+    "Layout",
     "Limits",
     "MLLMAlignment",
     "Quorum",

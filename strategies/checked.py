@@ -19,6 +19,7 @@ from .checks import one_line
 from .codec import Codec
 from .handshake import SITE_WORD, UNKNOWN_WORD, unguessable
 from .inbox import Reply, Request, accept
+from .layout import ReplyLayout, shapes_of
 from .membership import Admission, Members
 from .metrics import Ranges
 from .observer import Phase, RoundObserver
@@ -57,6 +58,10 @@ class Checked(StrategyWrapper):
         How many valid replies a round of training needs. None: one.
     codec : Codec, optional
         How arrays travel, both ways. None: as Flower writes them. The strategy knows decoded arrays only.
+    layout : callable, optional
+        What a reply holds, from the shapes of what was sent: name → each axis, a length or, as (name, most),
+        any up to that, the same for all axes of that name in a reply. None: what was sent. The strategy gets
+        arrays of this layout, and must make of them what was sent, see `Combined`.
     metrics : Mapping[str, Mapping[str, tuple[float, float]]], optional
         The only metrics that count in a reply to ``train`` and to ``evaluate``, with the range of each. None:
         all that are finite. Others are dropped, and counted for observers as ``metrics-dropped``.
@@ -93,6 +98,7 @@ class Checked(StrategyWrapper):
         limits: Limits | None = None,
         quorum: Quorum | None = None,
         codec: Codec | None = None,
+        layout: ReplyLayout | None = None,
         metrics: Mapping[str, Ranges] | None = None,
         evaluate_on: Callable[[int], bool] | None = None,
         observers: Sequence[RoundObserver] = (),
@@ -115,6 +121,7 @@ class Checked(StrategyWrapper):
         quorum = quorum or Quorum()
         self.quorum = replace(quorum, try_again=quorum.try_again and not private)
         self.codec = codec
+        self.layout: ReplyLayout = layout or dict
         self.metrics = metrics or {}
         self._members = Members(admission or Admission(), handshake, self._tell_joined)
         self._requests: dict[int, Request] = {}
@@ -283,10 +290,16 @@ class Checked(StrategyWrapper):
                 if id(arrays) not in encoded:
                     encoded[id(arrays)] = self.codec.encode(arrays)
                 message.content = RecordDict({**content, key: encoded[id(arrays)]})
+            shapes = shapes_of(arrays)
+            layout = self.layout(shapes)
+            if self.codec and layout != shapes:
+                raise ValueError(
+                    "a codec writes replies that are like what was sent; allowed: no codec, or no layout"
+                )
             node = message.metadata.dst_node_id
             partition = self._members.partitions[node]
             message.content = self._for_one(message.content, node)
-            self._requests[node] = Request(partition, content, message)
+            self._requests[node] = Request(partition, content, message, layout)
         return messages
 
     def _for_one(self, content: RecordDict, node: int) -> RecordDict:
@@ -351,7 +364,7 @@ class Checked(StrategyWrapper):
             measured = scalars(reply.message) | seen
             for observer in self.observers:
                 observer.replied(server_round, phase, reply.partition_id, dict(measured))
-        names = list(self._sent()) if phase == "train" else []
+        names = list(next(iter(self._requests.values())).layout) if phase == "train" and valid else []
         messages = [reply.message for reply in valid]
         return alike(messages, names, self._weight_key, self.uniform, self._most(phase, messages))
 

@@ -9,6 +9,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, Error, RecordDict
 from flwr.common.constant import SType
 
+from .layout import Axis, Layout, fits, shapes_of, written
 from .metrics import excess
 from .names import is_private
 
@@ -33,11 +34,12 @@ def reason_to_refuse(
     content: RecordDict,
     weight_key: str = "num-examples",
     is_private: Callable[[str], bool] = is_private,
+    layout: Layout | None = None,
 ) -> str | None:
     """Say why a reply must not reach the aggregate.
 
     What costs nothing comes first: counts, names, declared dtypes and shapes, lengths in bytes. Only then are
-    the values looked at, in place. The bytes are compared with NumPy's header for the array that was sent,
+    the values looked at, in place. The bytes are compared with NumPy's header for the array that is wanted,
     never given to `numpy.load`, which would open an archive as well.
 
     Parameters
@@ -52,6 +54,9 @@ def reason_to_refuse(
         The metric that weighs the reply; a positive number.
     is_private : Callable[[str], bool]
         Which arrays no reply may hold, by name.
+    layout : Layout, optional
+        What the reply must hold instead of what was sent: by name, each axis. Arrays with a name that was
+        sent have the dtype of those, others are float32.
 
     Returns
     -------
@@ -68,12 +73,16 @@ def reason_to_refuse(
     weight = metrics[0].get(weight_key)
     if not isinstance(weight, int | float) or not 0 < weight <= MAX_WEIGHT:
         return f"metric '{weight_key}' is {one_line(weight, 40)}; a positive number is needed"
+    if sent is None:
+        layout = None
+    elif layout is None:
+        layout = shapes_of(sent)
     for name in (name for record in records for name in record if sent is None or name not in sent):
         if is_private(name):
             return f"array {one_line(name, 100)!r} has a private name"
-        if sent is not None:
+        if layout is not None and name not in layout:
             return f"array {one_line(name, 100)!r} was not sent"
-    return None if sent is None else _reason_in_arrays(sent, records[0])
+    return None if sent is None or layout is None else _reason_in_arrays(sent, layout, records[0])
 
 
 def in_place(array: Array) -> np.ndarray:
@@ -87,11 +96,14 @@ def in_place(array: Array) -> np.ndarray:
     return values.reshape(array.shape, order="F" if fortran_order else "C")
 
 
-def _reason_in_arrays(sent: ArrayRecord, received: ArrayRecord) -> str | None:
-    for name in sent:
+def _reason_in_arrays(sent: ArrayRecord, layout: Layout, received: ArrayRecord) -> str | None:
+    if over := next((name for name in received if name not in layout), None):
+        return f"array '{over}' was sent, and has no place in a reply"
+    lengths: dict[str, int] = {}
+    for name, axes in layout.items():
         if name not in received:
             return f"array '{name}' is missing"
-        if reason := _reason_in_layout(sent[name], received[name]):
+        if reason := _reason_in_layout(sent.get(name), axes, lengths, received[name]):
             return f"array '{name}' {reason}"
     return reason_in_values(received)
 
@@ -110,22 +122,27 @@ def reason_in_values(received: ArrayRecord) -> str | None:
     return None
 
 
-def _reason_in_layout(sent: Array, received: Array) -> str | None:
-    if received.dtype != sent.dtype:
-        return f"is {one_line(received.dtype, 40)}, sent as {sent.dtype}"
-    if tuple(received.shape) != tuple(sent.shape):
-        return f"has shape {one_line(received.shape, 40)}, sent as {tuple(sent.shape)}"
-    if received.stype != sent.stype:
-        return f"is written as {one_line(received.stype, 40)!r}, sent as '{sent.stype}'"
-    if sent.stype != SType.NUMPY:
+def _reason_in_layout(
+    sent: Array | None, axes: tuple[Axis, ...], lengths: dict[str, int], received: Array
+) -> str | None:
+    dtype, stype = (sent.dtype, sent.stype) if sent else ("float32", SType.NUMPY)
+    as_sent = sent is not None and axes == tuple(sent.shape)
+    wanted, shape = "sent as" if as_sent else "allowed:", tuple(received.shape)
+    if received.dtype != dtype:
+        return f"is {one_line(received.dtype, 40)}, {wanted} {dtype}"
+    if not fits(shape, axes, lengths):
+        return f"has shape {one_line(shape, 40)}, {wanted} {written(axes, lengths)}"
+    if received.stype != stype:
+        return f"is written as {one_line(received.stype, 40)!r}, {wanted} '{stype}'"
+    if sent is not None and stype != SType.NUMPY:
         size, right = len(received.data), len(sent.data)
         return None if size == right else f"holds {size} bytes instead of {right}"
-    num_bytes = _num_bytes(sent)
+    num_bytes = _num_bytes(received)
     for fortran_order in (False, True):
-        header = _header(sent.dtype, tuple(sent.shape), fortran_order)
+        header = _header(dtype, shape, fortran_order)
         if len(received.data) == len(header) + num_bytes and received.data.startswith(header):
             return None
-    return f"holds {len(received.data)} bytes that are not {sent.dtype} values of shape {tuple(sent.shape)}"
+    return f"holds {len(received.data)} bytes that are not {dtype} values of shape {shape}"
 
 
 def _num_bytes(array: Array) -> int:

@@ -11,9 +11,10 @@ from flwr.common.constant import SUPERLINK_NODE_ID
 
 from .checks import cause, one_line, reason_in_values, reason_to_refuse
 from .codec import Codec
+from .layout import Layout
 from .metrics import Ranges, kept
 from .names import is_private
-from .outliers import Limits, absurd_counts, changes, clipped, far_changes, usual_norms
+from .outliers import Limits, absurd_counts, changes, clipped, far_changes, like_received, usual_norms
 from .replies import bytes_of, scalars
 
 STRANGER = -1
@@ -31,11 +32,14 @@ class Request:
         What the strategy sends.
     message : Message
         The same as it travels.
+    layout : Layout
+        What a reply to it holds.
     """
 
     partition_id: int
     content: RecordDict
     message: Message
+    layout: Layout
 
     @property
     def arrays(self) -> ArrayRecord:
@@ -149,7 +153,7 @@ def accept(
                 reason += " (its ClientApp does not read what the codec writes: see `strategies.Codec`)"
         else:
             sent = request.travelling if trained else None
-            reason = reason_to_refuse(sent, reply.content, weight_key, is_private)
+            reason = reason_to_refuse(sent, reply.content, weight_key, is_private, request.layout)
             if reason is None:
                 try:
                     decoded = _decoded(request.arrays, reply, codec) if trained else _without_arrays(reply)
@@ -186,7 +190,8 @@ def _compared(
     # Mostly one record for all: it is read once.
     records = {id(record): record for record in sent.values()}
     values = {key: {n: a.numpy() for n, a in record.items()} for key, record in records.items()}
-    norms = {index: changes(values[id(sent[index])], _arrays(reply)) for index, reply in good.items()}
+    began = {index: like_received(values[id(sent[index])], _arrays(reply)) for index, reply in good.items()}
+    norms = {index: changes(began[index], _arrays(reply)) for index, reply in good.items()}
     sizes = {index: hypot(*own.values()) for index, own in norms.items()}
     far = far_changes(sizes, next(iter(sent.values())), limits.max_change) | far
     near = {index: reply for index, reply in good.items() if index not in far}
@@ -197,7 +202,7 @@ def _compared(
         of_all = usual_norms(list(norms.values()), missing)
         most = {name: limits.clip_change * min(size, of_all[name]) for name, size in usual.items()}
         for index, reply in near.items():
-            arrays, left = clipped(values[id(sent[index])], _arrays(reply), norms[index], most)
+            arrays, left = clipped(began[index], _arrays(reply), norms[index], most)
             if left < 1:
                 near[index] = replace(reply, message=_with(arrays, reply.message), clipped=left)
     return near, far

@@ -43,6 +43,13 @@ def norm(arrays: Iterable[np.ndarray]) -> float:
     return hypot(*(float(np.linalg.norm(array)) for array in arrays))
 
 
+def like_received(sent: Mapping[str, np.ndarray], received: ArrayRecord) -> dict[str, np.ndarray]:
+    """Return what a reply's arrays are changes of: what was sent, cut or filled with zeros to their shape."""
+    names = [name for name in sent if name in received]
+    names += [name for name in received if name not in sent]
+    return {name: _shaped(sent.get(name), received[name]) for name in names}
+
+
 def changes(sent: Mapping[str, np.ndarray], received: ArrayRecord) -> dict[str, float]:
     """Return the norm of what a client added to each array; those received passed the checks."""
     return {name: _distance(old, in_place(received[name])) for name, old in sent.items()}
@@ -170,6 +177,16 @@ def absurd_counts(counts: Mapping[int, float], said: Mapping[int, float]) -> dic
         for partition, count in counts.items()
         if count > MAX_COUNT * (usual := said.get(partition, typical))
     }
+
+
+def _shaped(old: np.ndarray | None, new: Array) -> np.ndarray:
+    if old is not None and old.shape == tuple(new.shape):
+        return old
+    filled = np.zeros(new.shape, new.dtype)
+    if old is not None and old.ndim == filled.ndim:
+        common = tuple(slice(min(pair)) for pair in zip(old.shape, filled.shape, strict=True))
+        filled[common] = old[common]
+    return filled
 
 
 def _difference(old: np.ndarray, new: np.ndarray) -> np.ndarray:

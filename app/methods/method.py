@@ -4,7 +4,7 @@ A method is one file in this folder with one subclass of `Method`; `methods.METH
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -16,6 +16,10 @@ from ..backbones import Backbone
 from ..learner import Branch, Learner, Role
 from ..mkd import Distillation
 from ..settings import Settings
+
+# A length; or a name and the most that it may be, from 1: axes of one name have one length in a whole reply.
+Axis = int | tuple[str, int]
+Arrays = Mapping[str, Tensor]
 
 
 class OwnExamples(Protocol):
@@ -41,12 +45,16 @@ class Method(ABC):
         Roles whose weights move.
     artifact : str
         What a run exports: an ``adapter`` or a whole ``model``.
+    combine : callable, optional
+        What was sent, the arrays of each reply and its weight → what is sent next, alike in names and shapes.
+        None: the strategy averages.
     """
 
     name: str
     branches: tuple[Branch, ...] = ("student",)
     trained: tuple[Role, ...] = ("shared",)
     artifact = "adapter"
+    combine: Callable[[Arrays, Sequence[Arrays], Sequence[float]], Arrays] | None = None
 
     def problems(self, settings: Settings) -> Iterable[tuple[bool, str]]:
         """Yield what settings the method cannot work with: whether it is so, and the line to say."""
@@ -59,6 +67,14 @@ class Method(ABC):
     def travelling(self, learner: Learner) -> dict[str, Tensor]:
         """Return what is sent, both ways, by its names on the wire."""
         return learner.shared()
+
+    def reply_layout(self, sent: Mapping[str, tuple[int, ...]]) -> Mapping[str, tuple[Axis, ...]]:
+        """Say what a reply holds, from the shapes of what was sent: by name, each axis.
+
+        What is not as declared is refused. Another layout than that of what was sent needs `combine`. Names
+        that were not sent are of float32.
+        """
+        return sent
 
     def receive(self, learner: Learner, arrays: Mapping[str, Tensor]) -> None:
         """Take what arrives; ValueError if it is not what `travelling` gives."""

@@ -83,6 +83,28 @@ class Settings(  # pydantic takes the last one's fields first
         central, writes = dp not in ("none", "local"), self.loss == "next-token"
         return self.refuse(
             *METHODS[self.method].problems(self),
+            *(
+                (
+                    METHODS[self.method].combine is not None and wrong,
+                    f"{key} = {value!r} with method = {self.method!r}, which combines replies by itself;"
+                    f" allowed: {allowed}",
+                )
+                for key, value, wrong, allowed in (
+                    (
+                        "strategy",
+                        self.strategy,
+                        self.strategy in ("fedmedian", "fedtrimmedavg", "krum"),
+                        "strategies that average",
+                    ),
+                    ("dp.mode", dp, dp != "none", "'none'"),
+                    (
+                        "wire-precision",
+                        self.wire_precision,
+                        self.wire_precision != "float32",
+                        "'float32'",
+                    ),
+                )
+            ),
             (
                 align.when != "none" and align.beta > 0 and not self.teacher.model,
                 f"teacher.model = '' with align.when = {align.when!r}; allowed: a folder, a hub id, a parquet"

@@ -40,7 +40,7 @@ def from_record(record: ArrayRecord) -> dict[str, Tensor]:
 
 
 def to_reply(
-    state: Mapping[str, Tensor], received: ArrayRecord, owed: Mapping[str, Tensor], precision: str
+    state: Mapping[str, Tensor], received: Mapping[str, Tensor], owed: Mapping[str, Tensor], precision: str
 ) -> tuple[ArrayRecord, dict[str, Tensor]]:
     """Pack what a client made of what it received: in float32 as it is, below it the difference.
 
@@ -51,8 +51,8 @@ def to_reply(
     ----------
     state : Mapping[str, Tensor]
         What it made of it.
-    received : ArrayRecord
-        The record as it came.
+    received : Mapping[str, Tensor]
+        That, unpacked; nothing is needed in float32.
     owed : Mapping[str, Tensor]
         What is owed of earlier rounds; nothing in float32.
     precision : str
@@ -67,8 +67,7 @@ def to_reply(
     """
     if precision == "float32":
         return to_record(state), {}
-    before = from_record(received)
-    wanted = {name: state[name].float().cpu() - before[name] + owed[name] for name in state}
+    wanted = {name: state[name].float().cpu() - received[name] + owed[name] for name in state}
     record = to_record(wanted, precision)
     return record, {name: wanted[name] - sent for name, sent in from_record(record).items()}
 

@@ -102,9 +102,10 @@ class Asked:
         travelled = open_learner(client.settings).parameters_of["shared"]
         exported = _exported(folder / "adapter").items()
         arrays = {name: v for name, v in exported if name in travelled or name.startswith(CLASSIFIER)}
-        learner, owed, _ = client.open(to_record(arrays), shelf, 0, answers)
+        opened = client.open(to_record(arrays), shelf, 0, answers)
+        learner = opened.learner
         try:
-            state = newest_private_state(shelf, PrivateState.of(learner.private(), owed))
+            state = newest_private_state(shelf, PrivateState.of(learner.private(), opened.owed))
         except ValueError as error:
             raise SettingsError(
                 f"client = {partition_id}: its private state cannot be used: {error}"

@@ -99,6 +99,26 @@ class Share:
 
 
 @dataclass(frozen=True)
+class Opened:
+    """What a message is answered with.
+
+    Attributes
+    ----------
+    learner : Learner
+        What arrived and what is private, in place.
+    received, owed : dict
+        What arrived, and what the wire owes of earlier rounds, see `records.to_reply`; in float32 nothing.
+    lost : int
+        How many private states were lost on the way, see `load_private_state`.
+    """
+
+    learner: Learner
+    received: Mapping[str, Tensor]
+    owed: dict[str, Tensor]
+    lost: int
+
+
+@dataclass(frozen=True)
 class Client:
     """One client as a message finds it."""
 
@@ -219,33 +239,26 @@ class Client:
 
     def open(
         self, arrays: ArrayRecord, shelf: Shelf, up_to: int, num_answers: int, expected: int = 0
-    ) -> tuple[Learner, dict[str, Tensor], int]:
+    ) -> Opened:
         """Put what arrived, what is made of it, and the private state in place.
 
         `expected` is the round whose private state must be there, see `load_private_state`.
 
-        Returns
-        -------
-        Learner
-            With what is private as it was after round `up_to`, or the last before it.
-        dict
-            What the wire owes of that round, see `records.to_reply`.
-        int
-            How many private states were lost on the way, see `load_private_state`.
+        What is private is as it was after round `up_to`, or the last before it.
         """
         learner, settings = self._learner(num_answers), self.settings
         received = from_record(arrays)
         self.method.receive(learner, received)
         learner.load_private({})
         rounded = settings.wire_precision != "float32"
-        owed = {name: torch.zeros_like(value) for name, value in received.items()} if rounded else {}
-        first = PrivateState.of(learner.private(), owed)
+        received = received if rounded else {}
+        first = PrivateState.of(learner.private(), {n: torch.zeros_like(v) for n, v in received.items()})
         carried = self.settings.private_state == "context"
         if carried:
             put_down(self.context, shelf)
         private, lost = load_private_state(shelf, up_to, first, expected, must=carried)
         learner.load_private(private.kept)
-        return learner, private.owed, lost
+        return Opened(learner, received, private.owed, lost)
 
     def _learner(self, num_answers: int) -> Learner:
         learner, settings = open_learner(self.settings), self.settings

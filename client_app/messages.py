@@ -80,7 +80,8 @@ def train(message: Message, context: Context) -> Message:
 
     def trained() -> tuple[ArrayRecord, MetricRecord]:
         examples = client.examples("train")
-        learner, owed, lost = client.open(arrays, shelf, server_round - 1, examples.num_answers, expected)
+        opened = client.open(arrays, shelf, server_round - 1, examples.num_answers, expected)
+        learner = opened.learner
         metrics = train_round(
             learner,
             examples,
@@ -96,9 +97,9 @@ def train(message: Message, context: Context) -> Message:
                 f"training diverged: {name.replace('.', ' ', 1)} is not finite; nothing of this round is"
                 " kept, and the next begins from the state before it; a lower learning-rate may help"
             )
-        record, owed = to_reply(sent, arrays, owed, client.settings.wire_precision)
+        record, owed = to_reply(sent, opened.received, opened.owed, client.settings.wire_precision)
         client.keep(shelf, server_round, PrivateState.of(private, owed))
-        return record, _record(client, metrics, lost)
+        return record, _record(client, metrics, opened.lost)
 
     record, told = _hiding_failures(client, trained, lambda: (arrays, MetricRecord({"num-examples": 1})))
     return Message(RecordDict({"arrays": record, "metrics": told}), reply_to=message)
@@ -112,9 +113,9 @@ def evaluate_branches(message: Message, context: Context) -> Message:
 
     def scored() -> MetricRecord:
         examples = client.examples("test")
-        learner, _, lost = client.open(arrays, shelf, server_round, examples.num_answers, expected)
+        opened = client.open(arrays, shelf, server_round, examples.num_answers, expected)
         own = OwnTraining(
-            learner,
+            opened.learner,
             lambda: client.examples("train"),
             client.settings,
             server_round,
@@ -122,10 +123,11 @@ def evaluate_branches(message: Message, context: Context) -> Message:
             client.policy.min_examples,
         )
         if isinstance(examples, Conversations):
-            metrics = evaluate_written(learner, examples, client.backbone.processor, client.settings, own)
+            processor = client.backbone.processor
+            metrics = evaluate_written(opened.learner, examples, processor, client.settings, own)
         else:
-            metrics = evaluate(learner, examples, client.settings, own)
-        return _record(client, metrics, lost)
+            metrics = evaluate(opened.learner, examples, client.settings, own)
+        return _record(client, metrics, opened.lost)
 
     told = _hiding_failures(client, scored, lambda: MetricRecord({"num-examples": 1}))
     return Message(RecordDict({"metrics": told}), reply_to=message)

@@ -1,12 +1,14 @@
 """Whole runs whose shared adapter travels in fewer bits."""
 
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
 from flwr.app import RecordDict
 from safetensors.numpy import load_file
 
+from app import records
 from app.records import WireCodec, from_record
 from app.wire_precision import ENCODINGS, encoded_size
 from tests.private_files import newest_state
@@ -47,6 +49,18 @@ def test_every_message_is_encoded_and_counted_as_it_is_sent(federation, precisio
     one = sent[0].content["arrays"].count_bytes()
     assert all((row["bytes-down"], row["bytes-up"]) == (2 * one, one) for row in rows)
     assert one == sum(len(n) + encoded_size(a.shape, precision) for n, a in sent[0].content["arrays"].items())
+
+
+def test_a_client_decodes_what_it_receives_once(federation, precision, monkeypatch):
+    decoded, decode = Counter(), records.decode
+    monkeypatch.setattr(
+        records, "decode", lambda data, *more: decoded.update([bytes(data)]) or decode(data, *more)
+    )
+    clients = federation(1, wire_precision=precision, num_rounds=1)
+    clients.serve()
+    first = trained(clients, "to client")[0]
+    down = Counter(bytes(array.data) for array in first.values())
+    assert {data: decoded[data] for data in down} == down
 
 
 def test_the_next_round_begins_at_the_last_one_and_the_mean_of_what_was_sent(federation, precision):

@@ -73,7 +73,7 @@ def test_a_lower_precision_keeps_names_shapes_and_dtypes(precision):
 
 
 def test_a_float32_reply_is_the_weights_and_owes_nothing():
-    record, owed = to_reply(SMALL, to_record({}), {}, "float32")
+    record, owed = to_reply(SMALL, {}, {}, "float32")
     assert record == to_record(SMALL)
     assert owed == {}
 
@@ -82,7 +82,7 @@ def test_a_float32_reply_is_the_weights_and_owes_nothing():
 def test_a_reply_is_the_difference_and_what_rounding_takes_is_owed(precision):
     """Over many rounds of one small change nothing is lost but what is owed at last."""
     start = {name: torch.zeros_like(value) for name, value in SMALL.items()}
-    received = to_record(start, precision)
+    received = from_record(to_record(start, precision))
     change = {"b.weight": torch.tensor([[1.0, 0.01], [0.02, 0.3]]), "a.bias": torch.tensor([0.7])}
     owed, arrived = start, start
     for _ in range(50):
@@ -100,7 +100,7 @@ def test_the_server_adds_a_difference_to_what_it_sent_unrounded():
     arrays = ArrayRecord({"w": Array(np.float32([7.0, 3.3]))})
     sent = codec.encode(arrays)
     assert from_record(sent)["w"].tolist() == [7, 3]
-    reply, _ = to_reply({"w": torch.tensor([8.0, 10.0])}, sent, {"w": torch.zeros(2)}, "int4")
+    reply, _ = to_reply({"w": torch.tensor([8.0, 10.0])}, from_record(sent), {"w": torch.zeros(2)}, "int4")
     assert codec.decode(arrays, reply)["w"].numpy().tolist() == [8.0, np.float32(3.3) + 7]
 
 

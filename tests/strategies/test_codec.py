@@ -32,8 +32,8 @@ def clients(toy):
             def reply(good):
                 if "arrays" not in good:
                     return good
-                received = sent_last(grid)
-                state = {name: value + step for name, value in from_record(received).items()}
+                received = from_record(sent_last(grid))
+                state = {name: value + step for name, value in received.items()}
                 owed = {name: value * 0 for name, value in state.items()}
                 good["arrays"], _ = to_reply(state, received, owed, precision)
                 return alter(good) if step == STEPS[1] else good
@@ -233,8 +233,8 @@ def test_a_change_that_is_too_large_is_refused_by_its_decoded_size(toy, clients,
     """Changes of 1, 2000 and 2.5 on each of 8 values: norms √8 times that, of which ten medians are 70.7."""
 
     def thousandfold(content):
-        received = sent_last(grid)
-        state = {name: value + 2000 for name, value in from_record(received).items()}
+        received = from_record(sent_last(grid))
+        state = {name: value + 2000 for name, value in received.items()}
         owed = {name: value * 0 for name, value in state.items()}
         return RecordDict({**content, "arrays": to_reply(state, received, owed, precision)[0]})
 
@@ -250,7 +250,7 @@ def test_a_variance_below_zero_is_refused_when_it_is_decoded(precision, variance
     codec = WireCodec(precision)
     sent = ArrayRecord({"norm.running_var": Array(np.float32([0.25, 0.25]))})
     wanted = {"norm.running_var": from_record(sent)["norm.running_var"] * 0 + variance}
-    travelling = codec.encode(sent)
+    travelling = from_record(codec.encode(sent))
     reply, _ = to_reply(wanted, travelling, {"norm.running_var": wanted["norm.running_var"] * 0}, precision)
     message = toy_reply(reply)
     if counts:

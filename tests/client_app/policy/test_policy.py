@@ -249,7 +249,7 @@ def test_a_sites_name_is_its_own_word(vqa, asked):
         ({"require-dp": "much"}, "require-dp = 'much'; allowed: 'none', 'central' or 'local'"),
         (
             {"share-metrics": "my-loss"},
-            "share-metrics = 'my-loss'; allowed: 'all', 'none', or of ce-local, ce-student, ",
+            "share-metrics = 'my-loss'; allowed: 'all', 'none', or of ce-local, ce-mixed, ce-student, ",
         ),
     ],
 )

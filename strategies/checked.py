@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from math import inf
 from random import sample
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypedDict, cast
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -32,6 +32,22 @@ from .wrapper import StrategyWrapper, is_private_mean, needed_bit, weight_key
 log = logging.getLogger("flwr")
 
 Weighting = Literal["uniform", "num-examples"]
+
+
+class FederationOptions(TypedDict, total=False):
+    """What `Checked` takes beside the strategy, by the same names, for what passes it on."""
+
+    weighting: Weighting | None
+    seed: int
+    handshake: bool
+    admission: Admission | None
+    limits: Limits | None
+    quorum: Quorum | None
+    codec: Codec | None
+    layout: ReplyLayout | None
+    metrics: Mapping[str, Ranges] | None
+    evaluate_on: Callable[[int], bool] | None
+    observers: Sequence[RoundObserver]
 
 
 class Checked(StrategyWrapper):

@@ -7,13 +7,13 @@ active clients' shared adapters A_s; the local adapters never leave a client.
 
 import logging
 from collections.abc import Iterable
-from typing import Any
+from typing import Unpack
 
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from .checked import Checked
+from .checked import Checked, FederationOptions
 from .names import is_named, is_private
 
 log = logging.getLogger("flwr")
@@ -46,7 +46,11 @@ class FedDAT(Checked):
     """
 
     def __init__(
-        self, strategy: Strategy, *, private: Iterable[str] | None = None, **federation: Any
+        self,
+        strategy: Strategy,
+        *,
+        private: Iterable[str] | None = None,
+        **federation: Unpack[FederationOptions],
     ) -> None:
         super().__init__(strategy, **federation)
         self.private = _names(private)

@@ -1,13 +1,15 @@
 """FedDAT around Flower's strategies: what is averaged, what is refused, what is reported."""
 
 from math import sqrt
+from typing import get_type_hints
 
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord
 from flwr.serverapp import strategy as flower
 
-from strategies import Admission, FedDAT, Quorum
+from strategies import Admission, Checked, FedDAT, Quorum
+from strategies.checked import FederationOptions
 
 MEAN = 3.625  # of the clients' steps 1, 2, 2.5 and 9
 WEIGHTED = 6.3125  # (1 + 2 + 2.5 + 5 * 9) / 8: by their examples 1, 1, 1 and 5
@@ -247,3 +249,9 @@ def test_without_a_handshake_nobody_is_told(federation, arrays, told):
     """A partition is then a rank of the nodes that are there, and may be another client's tomorrow."""
     FedDAT(flower.FedAvg(), handshake=False).start(federation(), arrays, num_rounds=2)
     assert {said for *_, said in told("train")} == {None}
+
+
+def test_what_is_passed_on_has_the_types_of_what_takes_it():
+    taken = get_type_hints(Checked.__init__)
+    del taken["strategy"], taken["return"]
+    assert get_type_hints(FederationOptions) == taken

@@ -52,10 +52,13 @@ class Asked:
         Its data say which answers there are.
     learner : Learner
         The run's shared adapter, the client's own adapter and its head.
+    shelf : Shelf
+        Where its private states of the run lie.
     """
 
     client: Client
     learner: Learner
+    shelf: Shelf
 
     @classmethod
     def of_run(cls, folder: Path, partition_id: int, num_partitions: int) -> "Asked":
@@ -111,7 +114,7 @@ class Asked:
                 f"client = {partition_id}: its private state cannot be used: {error}"
             ) from None
         learner.load_private(state.kept)
-        return cls(client, learner.eval())
+        return cls(client, learner.eval(), shelf)
 
     def answer(self, question: str, image: Path, top: int = 5) -> dict[str, list[Said]]:
         """Return what each branch of the run's method answers, the likeliest first.
@@ -134,6 +137,10 @@ class Asked:
             raise SettingsError(
                 f"image = {str(image)!r} is no picture that can be read; allowed: {allowed}"
             ) from None
+        return self.answer_about(picture, question, top)
+
+    def answer_about(self, picture: bytes, question: str, top: int = 5) -> dict[str, list[Said]]:
+        """Return the same as `answer` about an encoded picture that can be read."""
         learner, settings, client = self.learner, self.client.settings, self.client
         examples, kept = self._example(picture, question), learner.private()
         own = OwnTraining(

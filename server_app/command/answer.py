@@ -7,7 +7,7 @@ import typer
 
 from .doors import run_program
 from .refusal import Refusal
-from .runs import find_run
+from .runs import find_run, which_client
 
 
 def answer(
@@ -19,14 +19,8 @@ def answer(
 ) -> None:
     """Show what a client's student, local and teacher branch answer to a question about a picture."""
     found = find_run(run)
-    from server_app.rows import names_of
-
-    names = names_of(found.rows)
-    if client not in names:
-        clients = ", ".join(f"{number} ({name})" for number, name in names.items())
-        raise Refusal(f"client = {client} is none of the run {run!r}; allowed: {clients or 'none yet'}")
+    which = which_client(found, client)
     if not image.expanduser().is_file():
         raise Refusal(f"image = {str(image)!r} is no file; allowed: a picture")
-    asked = ("--folder", found.folder, "--client", client, "--of", len(names), "--top", top)
     about = (f"--image={image.expanduser()}", f"--question={question}")
-    run_program("client_app.asking", [*map(str, asked), *about])
+    run_program("client_app.asking", [*which, f"--top={top}", *about])

@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from .checkout import checkout
+from .doors import run_program
 from .refusal import Refusal
 
 app = typer.Typer(help="List, compare and remove runs.", invoke_without_command=True, rich_markup_mode=None)
@@ -68,6 +69,19 @@ def find_run(name: str) -> Run:
     except (OSError, ValueError, TypeError) as error:
         raise Refusal(f"run {name!r}: its settings.json cannot be read: {error}") from None
     return Run(folder, settings, rows_in(folder / "metrics.jsonl"))
+
+
+def which_client(run: Run, client: int) -> list[str]:
+    """Return the options by which programs know the client; raises a Refusal if the run has none such."""
+    from server_app.rows import names_of
+
+    names = names_of(run.rows)
+    if client not in names:
+        clients = ", ".join(f"{number} ({name})" for number, name in names.items())
+        raise Refusal(
+            f"client = {client} is none of the run {run.folder.name!r}; allowed: {clients or 'none yet'}"
+        )
+    return [f"--folder={run.folder}", f"--client={client}", f"--of={len(names)}"]
 
 
 def _names(runs: Path) -> list[str]:
@@ -166,9 +180,20 @@ def prune(
 
 def report(
     names: Annotated[list[str], typer.Argument(metavar="RUN [RUN...]", help="Names of runs.")],
+    client: Annotated[
+        int | None,
+        typer.Option(help="Write a page of this client's own test examples, on its machine. From 0."),
+    ] = None,
+    examples: Annotated[int, typer.Option(min=1, help="How many examples at most.")] = 24,
 ) -> None:
-    """Show a run's report, or write a page with several side by side."""
+    """Show a run's report, or write a page with several side by side, or one of a client's examples."""
     found = [find_run(name) for name in names]
+    if client is not None:
+        if len(found) > 1:
+            raise Refusal(f"--client = {client} with {len(found)} runs; allowed: one")
+        which = which_client(found[0], client)
+        run_program("client_app.shown_examples", [*which, f"--examples={examples}"])
+        return
     if len(found) > 1:
         typer.echo(f"side by side: {_side_by_side(found)}")
         return

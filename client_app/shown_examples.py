@@ -1,0 +1,117 @@
+"""A client's own test examples, right and wrong, with their pictures: a page for who may see its data.
+
+    python -m client_app.shown_examples --folder RUN --client 2 --of 5 --examples 24
+
+The page lies with the client's private state, closed to others, and goes nowhere.
+"""
+
+import argparse
+import base64
+import io
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
+from rich.progress import track
+
+from app.files import write_atomically
+from app.home import closed_folder
+
+from .asking import Asked, Said
+
+_WIDEST = 320  # pixels of a picture on the page
+
+
+@dataclass(frozen=True)
+class Shown:
+    """An example as the page shows it.
+
+    Attributes
+    ----------
+    question : str
+        What is asked of the picture.
+    picture : str
+        A data URL.
+    right : dict
+        Its right answers with their scores.
+    said : dict
+        What each branch answers, the likeliest first; the branch that is deployed first.
+    """
+
+    question: str
+    picture: str
+    right: dict[str, float]
+    said: dict[str, list[Said]]
+
+    @property
+    def is_right(self) -> bool:
+        """Whether the deployed branch's first answer scores anything."""
+        first = next(iter(self.said.values()))[0][0]
+        return self.right.get(first, 0.0) > 0
+
+
+def shown_examples(asked: Asked, most: int) -> Iterator[Shown]:
+    """Ask a client its own first `most` test examples; those without a picture of their own are left out."""
+    test = asked.client.partition.test.with_format("arrow")
+    for row in test[: min(most, len(test))].to_pylist():
+        pictures = [one["bytes"] for one in row["images"] if one and one.get("bytes")]
+        if len(pictures) == 1:
+            right = dict(zip(row["answers"], row["answer_scores"], strict=True))
+            said = asked.answer_about(pictures[0], row["question"], top=3)
+            yield Shown(row["question"], _data_url(pictures[0]), right, said)
+
+
+def examples_page(run: str, client: str, shown: Sequence[Shown]) -> str:
+    """Return the page, what was answered wrong first."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    ordered = sorted(shown, key=lambda one: one.is_right)
+    page = environment.get_template("shown_examples.html.j2")
+    return page.render(run=run, client=client, shown=ordered, right=sum(one.is_right for one in shown))
+
+
+def _data_url(picture: bytes) -> str:
+    """Return a picture as PNG, no wider than the page shows it: nothing else of its file is handed on."""
+    with Image.open(io.BytesIO(picture)) as opened:
+        small = opened.convert("RGB")
+    small.thumbnail((_WIDEST, _WIDEST))
+    file = io.BytesIO()
+    small.save(file, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write the page and say where; what cannot be had is one line, and the code is 1."""
+    parser = argparse.ArgumentParser(
+        "python -m client_app.shown_examples", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--folder", type=Path, required=True, help="the run's")
+    parser.add_argument("--client", type=int, required=True, help="which one, from 0")
+    parser.add_argument("--of", type=int, required=True, help="of how many")
+    parser.add_argument("--examples", type=int, default=24, help="how many at most")
+    given = parser.parse_args(arguments)
+    # What transformers thinks of its own code is not the reader's business.
+    warnings.simplefilter("ignore")
+    try:
+        asked = Asked.of_run(given.folder, given.client, given.of)
+        shown = list(track(shown_examples(asked, given.examples), "asking", given.examples, transient=True))
+        path = closed_folder("state-dir", asked.shelf.folder) / "examples.html"
+        write_atomically(path, examples_page(given.folder.name, asked.client.partition.name, shown))
+    except (ValueError, OSError) as error:
+        print(f"feddat: {error}", file=sys.stderr)
+        return 1
+    print(f"{len(shown)} test examples of {asked.client.partition.name}: {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -7,18 +7,18 @@ import typer
 
 from .doors import run_program
 from .refusal import Refusal
-from .runs import find_run, which_client
+from .runs import find_run, newest_run, which_client
 
 
 def answer(
-    run: Annotated[str, typer.Option(help="Name of the run.")],
     client: Annotated[int, typer.Option(help="Which of its clients, from 0.")],
     image: Annotated[Path, typer.Option(help="File of a picture.")],
     question: Annotated[str, typer.Option(help="What is asked.")],
+    run: Annotated[str, typer.Option(help="Name of the run. Without it: the newest.")] = "",
     top: Annotated[int, typer.Option(min=1, help="How many answers are shown.")] = 3,
 ) -> None:
     """Show what a client's student, local and teacher branch answer to a question about a picture."""
-    found = find_run(run)
+    found = find_run(run) if run else newest_run()
     which = which_client(found, client)
     if not image.expanduser().is_file():
         raise Refusal(f"image = {str(image)!r} is no file; allowed: a picture")

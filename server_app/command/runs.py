@@ -84,6 +84,14 @@ def which_client(run: Run, client: int) -> list[str]:
     return [f"--folder={run.folder}", f"--client={client}", f"--of={len(names)}"]
 
 
+def newest_run() -> Run:
+    """Open the run that was begun last; raises a Refusal if there is none."""
+    found = _all_runs()
+    if not found:
+        raise Refusal("there is no run yet; to make one: feddat run")
+    return found[-1]
+
+
 def _names(runs: Path) -> list[str]:
     return sorted(path.parent.name for path in runs.glob("[!.]*/settings.json"))
 
@@ -179,7 +187,9 @@ def prune(
 
 
 def report(
-    names: Annotated[list[str], typer.Argument(metavar="RUN [RUN...]", help="Names of runs.")],
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[RUN...]", help="Names of runs. Without one: the newest.")
+    ] = None,
     client: Annotated[
         int | None,
         typer.Option(help="Write a page of this client's own test examples, on its machine. From 0."),
@@ -187,7 +197,7 @@ def report(
     examples: Annotated[int, typer.Option(min=1, help="How many examples at most.")] = 24,
 ) -> None:
     """Show a run's report, or write a page with several side by side, or one of a client's examples."""
-    found = [find_run(name) for name in names]
+    found = [find_run(name) for name in names] if names else [newest_run()]
     if client is not None:
         if len(found) > 1:
             raise Refusal(f"--client = {client} with {len(found)} runs; allowed: one")
@@ -197,8 +207,8 @@ def report(
     if len(found) > 1:
         typer.echo(f"side by side: {_side_by_side(found)}")
         return
-    (run,), (name,) = found, names
-    path = run.folder / "report.md"
+    (run,) = found
+    name, path = run.folder.name, run.folder / "report.md"
     if not path.exists():
         raise Refusal(f"run {name!r} is not over ({run.rounds} rounds); to go on: feddat run resume={name}")
     text, console = path.read_text(encoding="utf-8"), Console()

@@ -1,6 +1,7 @@
 """What was run, listed, compared and removed."""
 
 import json
+import os
 import re
 
 import pytest
@@ -82,3 +83,15 @@ def test_reports_side_by_side_are_a_page(runs):
         assert cell in text
     assert 8 * "o" not in text
     assert runs.is_refused("report", "one", "three").startswith("'three' is no run in ")
+
+
+def test_without_a_name_it_is_the_newest_run(runs):
+    for name, when in (("one", 2000), ("two", 1000)):
+        os.utime(runs.home / "runs" / name / "settings.json", (when, when))
+    assert runs.calls("report").stdout.splitlines()[0] == "# one"
+    reason = runs.is_refused("answer", "--client", "9", "--image", "x.png", "--question", "?")
+    assert reason == "client = 9 is none of the run 'one'; allowed: 0 (clean), 1 (sketch)"
+
+
+def test_without_a_run_there_is_none_to_report(person):
+    assert person.is_refused("report") == "there is no run yet; to make one: feddat run"

@@ -224,6 +224,7 @@ KINDS = [
     {"method": "fedavg-ft"},
     {"method": "feddpa"},
     {"method": "fedsa-lora", "adapter": "lora"},
+    {"method": "feddat-flexlora", "adapter": "lora"},
 ]
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from math import floor
 from typing import Any
 
@@ -79,6 +79,15 @@ def cost_of(settings: Settings, clients: int) -> Cost:
     return Cost(step, client.flops)
 
 
+def mean_cost(cell: Cell, settings: Mapping[str, Any]) -> Cost:
+    """Return the mean over the clients of a cell, which may have ranks of their own."""
+    nodes = [cell.node_config(partition) for partition in range(cell.clients)]
+    # Without any they are alike.
+    asked = nodes if any(nodes) else nodes[:1]
+    costs = [cost_of(read_settings({**settings, **node}), cell.clients) for node in asked]
+    return Cost(*(round(sum(each) / len(each)) for each in zip(*map(astuple, costs), strict=True)))
+
+
 def measure(cell: Cell, seed: int, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """Run a cell; return what its line says.
 
@@ -91,13 +100,15 @@ def measure(cell: Cell, seed: int, given: Mapping[str, Any], defaults: Mapping[s
     """
     common = {**defaults, "seed": seed, "run-name": "cell"}
     settings = {**common, **cell.settings(given)}
-    own = read_settings(settings)
-    cost = cost_of(own, cell.clients)
+    cost = mean_cost(cell, settings)
     if cell.budget == "flops":
-        reference = read_settings({**common, **cell.settings(given, cell.plan.reference)})
-        budget = cost_of(reference, cell.clients).of(reference, reference.num_rounds)
-        settings["num-rounds"] = rounds_within(budget, cost, own.local_epochs)
-    folder = Federation(settings, cell.clients, wire=None).serve()
+        theirs = {**common, **cell.settings(given, cell.plan.reference)}
+        budget = mean_cost(cell, theirs).of(read_settings(theirs), theirs["num-rounds"])
+        settings["num-rounds"] = rounds_within(budget, cost, settings["local-epochs"])
+    federation = Federation(settings, cell.clients, wire=None)
+    for context in federation.contexts.values():
+        context.node_config.update(cell.node_config(int(context.node_config["partition-id"])))
+    folder = federation.serve()
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return {**summary(rows, settings["local-epochs"], cost), "rounds": settings["num-rounds"]}
 

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib import color_sequences
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from .plan import BETWEEN, Budget, Comparison
 from .statistics import LEVEL, Difference, Scores, difference, holm
@@ -178,6 +179,7 @@ def draw(found: Found, benchmark: str, budget: Budget) -> Figure:
         for method in found.methods(benchmark, budget):
             _draw_method(axes, found, (benchmark, method, budget), key, scale, colours.get(method, "0.5"))
         axes.set_xlabel(label)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=key == "round"))
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("score, mean of clients and seeds (points)")

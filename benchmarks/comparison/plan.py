@@ -1,16 +1,19 @@
 """A plan: methods × benchmarks × budgets × seeds, read from a TOML file (``recipes/study``).
 
-seeds = [0, 1, 2]
-budgets = ["steps", "flops"]        # as many rounds for all; or as many as cost what `reference` costs
-reference = "feddat"
-against = { student = "adapter", personal = "fedavg-ft" }   # whom the tests hold the others to
-[settings]                          # of all cells, beside the defaults
-[benchmarks.scenes-domain]
-clients = 5
-settings = { benchmark = "scenes", heterogeneity = "domain" }
-[methods.feddat]
-personal = "teacher"                # the branch that is a client's own; none by default
-settings = {}                       # method = its name, if it is not said
+    seeds = [0, 1, 2]
+    budgets = ["steps", "flops"]        # as many rounds for all; or as many as cost what `reference` costs
+    reference = "feddat"
+    against = { student = "adapter", personal = "fedavg-ft" }   # whom the tests hold the others to
+    [settings]                          # of all cells, beside the defaults
+    [benchmarks.scenes-domain]
+    clients = 5
+    ranks = []                          # of LoRA, as the clients' nodes say, in turn
+    settings = { benchmark = "scenes", heterogeneity = "domain" }
+    [methods.feddat]
+    personal = "teacher"                # the branch that is a client's own; none by default
+    settings = {}                       # method = its name, if it is not said
+
+Names of benchmarks and methods are the plan's own.
 """
 
 import tomllib
@@ -37,9 +40,20 @@ class Against(_Table):
 
 
 class Arena(_Table):
-    """A benchmark of a plan; a relative ``data-dir`` among its settings lies in the command's."""
+    """A benchmark of a plan; a relative ``data-dir`` among its settings lies in the command's.
+
+    Attributes
+    ----------
+    clients : int
+        How many.
+    ranks : list of int
+        The ``lora-rank`` that each client's node says, in turn; by default none says any.
+    settings : dict
+        What differs from the plan's.
+    """
 
     clients: int = Field(gt=0)
+    ranks: list[int] = []
     settings: dict[str, Any] = {}
 
 
@@ -111,6 +125,11 @@ class Cell:
     def clients(self) -> int:
         """How many clients the benchmark has."""
         return self.plan.benchmarks[self.benchmark].clients
+
+    def node_config(self, partition: int) -> dict[str, Any]:
+        """Return what the node of a client says."""
+        ranks = self.plan.benchmarks[self.benchmark].ranks
+        return {"lora-rank": ranks[partition % len(ranks)]} if ranks else {}
 
     def settings(self, given: Mapping[str, Any], method: str = "") -> dict[str, Any]:
         """Return what differs from the defaults, of this method or another one of the plan.

@@ -185,6 +185,9 @@ def test_one_half_of_a_lora_travels_and_the_other_is_its_clients_or_fixed(
 
     leaves, head = leaves_of(whole), copy.deepcopy(learner.head)
     take_step(name, learner, batch, scores)
+    # Nothing is computed for what is fixed.
+    fixed = [n for n, w in learner.peft.named_parameters() if ".shared." in n and w.grad is None]
+    assert len(fixed) == len(whole) - len(halves[sent] | halves[own])
     moving = [leaves[n] for n in sorted(halves[sent] | halves[own])]
     gradient_step(ce(head(plain_features(batch, [(leaves, 1.0)])), scores), moving, head.parameters())
 

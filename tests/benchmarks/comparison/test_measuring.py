@@ -3,7 +3,8 @@
 import pytest
 
 from app.settings import read_settings
-from benchmarks.comparison.measuring import Cost, cost_of, rounds_within, summary
+from benchmarks.comparison.measuring import Cost, cost_of, mean_cost, rounds_within, summary
+from benchmarks.comparison.plan import Comparison
 
 ROWS = [
     {"round": 1, "partition": 0, "name": "a", "num-examples": 10, "bytes-up": 5, "train-seconds": 1.0},
@@ -73,3 +74,21 @@ def test_flops_of_a_step_and_of_what_follows(home, run_config):
     assert tuned == Cost(adapter.step, 3 * adapter.step)
     assert 1.3 * adapter.step < cost(method="feddat").step < 2 * adapter.step
     assert cost(method="local") == adapter
+
+
+def test_what_clients_of_several_ranks_cost_is_their_mean(home, run_config):
+    plan = Comparison.model_validate(
+        {
+            "name": "toy",
+            "seeds": [0],
+            "reference": "flexlora",
+            "against": {"student": "flexlora", "personal": "flexlora"},
+            "benchmarks": {"b": {"clients": 2, "ranks": [1, 5]}},
+            "methods": {"flexlora": {}},
+        }
+    )
+    (cell,) = plan.cells()
+    settings = run_config(method="flexlora", adapter="lora", lora_rank=6)
+    each = [cost_of(read_settings({**settings, "lora-rank": rank}), 2).step for rank in (1, 5)]
+    assert each[0] < each[1]
+    assert mean_cost(cell, settings) == Cost(round(sum(each) / 2), 0)

@@ -60,6 +60,19 @@ def test_what_is_given_wins_and_a_data_dir_lies_in_the_commands(tmp_path):
     }
 
 
+def test_each_clients_node_says_its_rank_in_turn(tmp_path):
+    path = tmp_path / "plan.toml"
+    path.write_text(SMALLEST.replace("clients = 2", "clients = 3\nranks = [2, 8]"))
+    (cell,) = Comparison.read(path).cells()
+    assert [cell.node_config(partition) for partition in range(3)] == [
+        {"lora-rank": 2},
+        {"lora-rank": 8},
+        {"lora-rank": 2},
+    ]
+    path.write_text(SMALLEST)
+    assert next(Comparison.read(path).cells()).node_config(0) == {}
+
+
 @pytest.mark.parametrize(
     ("text", "line"),
     [

@@ -262,7 +262,7 @@ def _check_head(model: nn.Module, name: str) -> None:
         head = None
     if head is None:
         there = ", ".join(child for child, _ in model.named_children())
-        raise ValueError(f"head = {name!r} is no submodule of {type(model).__name__}; it has {there}")
+        raise ValueError(f"head = {name!r} is not a submodule of {type(model).__name__}; it has {there}")
     if shared := _tied(model, head):
         raise ValueError(
             f"head = {name!r} shares a weight with {shared!r}, which must not be trained; allowed: a head of"

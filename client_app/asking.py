@@ -135,7 +135,7 @@ class Asked:
         except Exception:
             allowed = ", ".join(FORMATS)
             raise SettingsError(
-                f"image = {str(image)!r} is no picture that can be read; allowed: {allowed}"
+                f"image = {str(image)!r} is not a picture that can be read; allowed: {allowed}"
             ) from None
         return self.answer_about(picture, question, top)
 

@@ -152,7 +152,7 @@ def _place(messages: Sequence[Message], pictures: int) -> None:
 
 def _turns(given: Any, what: str) -> list[Message]:
     if not isinstance(given, list | tuple) or not all(isinstance(turn, Mapping) for turn in given):
-        raise BadRowError(f"{what} is no list of turns")
+        raise BadRowError(f"{what} is not a list of turns")
     return [{"role": _role(turn.get("role")), "content": _content(turn.get("content"))} for turn in given]
 
 
@@ -189,7 +189,7 @@ def _last(messages: list[Message]) -> tuple[list[Message], dict[str, float]]:
 def _conversations(record: Mapping[str, Any]) -> tuple[list[Message], dict[str, float]]:
     given = record["conversations"]
     if not isinstance(given, list | tuple) or not all(isinstance(turn, Mapping) for turn in given):
-        raise BadRowError("conversations is no list of turns")
+        raise BadRowError("conversations is not a list of turns")
     messages = []
     for turn in given:
         if (role := turn.get("from")) not in _LLAVA_ROLES:

@@ -196,7 +196,7 @@ def _split_of(record: dict[str, Any]) -> str:
     if split is None:
         return UNKNOWN
     if split not in SPLIT_OF:
-        raise BadRowError(f"split is none of {', '.join(SPLIT_OF)}")
+        raise BadRowError(f"split is not one of {', '.join(SPLIT_OF)}")
     return SPLIT_OF[split]
 
 
@@ -278,7 +278,7 @@ def _inside(origin: Origin, part: list[Draft]) -> dict[tuple[int, int], bytes]:
 def _found(origin: Origin, picture: str) -> Path:
     """Return where a picture's path leads; whether it may be read is for `read_file` to say."""
     if origin.root is None:
-        raise BadRowError(f"image {picture!r} is a path, and there is no folder")
+        raise BadRowError(f"image {picture!r} is a path, and there is not a folder")
     paths = [folder / picture for folder in origin.folders]
     return next((path for path in paths if os.path.exists(path)), paths[0])
 

@@ -59,7 +59,7 @@ def _in_folder(folder: Path, data_dir: str) -> dict[str, Files]:
     """Find the natural clients in the folder, and the files of each."""
     if not folder.is_dir():
         raise ValueError(
-            f"data-dir = {data_dir!r} is no folder; allowed: a folder of {', '.join(KINDS)} files"
+            f"data-dir = {data_dir!r} is not a folder; allowed: a folder of {', '.join(KINDS)} files"
         )
     lying, inside = _data_files(folder), [path for path in sorted(folder.iterdir()) if path.is_dir()]
     found = {}

@@ -41,7 +41,9 @@ def _clients(options: DataOptions) -> dict[str, Natural]:
     """Read the first scenario; all have the same data, and differ in the clients' models."""
     root = Path(options.data_dir).expanduser().absolute()
     if not options.data_dir or not root.is_dir():
-        raise ValueError(f"data-dir = {options.data_dir!r} is no folder; allowed: one with HFLB's scenarios/")
+        raise ValueError(
+            f"data-dir = {options.data_dir!r} is not a folder; allowed: one with HFLB's scenarios/"
+        )
     # Beside the scenarios lies a list of all tasks.
     scenarios = [path for path in sorted(root.glob("scenarios/HFLB_*.json")) if "task_list" not in path.name]
     if not scenarios:
@@ -74,7 +76,7 @@ def _scenario(path: Path) -> list[list[tuple[str, int]]]:
             for client in sorted(found, key=lambda client: int(client["client_id"]))
         ]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"data-dir: {path.name} is no scenario ({one_line(error)})") from None
+        raise ValueError(f"data-dir: {path.name} is not a scenario ({one_line(error)})") from None
     for name in {name for client in clients for name, _ in client}:
         if not re.fullmatch(r"[\w-][\w.-]*", name):
             raise ValueError(f"data-dir: {path.name} names a data set {name!r}; allowed: a folder's name")

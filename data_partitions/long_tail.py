@@ -142,7 +142,9 @@ class LongTail:
     def _path(self, options: DataOptions) -> Path:
         folder = Path(options.data_dir).expanduser().absolute()
         if not options.data_dir or not folder.is_dir():
-            raise ValueError(f"data-dir = {options.data_dir!r} is no folder; allowed: one with {self.file}")
+            raise ValueError(
+                f"data-dir = {options.data_dir!r} is not a folder; allowed: one with {self.file}"
+            )
         if not (folder / self.file).is_file():
             raise ValueError(f"data-dir = {options.data_dir!r} has no {self.file}; allowed: a folder with it")
         return folder / self.file

@@ -41,7 +41,7 @@ def read_file(path: Path, root: Path) -> bytes:
     Raises
     ------
     BadRowError
-        It lies elsewhere, is no file, or cannot be read.
+        It lies elsewhere, is not a file, or cannot be read.
     """
     try:
         real = path.resolve()
@@ -49,7 +49,7 @@ def read_file(path: Path, root: Path) -> bytes:
             raise BadRowError(f"image {str(path)!r} lies outside of {str(root)!r}")
         found = real.stat()
         if not stat.S_ISREG(found.st_mode):
-            raise BadRowError(f"image {str(path)!r} is no file")
+            raise BadRowError(f"image {str(path)!r} is not a file")
         if found.st_size > LARGEST_FILE:
             raise BadRowError(f"image {str(path)!r} has {found.st_size} bytes; allowed: {LARGEST_FILE}")
         with real.open("rb") as file:

@@ -78,7 +78,7 @@ def load_pool(options: DataOptions) -> datasets.DatasetDict:
     """
     path = Path(options.public_data).expanduser()
     if not path.is_file():
-        raise ValueError(f"public.data = {options.public_data!r} is no file; allowed: a parquet file")
+        raise ValueError(f"public.data = {options.public_data!r} is not a file; allowed: a parquet file")
     check_columns(path)
     rows, _ = good_rows(path, options.on_bad_row)
     trained = [index for index, split in enumerate(rows["split"]) if split == "train"]

@@ -24,7 +24,7 @@ def domain_files(data_dir: str) -> list[Path]:
     """List the files of the folder, each with the columns that a domain needs."""
     folder = Path(data_dir).expanduser().absolute()
     if not data_dir or not folder.is_dir():
-        raise ValueError(f"data-dir = {data_dir!r} is no folder; allowed: a folder of parquet files")
+        raise ValueError(f"data-dir = {data_dir!r} is not a folder; allowed: a folder of parquet files")
     files = sorted(folder.glob("*.parquet"))
     if not files:
         raise ValueError(f"data-dir = {data_dir!r} has no parquet files; allowed: one or more")
@@ -172,7 +172,7 @@ def _fault(row: dict[str, Any], image_faults: dict[bytes, str]) -> str:
         if not (row[column] or "").strip():
             return f"no {column}"
     if row["split"] not in SPLIT_OF:
-        return f"split is none of {', '.join(SPLIT_OF)}"
+        return f"split is not one of {', '.join(SPLIT_OF)}"
     encoded = (row["image"] or {}).get("bytes")
     if not encoded:
         return "no image bytes"

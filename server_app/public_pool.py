@@ -76,7 +76,7 @@ def load_pools(
     source = f"public.data = {settings.public.data!r}" if settings.public.data else "the public pool"
     if strange := sorted((train | held_out) - set(classes)):
         raise ValueError(
-            f"{source}: {strange[0]!r} is no class of the clients; allowed: {', '.join(classes)}"
+            f"{source}: {strange[0]!r} is not a class of the clients; allowed: {', '.join(classes)}"
         )
     if missing := sorted(set(classes) - train):
         raise ValueError(f"{source} has no example of class {missing[0]!r}; allowed: examples of all classes")

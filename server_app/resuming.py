@@ -80,7 +80,7 @@ def kept_settings(name: str) -> dict[str, Any]:
     except FileNotFoundError:
         names = sorted(path.parent.name for path in runs.glob("[!.]*/settings.json"))
         raise SettingsError(
-            f"resume = {name!r} is no run in {runs}; allowed: {', '.join(names) or 'none yet'}"
+            f"resume = {name!r} is not a run in {runs}; allowed: {', '.join(names) or 'none yet'}"
         ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise SettingsError(

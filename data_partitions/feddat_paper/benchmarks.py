@@ -21,7 +21,7 @@ def _natural(one: Published, options: DataOptions) -> Natural:
     root = Path(options.data_dir).expanduser().absolute()
     if not options.data_dir or not root.is_dir():
         raise ValueError(
-            f"data-dir = {options.data_dir!r} is no folder; allowed: one with {one.files['train'][0]}"
+            f"data-dir = {options.data_dir!r} is not a folder; allowed: one with {one.files['train'][0]}"
         )
 
     def origins(_: Path) -> list[Origin]:

@@ -87,7 +87,8 @@ def _recipe(root: Path, name: str) -> Path:
         return known[name]
     if not (name.endswith(".toml") and Path(name).expanduser().is_file()):
         raise Refusal(
-            f"{name!r} is no recipe; allowed: {', '.join(known)}, or a file NAME.toml{_nearest(name, known)}"
+            f"{name!r} is not a recipe; allowed: {', '.join(known)},"
+            f" or a file NAME.toml{_nearest(name, known)}"
         )
     return Path(name).expanduser()
 

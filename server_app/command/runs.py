@@ -63,7 +63,7 @@ def find_run(name: str) -> Run:
     runs = feddat_home() / "runs"
     folder = runs / name
     if name not in _names(runs):
-        raise Refusal(f"{name!r} is no run in {runs}; allowed: {', '.join(_names(runs)) or 'none yet'}")
+        raise Refusal(f"{name!r} is not a run in {runs}; allowed: {', '.join(_names(runs)) or 'none yet'}")
     try:
         settings = dict(json.loads((folder / "settings.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:

@@ -65,7 +65,7 @@ def test_an_adapter_without_a_scale():
 def test_a_head_that_is_not_there(name):
     model = Nobodys()
     text = refused(lambda: made(model=model, head=name))
-    assert text == f"head = {name!r} is no submodule of Nobodys; it has first, second, head"
+    assert text == f"head = {name!r} is not a submodule of Nobodys; it has first, second, head"
     made(model=model)  # the model is as it was
 
 

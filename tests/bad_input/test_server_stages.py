@@ -71,7 +71,10 @@ STAGES = [
         r"public\.data = '' and the benchmark 'vqa-domains' has no public examples .*; allowed: .*",
     ),
     ({**ALIGN, "public.data": "some.parquet"}, r"public\.data = 'some.parquet' is relative; allowed: .*"),
-    ({**ALIGN, "public.data": "/no/such"}, r"public\.data = '/no/such' is no file; allowed: a parquet file"),
+    (
+        {**ALIGN, "public.data": "/no/such"},
+        r"public\.data = '/no/such' is not a file; allowed: a parquet file",
+    ),
     (
         {**ALIGN, "public.examples": 4},
         r"the public pool has no answer five times, .*; allowed: more examples",
@@ -129,7 +132,7 @@ def test_a_teacher_that_answers_nan_is_refused(patience, tmp_path, random_llava)
         (["red", "green", "blue"], "has no example of class 'grey'; allowed: examples of all classes"),
         (
             ["red", "green", "blue", "grey", "pink"],
-            "'pink' is no class of the clients; allowed: red, green, blue, grey",
+            "'pink' is not a class of the clients; allowed: red, green, blue, grey",
         ),
     ],
     ids=["too few classes", "too many"],

@@ -90,5 +90,5 @@ def test_a_client_of_another_machine_cannot_be_asked(federation, home):
 def test_a_file_that_is_no_picture_is_named(federation, tmp_path):
     asked = Asked.of_run(federation(2).serve(), 0, 2)
     (path := tmp_path / "picture.png").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match=r"^image = '.*picture\.png' is no picture that can be read; .*$"):
+    with pytest.raises(ValueError, match=r"^image = '.*picture\.png' is not a picture that can be read; .*$"):
         asked.answer("what ?", path)

@@ -113,7 +113,7 @@ def test_missing_files_are_named_with_where_they_are_published(folder, options):
     with pytest.raises(ValueError, match=message):
         partition_names("hflb", options)
     with pytest.raises(
-        ValueError, match=r"^data-dir = '' is no folder; allowed: one with HFLB's scenarios/$"
+        ValueError, match=r"^data-dir = '' is not a folder; allowed: one with HFLB's scenarios/$"
     ):
         partition_names("hflb", replace(options, data_dir=""))
 

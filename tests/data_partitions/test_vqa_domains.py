@@ -192,8 +192,8 @@ def test_of_the_source_only_what_a_client_is_given_is_written(folder, options, t
         (3, {"question": None}, "no question"),
         (3, {"question": "  "}, "no question"),
         (20, {"answer": None}, "no answer"),
-        (20, {"split": "dev"}, "split is none of train, val, test"),
-        (20, {"split": None}, "split is none of train, val, test"),
+        (20, {"split": "dev"}, "split is not one of train, val, test"),
+        (20, {"split": None}, "split is not one of train, val, test"),
     ],
 )
 def test_bad_rows_are_named_or_skipped_and_counted(folder, options, row, changes, fault):
@@ -222,7 +222,7 @@ def test_skipped_rows_count_once_when_a_domain_is_shared(folder, options):
 
 def test_no_folder(options):
     for data_dir in ("", "/no/such/folder"):
-        with pytest.raises(ValueError, match=f"^data-dir = '{data_dir}' is no folder"):
+        with pytest.raises(ValueError, match=f"^data-dir = '{data_dir}' is not a folder"):
             partition_names("vqa-domains", _with(options, data_dir=data_dir))
 
 
@@ -311,7 +311,7 @@ def test_a_public_file_of_the_server_is_cut_by_answer(folder, options):
 def test_public_examples_must_be_asked_for_and_be_there(folder, options):
     with pytest.raises(ValueError, match="'vqa-domains' has no public examples of its own; allowed: the abs"):
         load_pool("vqa-domains", options)
-    with pytest.raises(ValueError, match=r"public\.data = '/nowhere\.parquet' is no file; allowed: a parq"):
+    with pytest.raises(ValueError, match=r"public\.data = '/nowhere\.parquet' is not a file; allowed: a"):
         load_pool("vqa-domains", replace(options, public_data="/nowhere.parquet"))
     path = folder / "tests.parquet"
     pq.write_table(pa.Table.from_pylist(_rows(train=0)), path)

@@ -82,7 +82,7 @@ def test_another_name_is_refused(refusal):
 
 
 def test_an_unknown_run_is_refused_with_those_that_there_are(folder, refusal):
-    assert refusal(resume="tset") == f"resume = 'tset' is no run in {folder.parent}; allowed: test"
+    assert refusal(resume="tset") == f"resume = 'tset' is not a run in {folder.parent}; allowed: test"
 
 
 def test_settings_that_cannot_be_read_are_refused(folder, refusal):

@@ -124,7 +124,9 @@ def test_each_missing_file_is_named_with_where_it_is_published(
 
 
 def test_without_a_folder_it_is_said_what_it_holds(options):
-    with pytest.raises(ValueError, match=r"^data-dir = '' is no folder; allowed: one with AQUA/train\.json$"):
+    with pytest.raises(
+        ValueError, match=r"^data-dir = '' is not a folder; allowed: one with AQUA/train\.json$"
+    ):
         load("feddat-domain", 0, replace(options, data_dir=""))
 
 

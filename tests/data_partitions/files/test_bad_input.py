@@ -39,7 +39,7 @@ BAD_ROWS = {
         {"image": "a.png", "caption": "a cat"},
         "has none of conversations, messages, prompt",
     ),
-    "no list of turns": (llava(0, conversations="hi"), "conversations is no list of turns"),
+    "no list of turns": (llava(0, conversations="hi"), "conversations is not a list of turns"),
     "two forms": (
         {**llava(0), "messages": [turn(USER, "a"), turn(ASSISTANT, "c")]},
         "has conversations and messages; allowed: one form",
@@ -58,7 +58,7 @@ BAD_ROWS = {
     "no such picture": (llava(0, images=("b.png",)), "image '.*b.png' is not there"),
     "a broken picture": (llava(0, images=("broken.png",)), "image cannot be decoded"),
     "a postscript": (llava(0, images=("a.eps",)), "image cannot be decoded"),
-    "a folder": (llava(0, images=("..",)), "image '.*' lies outside of|is no file"),
+    "a folder": (llava(0, images=("..",)), "image '.*' lies outside of|is not a file"),
     "a path out": (llava(0, images=("../../secret.png",)), "image '.*secret.png' lies outside of"),
     "a whole path": (llava(0, images=("SECRET",)), "image '.*secret.png' lies outside of"),
     "a link out": (llava(0, images=("link.png",)), "image '.*link.png' lies outside of '"),
@@ -66,7 +66,7 @@ BAD_ROWS = {
         llava(0, images=("way/secret.png",)),
         "image '.*secret.png' lies outside of '",
     ),
-    "a pipe": (llava(0, images=("pipe.png",)), "image '.*pipe.png' is no file"),
+    "a pipe": (llava(0, images=("pipe.png",)), "image '.*pipe.png' is not a file"),
     "a web address": (
         llava(0, images=("https://example.org/a.png",)),
         "image 'https?:.*' is not there|is not",
@@ -177,7 +177,9 @@ def test_a_damaged_parquet_file_is_named(folder, options):
 def test_a_folder_that_cannot_be_used(folder, options):
     with pytest.raises(ValueError, match=r"^data-dir = '.*' has no \.json, \.jsonl, \.parquet files; a"):
         load(options)
-    with pytest.raises(ValueError, match=r"^data-dir = '/no/such' is no folder; allowed: a folder of \.json"):
+    with pytest.raises(
+        ValueError, match=r"^data-dir = '/no/such' is not a folder; allowed: a folder of \.json"
+    ):
         load(options, data_dir="/no/such")
     for name in ("a.json", "a.jsonl"):
         write(folder / name, [{"question": "a?", "answer": "b"}])

@@ -187,7 +187,7 @@ def test_a_column_says_the_split(folder, options):
 def test_a_column_that_says_no_split(folder, options):
     write(folder / "a.jsonl", [{"question": "a?", "answer": "b", "split": "mine"}])
     with pytest.raises(
-        ValueError, match=r"^data-dir: a\.jsonl line 1: split is none of train, training, val"
+        ValueError, match=r"^data-dir: a\.jsonl line 1: split is not one of train, training, val"
     ):
         load(options)
 

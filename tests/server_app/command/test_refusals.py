@@ -14,9 +14,9 @@ WRONG = [
     ("align.steps=-1", r"align\.steps = -1; allowed: greater than or equal to 0"),
     ("strategy=fedsgd", r"strategy = 'fedsgd'; allowed: 'fedavg', .*"),
     ("data-dir=here", r"data-dir = 'here' is relative; allowed: an absolute path"),
-    ("lorra", r"'lorra' is no recipe; allowed: .*lora, .*; did you mean lora\?"),
-    ("missing.toml", r"'missing\.toml' is no recipe; allowed: .*"),
-    ("resume=nix", r"resume = 'nix' is no run in .*/home/runs; allowed: none yet"),
+    ("lorra", r"'lorra' is not a recipe; allowed: .*lora, .*; did you mean lora\?"),
+    ("missing.toml", r"'missing\.toml' is not a recipe; allowed: .*"),
+    ("resume=nix", r"resume = 'nix' is not a run in .*/home/runs; allowed: none yet"),
 ]
 
 
@@ -77,7 +77,7 @@ def test_settings_that_a_run_was_not_begun_with(person):
     "words", [("report", "nix"), ("runs", "compare", "nix", "nix"), ("runs", "prune", "nix")]
 )
 def test_a_run_that_is_not_there(person, words):
-    assert re.fullmatch(r"'nix' is no run in .*; allowed: none yet", person.is_refused(*words))
+    assert re.fullmatch(r"'nix' is not a run in .*; allowed: none yet", person.is_refused(*words))
 
 
 def test_no_start_waits_for_torch(person):
@@ -91,11 +91,11 @@ def test_no_start_waits_for_torch(person):
 
 def test_what_is_no_client_or_no_picture_of_a_run(person):
     asked = ("answer", "--question", "what ?", "--client", "7", "--image", "here.png", "--run")
-    assert person.is_refused(*asked, "nix").startswith("'nix' is no run in ")
+    assert person.is_refused(*asked, "nix").startswith("'nix' is not a run in ")
     folder = person.home / "runs" / "mine"
     folder.mkdir(parents=True, mode=0o700)
     (folder / "settings.json").write_text("{}")
     (folder / "metrics.jsonl").write_text('{"round": 1, "partition": 7, "name": "clean"}\n')
-    assert person.is_refused(*asked, "mine") == "image = 'here.png' is no file; allowed: a picture"
+    assert person.is_refused(*asked, "mine") == "image = 'here.png' is not a file; allowed: a picture"
     (folder / "metrics.jsonl").write_text('{"round": 1, "partition": 0, "name": "clean"}\n')
-    assert person.is_refused(*asked, "mine") == "client = 7 is none of the run 'mine'; allowed: 0 (clean)"
+    assert person.is_refused(*asked, "mine") == "client = 7 is not in the run 'mine'; allowed: 0 (clean)"

@@ -21,6 +21,6 @@ def answer(
     found = find_run(run) if run else newest_run()
     which = which_client(found, client)
     if not image.expanduser().is_file():
-        raise Refusal(f"image = {str(image)!r} is no file; allowed: a picture")
+        raise Refusal(f"image = {str(image)!r} is not a file; allowed: a picture")
     about = (f"--image={image.expanduser()}", f"--question={question}")
     run_program("client_app.asking", [*which, f"--top={top}", *about])

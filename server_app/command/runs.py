@@ -79,7 +79,7 @@ def which_client(run: Run, client: int) -> list[str]:
     if client not in names:
         clients = ", ".join(f"{number} ({name})" for number, name in names.items())
         raise Refusal(
-            f"client = {client} is none of the run {run.folder.name!r}; allowed: {clients or 'none yet'}"
+            f"client = {client} is not in the run {run.folder.name!r}; allowed: {clients or 'none yet'}"
         )
     return [f"--folder={run.folder}", f"--client={client}", f"--of={len(names)}"]
 

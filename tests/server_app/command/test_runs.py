@@ -82,7 +82,7 @@ def test_reports_side_by_side_are_a_page(runs):
     for cell in ("<td>50.0</td><td>75.0</td>", "<td>37.5</td><td>43.8</td>", "<td>0.1</td><td>0.2</td>"):
         assert cell in text
     assert 8 * "o" not in text
-    assert runs.is_refused("report", "one", "three").startswith("'three' is no run in ")
+    assert runs.is_refused("report", "one", "three").startswith("'three' is not a run in ")
 
 
 def test_without_a_name_it_is_the_newest_run(runs):
@@ -90,7 +90,7 @@ def test_without_a_name_it_is_the_newest_run(runs):
         os.utime(runs.home / "runs" / name / "settings.json", (when, when))
     assert runs.calls("report").stdout.splitlines()[0] == "# one"
     reason = runs.is_refused("answer", "--client", "9", "--image", "x.png", "--question", "?")
-    assert reason == "client = 9 is none of the run 'one'; allowed: 0 (clean), 1 (sketch)"
+    assert reason == "client = 9 is not in the run 'one'; allowed: 0 (clean), 1 (sketch)"
 
 
 def test_without_a_run_there_is_none_to_report(person):

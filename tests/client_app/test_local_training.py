@@ -395,6 +395,8 @@ def test_what_a_method_trains_at_an_evaluation_has_an_order_and_a_schedule_of_it
     assert rates == pytest.approx([1 / 2, 1, 1, 3 / 4, 2 / 4, 1 / 4])
     first, second = torch.cat(targets[:3]), torch.cat(targets[3:])
     assert not torch.equal(first, second)
+    trained = torch.cat(shuffled([4, 4, 2], chosen.seed, 0, 1, 0))
+    assert not torch.equal(first, examples.scores[trained])
     for epoch in (first, second):
         assert sorted(map(tuple, epoch.tolist())) == sorted(map(tuple, examples.scores.tolist()))
 

@@ -9,10 +9,11 @@ from statistics import fmean
 from typing import Any
 
 from flwr.common.config import get_fused_config_from_dir
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from .curves import as_svg, draw_branches, draw_training
+from .page_template import PAGE
 from .rows import Rows, last_scores, names_of
 from .scores import Beside, measured_on, scores, what_ran
 from .verdict import verdict
@@ -132,12 +133,11 @@ def html_report(runs: Sequence[RunShown]) -> str:
 
 @cache
 def _template() -> Template:
-    loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["points"] = lambda score: "–" if score is None else f"{100 * score:.1f}"
-    return environment.get_template("page.html.j2")
+    return environment.from_string(PAGE)
 
 
 @cache

@@ -5,8 +5,10 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from pathlib import Path
 
 import pytest
+from flwr.common.constant import FAB_INCLUDE_PATTERNS
 
 from app import __version__
 from tests.conftest import ROOT
@@ -43,6 +45,20 @@ def test_flower_installs_the_whole_app_by_itself():
     assert project["tool"]["uv"]["default-groups"] == ["app"]
 
 
+def test_flower_packs_every_file_of_the_app_but_weights():
+    """It leaves out files of other kinds without a word, and a run would miss them at its end."""
+    packed = {Path(pattern).suffix for pattern in FAB_INCLUDE_PATTERNS}
+    folders = ("app", "client_app", "server_app", "strategies", "data_partitions")
+    left_out = {
+        path.relative_to(ROOT).as_posix()
+        for folder in folders
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file() and path.suffix not in packed and not {"__pycache__", "assets"} & {*path.parts}
+    }
+    # Examples are shown by a program that a checkout alone has.
+    assert {Path(name).name for name in left_out} == {"py.typed", "shown_examples.html.j2"}
+
+
 def test_what_an_extra_is_missing_for_is_said(tmp_path):
     bare = "import sys; sys.modules['torch'] = None\n"
     shadow = tmp_path / "feddat"
@@ -65,7 +81,8 @@ def test_a_wheel_holds_the_library_with_its_weights_and_nothing_generic(tmp_path
     wheel = build(tmp_path)
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names} == {"feddat", f"feddat-{__version__}.dist-info"}
-    assert "feddat/app/assets/tiny-vilt/model.safetensors" in names
+    for built_in in ("tiny-vilt", "tiny-vlm"):
+        assert f"feddat/app/assets/{built_in}/model.safetensors" in names
     programs = environment_with(wheel, tmp_path / "venv")
     subprocess.run([programs / "python", "-c", PROGRAM, tmp_path / "venv"], check=True, cwd=tmp_path)
     # The command is there, and says what a wheel alone has not.

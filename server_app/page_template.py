@@ -1,3 +1,7 @@
+# ruff: noqa: E501
+"""The report's page, as a template of Jinja's: Flower packs no other file than code and settings."""
+
+PAGE = """\
 <!doctype html>
 <html lang="en">
 <head>
@@ -151,3 +155,4 @@ summary { cursor: pointer; padding: .3rem 0; }
 </main>
 </body>
 </html>
+"""

@@ -22,7 +22,7 @@ from .settings import Settings
 if TYPE_CHECKING:
     from datasets import Dataset
 
-BUILTIN = ("tiny-vilt",)
+BUILTIN = ("tiny-vilt", "tiny-vlm")
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,8 +91,9 @@ def load_backbone(
     Parameters
     ----------
     name : str
-        ``"tiny-vilt"`` (built in), a name that a family builds, such as ``"resnet8"`` (random weights only),
-        or the folder or hub id of a model of a known family, such as ``"dandelin/vilt-b32-mlm"``.
+        ``"tiny-vilt"`` or ``"tiny-vlm"`` (built in), a name that a family builds, such as ``"resnet8"``
+        (random weights only), or the folder or hub id of a model of a known family, such as
+        ``"dandelin/vilt-b32-mlm"``.
     weights : str
         ``"pretrained"``, or ``"random"``: the same architecture with weights drawn from `seed` (a control).
     seed : int

@@ -19,8 +19,12 @@ from app.backbones import builtin_folder, choose_device, fingerprint, load_backb
 from app.bottleneck import BottleneckConfig
 from app.families.vilt import fuse_attention, keep_patch_order
 from app.processor import Processor
+from data_partitions.scenes import COLORS, PLACES, SHAPES, SIZES, TEXTURES
+from data_partitions.scenes.drawing import draw
+from data_partitions.scenes.world import Scene, SceneObject
 from tests.conftest import is_mapped
 
+BUILTIN_VLM = Path(app.backbones.__file__).parent / "assets" / "tiny-vlm" / "model.safetensors"
 TINY = Path(app.backbones.__file__).parent / "assets" / "tiny-vilt" / "model.safetensors"
 
 
@@ -153,6 +157,34 @@ class TestLoading:
         assert features.shape == (1, backbone.width)
         assert features.isfinite().all()
 
+    @pytest.mark.skipif(not BUILTIN_VLM.is_file(), reason="the built-in weights are not there")
+    def test_the_built_in_one_that_writes(self):
+        """Every word of a scene is a token of its own, and what it answers is the color that is there."""
+        backbone = load_backbone("tiny-vlm")
+        words = {
+            *COLORS,
+            *SHAPES,
+            *SIZES,
+            *TEXTURES,
+            *(w for place in PLACES for w in place.split()),
+            "yes",
+            "no",
+        }
+        assert words <= set(backbone.processor.tokenizer.get_vocab())
+        place = SceneObject("large", "COLOR", "plain", "square", "center")
+        for color in COLORS[:3]:
+            scene = Scene((dataclasses.replace(place, color=color),))
+            pixels = draw(scene, "clean", np.random.default_rng(0))
+            asked = [{"type": "image"}, {"type": "text", "text": "what color is the square?"}]
+            told = [{"type": "text", "text": color}]
+            made = backbone.processor.conversation(
+                [{"role": "user", "content": asked}, {"role": "assistant", "content": told}],
+                [Image.fromarray(pixels)],
+            )
+            logits = backbone.model(input_ids=made.tokens[None], **made.pictures).logits[0]
+            first = int(made.told.nonzero()[0])
+            assert backbone.processor.decode(logits[first - 1 : first].argmax(-1).tolist()) == color
+
 
 def remove_weights(folder):
     (folder / "model.safetensors").unlink()
@@ -217,7 +249,8 @@ def test_what_is_no_vilt_in_safetensors_is_refused(folder, damage):
         load_backbone(str(folder))
     message = str(error.value)
     assert message.startswith(
-        f"backbone = {str(folder)!r} cannot be loaded; allowed: tiny-vilt, resnet8, resnet8-narrow, the path"
+        f"backbone = {str(folder)!r} cannot be loaded; allowed: tiny-vilt, tiny-vlm, resnet8, resnet8-narrow,"
+        " the path"
     )
     assert "safetensors" in message
     assert "\n" not in message

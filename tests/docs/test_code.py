@@ -51,6 +51,15 @@ def test_the_picture_of_the_tutorial_is_drawn(tmp_path, monkeypatch):
         assert picture.getpixel((32, 32)) == (255, 0, 0)
 
 
+def at_home(home, tmp_path, monkeypatch):
+    """Let `home` be the reader's own, and draw a picture where they are."""
+    monkeypatch.setenv("HOME", str(tmp_path / "reader"))
+    (tmp_path / "reader").mkdir()
+    (tmp_path / "reader" / ".feddat").symlink_to(home)
+    monkeypatch.chdir(tmp_path)
+    exec(code_of("tutorial.md"), {})
+
+
 @pytest.fixture
 def run_of_a_reader(federation, home, tmp_path, monkeypatch):
     """Make a run `my-run` of five clients in the reader's own home, and a picture where they are."""
@@ -58,11 +67,7 @@ def run_of_a_reader(federation, home, tmp_path, monkeypatch):
         5, backbone="tiny-vilt", num_rounds=1, run_name="my-run", train_examples=8, test_examples=4
     ).serve()
     assert folder.name == "my-run"
-    monkeypatch.setenv("HOME", str(tmp_path / "reader"))
-    (tmp_path / "reader").mkdir()
-    (tmp_path / "reader" / ".feddat").symlink_to(home)
-    monkeypatch.chdir(tmp_path)
-    exec(code_of("tutorial.md"), {})
+    at_home(home, tmp_path, monkeypatch)
 
 
 def test_a_client_is_asked_in_python(run_of_a_reader, capsys):
@@ -74,8 +79,17 @@ def test_a_client_is_asked_in_python(run_of_a_reader, capsys):
 
 def test_the_adapter_is_loaded_in_python(run_of_a_reader):
     known = {}
-    exec(code_of("use.md", having="PeftModel"), known)
+    exec(code_of("use.md", having="load_backbone"), known)
     assert known["features"].shape == (1, known["model"].config.hidden_size)
+    assert Path(known["adapter"]).name == "adapter"
+
+
+def test_an_adapter_of_a_model_that_writes_is_asked(federation, home, tmp_path, monkeypatch, capsys):
+    settings = {"backbone": "tiny-vlm", "loss": "next-token", "adapter": "lora", "run_name": "my-run"}
+    federation(2, num_rounds=1, train_examples=8, test_examples=4, **settings).serve()
+    at_home(home, tmp_path, monkeypatch)
+    exec(code_of("use.md", having="processor.batch_decode"), known := {})
+    assert capsys.readouterr().out.splitlines()[-1]
     assert Path(known["adapter"]).name == "adapter"
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, StrictUndefined
 from PIL import Image
 from rich.progress import track
 
@@ -22,6 +22,7 @@ from app.files import write_atomically
 from app.home import closed_folder
 
 from .asking import Asked, Said
+from .shown_examples_template import PAGE
 
 _WIDEST = 320  # pixels of a picture on the page
 
@@ -68,14 +69,13 @@ def shown_examples(asked: Asked, most: int) -> Iterator[Shown]:
 def examples_page(run: str, client: str, shown: Sequence[Shown]) -> str:
     """Return the page, what was answered wrong first."""
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     ordered = sorted(shown, key=lambda one: one.is_right)
-    page = environment.get_template("shown_examples.html.j2")
+    page = environment.from_string(PAGE)
     return page.render(run=run, client=client, shown=ordered, right=sum(one.is_right for one in shown))
 
 

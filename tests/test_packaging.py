@@ -55,8 +55,7 @@ def test_flower_packs_every_file_of_the_app_but_weights():
         for path in (ROOT / folder).rglob("*")
         if path.is_file() and path.suffix not in packed and not {"__pycache__", "assets"} & {*path.parts}
     }
-    # Examples are shown by a program that a checkout alone has.
-    assert {Path(name).name for name in left_out} == {"py.typed", "shown_examples.html.j2"}
+    assert {Path(name).name for name in left_out} == {"py.typed"}
 
 
 def test_what_an_extra_is_missing_for_is_said(tmp_path):

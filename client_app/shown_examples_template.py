@@ -1,3 +1,7 @@
+# ruff: noqa: E501
+"""The page of a client's examples, as a template of Jinja's: Flower packs no other file than code and settings."""
+
+PAGE = """\
 <!doctype html>
 <html lang="en">
 <head>
@@ -42,3 +46,4 @@ This page has the client's own data: it stays where it is.</p>
 </main>
 </body>
 </html>
+"""

@@ -70,9 +70,7 @@ class AnswerPositions:
             ``labels`` (batch, length), -100 where nothing is told; without them nothing is.
             ``image_features``, see `image_features`, in the order of the texts, in place of ``pixel_values``.
         """
-        inputs: dict[str, Any] = {k: value for k, value in batch.items() if k not in (LABELS, FEATURES)}
-        if FEATURES in batch:
-            inputs["mm_encoder_outputs"] = {"image": _encoded(batch[FEATURES])}
+        inputs = _inputs(batch)
         told = batch[LABELS][:, 1:] != IGNORED if LABELS in batch else None
         return Entered(self._entering(inputs), inputs["attention_mask"], told)
 
@@ -159,10 +157,25 @@ class _Pictures(list):
         return torch.cat(self).to(*where)
 
 
-def _encoded(features: Tensor) -> Any:
+def _inputs(batch: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return what a model takes of a batch; without `image_features`, that is all but the labels."""
+    inputs: dict[str, Any] = {name: value for name, value in batch.items() if name not in (LABELS, FEATURES)}
+    if FEATURES in batch:
+        inputs["mm_encoder_outputs"] = {"image": _encoded(batch[FEATURES])}
+    return inputs
+
+
+class _Encoded(SimpleNamespace):
+    """What a vision tower and connector give, of which a whole forward makes a tuple at its end."""
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        return (self.pooler_output,)
+
+
+def _encoded(features: Tensor) -> _Encoded:
     """Return features as if the model's own vision tower and connector had just made them."""
     first, *deeper = (_Pictures([level]) for level in features)
-    return SimpleNamespace(pooler_output=first, deepstack_features=deeper)
+    return _Encoded(pooler_output=first, deepstack_features=deeper)
 
 
 @torch.no_grad()
@@ -230,7 +243,7 @@ class Generative(Family):
 
     def features(self, model: Any, inputs: Inputs) -> Tensor:
         """Compute the logits at every position (batch, length, words) by one plain forward."""
-        return model(**{name: value for name, value in inputs.items() if name != LABELS}).logits
+        return model(**_inputs(inputs)).logits
 
     def adapted_width(self, config: Any) -> int:
         """Width of the language model's hidden states."""

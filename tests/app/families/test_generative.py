@@ -106,6 +106,8 @@ def test_a_whole_forward_equals_the_parts(monkeypatch, backbone, batches, kind, 
     with torch.no_grad():
         for branch in ("student", "teacher", "local"):
             whole[branch], y = task.pair(adapter(pixels, branch), targets)
+            by_features, _ = task.pair(adapter(kept, branch), targets)
+            torch.testing.assert_close(by_features, whole[branch], atol=2e-5, rtol=0)
             for batch in (pixels, kept):
                 found = adapter.classify(adapter.features(adapter.trunk(batch), branch))
                 assert isinstance(found, torch.Tensor) == (at_once > 2 * 1400)

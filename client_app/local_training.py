@@ -221,10 +221,10 @@ class OwnTraining:
         return self.settings.seed, self.partition_id, self.settings.num_rounds + self.server_round
 
     def some(self, count: int) -> Any:
-        """Return the model inputs of a few, the same in each round."""
+        """Return the model inputs of a few, the same in each round, but of `least` at least."""
         examples = self.load()
         chosen = torch.randperm(len(examples), generator=generator(self.settings.seed, self.partition_id))
-        return examples.batch(chosen[:count], self.learner.device)[0]
+        return examples.batch(chosen[: max(count, self.least)], self.learner.device)[0]
 
     def train(self, step: Step, epochs: int) -> None:
         """Call a step with optimizer, inputs and targets of each batch; the rate rises and falls once."""

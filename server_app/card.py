@@ -35,7 +35,7 @@ def model_card(settings: Mapping[str, Any], rows: Rows, answers: Sequence[str] =
         tags=["federated-learning", "feddat"],
         pipeline_tag="image-text-to-text" if writes else chooses,
     )
-    kind = "All weights" if whole else f"A {settings['adapter']} adapter"
+    kind = "Weights" if whole else f"A {settings['adapter']} adapter"
     head = (
         "Its head, which all clients share, is in `classifier.safetensors`; `answers` in that file's metadata"
         " are what it chooses from."
@@ -51,6 +51,7 @@ def model_card(settings: Mapping[str, Any], rows: Rows, answers: Sequence[str] =
         f"{kind} for the backbone {markdown.text(settings['backbone'])}, trained by clients that kept their"
         f" images, texts and answers to themselves. {what_ran(settings, rows)}",
         head,
+        *([note] if (note := METHODS[settings["method"]].note) else []),
         "## Scores",
         measured_on(rows),
         markdown.table(*scores(rows), align="---:"),

@@ -1,12 +1,19 @@
-"""Runs of other methods beside a run: the same settings, so equal steps, under names made from its own."""
+"""Runs of other methods beside a run: the same settings, so equal steps.
+
+They are this machine's own, under names made from the run's, or those of the study of methods that
+``docs/results`` has, where the run's settings are the defaults, with which the study was made.
+"""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from app.methods import METHODS
+
+from .defaults import CHECKOUT, default_settings
 from .kept_rows import rows_in
-from .rows import last_scores
+from .rows import Rows, last_scores, names_of
 
 # What the most frequent rivals are to a reader who does not know the setting.
 HEADINGS = {"adapter": "one adapter\n(FedAvg)", "local": "local\nonly"}
@@ -27,13 +34,23 @@ OWN = {
 }
 
 
+# The study's lines, in a checkout, and its cells of default settings at equal steps. What FedAvg with
+# fine-tuning shares is FedAvg's one adapter: it is tuned when the federation is over.
+STUDY = CHECKOUT / "docs" / "results" / "rivals.jsonl"
+FROM_STUDY = "*"  # marks their headings
+CELLS = {
+    "adapter": ("scenes-domain | fedavg-ft | steps", "student"),
+    "local": ("scenes-domain | local | steps", "local"),
+}
+
+
 def name_beside(name: str, method: str) -> str:
     """Return the name of the run of another method that belongs beside this one."""
     return f"{name}.{method}"
 
 
-def runs_beside(folder: Path, settings: Mapping[str, Any]) -> dict[str, dict[int, float]]:
-    """Return the last scores of the runs beside one, by heading and partition.
+def runs_beside(folder: Path, settings: Mapping[str, Any], rows: Rows) -> dict[str, dict[int, float]]:
+    """Return the last scores of the runs beside one, by heading and partition; without any, the study's.
 
     Parameters
     ----------
@@ -41,6 +58,8 @@ def runs_beside(folder: Path, settings: Mapping[str, Any]) -> dict[str, dict[int
         The run's folder; theirs are in the same one.
     settings : Mapping
         The run's settings. A run that differs in more than its method, or is not over, is left out.
+    rows : sequence of dict
+        The run's rows, which name its clients.
     """
     found = {}
     for path in sorted(folder.parent.glob(f"{folder.name}.*/settings.json")):
@@ -49,11 +68,40 @@ def runs_beside(folder: Path, settings: Mapping[str, Any]) -> dict[str, dict[int
         except (OSError, ValueError, TypeError):
             continue
         method = str(theirs.get("method"))
-        same = all(theirs.get(key) == value for key, value in settings.items() if key not in OWN)
-        if same and path.parent.name == name_beside(folder.name, method) and is_over(path.parent):
-            scores = last_scores(rows_in(path.parent / "metrics.jsonl"))
-            found[HEADINGS.get(method, method)] = scores
-    return found
+        mine = path.parent.name == name_beside(folder.name, method)
+        if mine and are_alike(settings, theirs) and is_over(path.parent):
+            heading, branch = _shown(method)
+            found[heading] = last_scores(rows_in(path.parent / "metrics.jsonl"), branch)
+    return found or _of_the_study(settings, {name: number for number, name in names_of(rows).items()})
+
+
+def are_alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two runs' settings are the same but for the method and what is each run's own."""
+    return all(other.get(key) == value for key, value in one.items() if key not in OWN)
+
+
+def _of_the_study(settings: Mapping[str, Any], partitions: Mapping[str, int]) -> dict[str, dict[int, float]]:
+    """Return what the study has of default settings and the run's seed; nothing where these are others."""
+    other = OWN - {"method"} | {"seed"}
+    differing = (settings.get(key) != value for key, value in default_settings().items() if key not in other)
+    if not STUDY.is_file() or any(differing):
+        return {}
+    lines = map(json.loads, STUDY.read_text(encoding="utf-8").splitlines())
+    cells = {line["cell"]: line["clients"] for line in lines if line["seed"] == settings["seed"]}
+    return {
+        HEADINGS[method] + FROM_STUDY: {
+            partitions[name]: scores[branch] for name, scores in cells[cell].items()
+        }
+        for method, (cell, branch) in CELLS.items()
+        if cells.get(cell, {}).keys() == partitions.keys()
+    }
+
+
+def _shown(method: str) -> tuple[str, str]:
+    """Return a method's heading, and the branch that is shown: the last, a client's own if any is."""
+    branches = METHODS[method].branches if method in METHODS else ("",)
+    personal = f"\n({branches[-1]})" if len(branches) > 1 else ""
+    return HEADINGS.get(method, method + personal), branches[-1]
 
 
 def is_over(folder: Path) -> bool:

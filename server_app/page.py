@@ -4,15 +4,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from flwr.common.config import get_fused_config_from_dir
 from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from .curves import as_svg, draw_branches, draw_training
+from .defaults import default_settings
 from .page_template import PAGE
 from .rows import Rows, last_scores, names_of
 from .scores import Beside, measured_on, scores, what_ran
@@ -20,9 +19,8 @@ from .verdict import verdict
 
 # What is no setting of a run, or another one in each.
 _OWN = {"run-name", "resume", "resumed-after", "run-token", "begun-as", "pretrained"}
-_CHECKOUT = Path(__file__).parents[1]
 WORDS = {
-    "student": "The shared adapter A_s in place: what the run exports, and what a newcomer gets.",
+    "student": "What is shared, in place: what a run exports and a newcomer gets, unless a note says more.",
     "local": "The client's own adapter A_c in place. It never leaves the client.",
     "teacher": "The mean of both in place: the dual-adapter teacher (DAT), at the client alone.",
     "text only": "Always giving the most frequent training answer to the same question, without the picture.",
@@ -62,7 +60,7 @@ class RunShown:
     @property
     def command(self) -> str:
         """What repeats the run, as long as it is what `pyproject.toml` has for its defaults."""
-        defaults = _defaults()
+        defaults = default_settings()
         words = [
             f"{key}={str(value).lower() if isinstance(value, bool) else value}"
             for key, value in self.settings.items()
@@ -138,11 +136,3 @@ def _template() -> Template:
     )
     environment.filters["points"] = lambda score: "–" if score is None else f"{100 * score:.1f}"
     return environment.from_string(PAGE)
-
-
-@cache
-def _defaults() -> dict[str, Any]:
-    """Return the defaults of all settings; none where the app's own file is not there."""
-    if not (_CHECKOUT / "pyproject.toml").is_file():
-        return {}
-    return dict(get_fused_config_from_dir(_CHECKOUT, {}))

@@ -14,7 +14,7 @@ from rich.table import Table
 from app.files import write_atomically
 
 from . import markdown
-from .comparison import runs_beside
+from .comparison import FROM_STUDY, runs_beside
 from .curves import draw_curves
 from .facts import facts_of, refusals
 from .page import RunShown, html_report
@@ -43,8 +43,12 @@ def results_table(rows: Rows, beside: Beside = MappingProxyType({})) -> Table:
 
 def show_result(console: Console, folder: Path, settings: Mapping[str, Any], rows: Rows) -> None:
     """Print the table of scores, with those of the runs beside it, and what it says."""
-    console.print(results_table(rows, runs_beside(folder, settings)))
-    for sentence in verdict(rows):
+    beside = runs_beside(folder, settings, rows)
+    console.print(results_table(rows, beside))
+    said = verdict(rows)
+    if any(heading.endswith(FROM_STUDY) for heading in beside):
+        said.append(f"{FROM_STUDY} of the study in docs/results/rivals.md, with this seed.")
+    for sentence in said:
         console.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -102,7 +106,7 @@ def write_report(folder: Path, settings: Mapping[str, Any], rows: Rows, seconds:
     draw_curves(rows).savefig(picture, format="png")
     write_atomically(folder / "curves.png", picture.getvalue())
     facts = facts_of(folder, settings, rows, seconds)
-    page = RunShown(settings, rows, facts, refusals(rows), runs_beside(folder, settings))
+    page = RunShown(settings, rows, facts, refusals(rows), runs_beside(folder, settings, rows))
     write_atomically(folder / "report.html", html_report([page]))
     write_atomically(folder / "report.md", _report(folder, settings, rows, facts))
 
@@ -113,7 +117,7 @@ def _report(folder: Path, settings: Mapping[str, Any], rows: Rows, facts: Mappin
         f"# {markdown.text(settings['run-name'])}",
         what_ran(settings, rows),
         measured_on(rows),
-        markdown.table(*scores(rows, runs_beside(folder, settings)), align="---:"),
+        markdown.table(*scores(rows, runs_beside(folder, settings, rows)), align="---:"),
         " ".join(verdict(rows, markdown.text)),
         "![scores, losses and changes over the rounds](curves.png)",
         "\n".join(f"- **{key}**: {markdown.text(value)}" for key, value in facts.items()),

@@ -33,10 +33,10 @@ def is_scored(row: Mapping[str, Any]) -> bool:
     return any(branch in row for branch in BRANCHES)
 
 
-def last_scores(rows: Rows) -> dict[int, float]:
-    """Return each client's last score by partition: its student's, or its method's only branch's."""
+def last_scores(rows: Rows, branch: str = "") -> dict[int, float]:
+    """Return each client's last score by partition: of a branch, or of the first that there is."""
     return {
-        row["partition"]: next(row[branch] for branch in BRANCHES if branch in row)
+        row["partition"]: next(row[one] for one in (branch, *BRANCHES) if one in row)
         for row in rows
         if is_scored(row)
     }

@@ -12,6 +12,7 @@ class Biases(PartOfModel):
     """What is named bias."""
 
     name = "bias"
+    note = "Of the backbone's weights the biases alone were trained."
 
     def names(self, model: nn.Module) -> list[str]:
         """Name all biases."""

@@ -44,10 +44,21 @@ class MixedAdapters(DualAdapter):
 
     def features(self, trunk: Any, branch: Branch) -> Any:
         """Compute what the head takes, after the shares of the examples."""
-        if branch == "mixed" and self.references is not None:
-            own = local_shares(super().features(trunk, "local"), self.references)[:, None, None]
-            self.branches["mixed"] = {"shared": 1 - own, "local": own}
-        return super().features(trunk, branch)
+        if branch != "mixed" or self.references is None:
+            return super().features(trunk, branch)
+        usual = self.branches[branch]
+        own = local_shares(super().features(trunk, "local"), self.references)[:, None, None]
+        self.branches[branch] = {"shared": 1 - own, "local": own}
+        try:
+            return super().features(trunk, branch)
+        finally:
+            self.branches[branch] = usual
+
+    def forward(self, batch: Any, branch: Branch) -> Tensor:
+        """Compute a branch's logits, with the shares of the examples where there are any to compare with."""
+        if branch != "mixed" or self.references is None:
+            return super().forward(batch, branch)
+        return self.classify(self.features(self.trunk(batch), branch))
 
 
 def local_shares(features: Tensor, references: Tensor) -> Tensor:

@@ -12,4 +12,8 @@ class FedSALora(HalfLora):
 
     name = "fedsa-lora"
     trained = ("shared", "local")
+    note = (
+        "Each client keeps its own matrices B of the LoRA: in the exported adapter their first weights"
+        " stand in, and the scores are those of the clients' own."
+    )
     halves = {"shared": A, "local": B}

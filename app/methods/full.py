@@ -51,6 +51,7 @@ class Full(SharedAdapter):
 
     name = "full"
     artifact = "model"
+    note = "All weights of the backbone were trained."
 
     def problems(self, settings: Settings) -> Iterable[tuple[bool, str]]:
         """Refuse what does not go with averaging all weights."""

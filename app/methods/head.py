@@ -12,6 +12,7 @@ class HeadOnly(PartOfModel):
     """No weight of the backbone."""
 
     name = "head"
+    note = "No weight of the backbone was trained: the answer heads alone were."
     trained = ()
 
     def names(self, model: nn.Module) -> list[str]:

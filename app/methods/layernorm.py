@@ -9,6 +9,7 @@ class LayerNorms(PartOfModel):
     """What lies in a layer norm, of either kind."""
 
     name = "layernorm"
+    note = "Of the backbone's weights those of its normalisation layers alone were trained."
 
     def names(self, model: nn.Module) -> list[str]:
         """Name the parameters of all normalisation layers."""

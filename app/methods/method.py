@@ -45,6 +45,8 @@ class Method(ABC):
         Roles whose weights move.
     artifact : str
         What a run exports: an ``adapter`` or a whole ``model``.
+    note : str
+        What a reader of an exported result must know of it, a sentence; empty where it is a whole adapter.
     combine : callable, optional
         What was sent, the arrays of each reply and its weight → what is sent next, alike in names and shapes.
         None: the strategy averages.
@@ -54,6 +56,7 @@ class Method(ABC):
     branches: tuple[Branch, ...] = ("student",)
     trained: tuple[Role, ...] = ("shared",)
     artifact = "adapter"
+    note = ""
     combine: Callable[[Arrays, Sequence[Arrays], Sequence[float]], Arrays] | None = None
 
     def problems(self, settings: Settings) -> Iterable[tuple[bool, str]]:

@@ -78,5 +78,9 @@ class PartOfModel(SharedAdapter):
         )
 
     def open(self, backbone: Backbone, adapter: Any, seed: int, device: torch.device) -> PartlyTrained:
-        """Make what is trained."""
-        return PartlyTrained(backbone, self.names(backbone.model), device)
+        """Make what is trained; ValueError if the backbone has none of it."""
+        names = self.names(backbone.model)
+        if self.trained and not names:
+            kind = type(backbone.model).__name__
+            raise ValueError(f"method = {self.name!r}: {kind} has no such weights; allowed: another method")
+        return PartlyTrained(backbone, names, device)

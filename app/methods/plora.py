@@ -12,4 +12,8 @@ class PLora(HalfLora):
 
     name = "plora"
     trained = ("shared", "local")
+    note = (
+        "Each client keeps its own matrices A of the LoRA: in the exported adapter their first weights"
+        " stand in, and the scores are those of the clients' own."
+    )
     halves = {"shared": B, "local": A}

@@ -85,10 +85,11 @@ class Machine:
 
 def _run(root: Path, home: Path, words: list[str], machine: Machine, compare: Sequence[str]) -> None:
     """Run what is asked for, after the methods that it is compared with."""
-    from server_app.comparison import is_over, name_beside
+    from server_app.comparison import are_alike, is_over, name_beside
 
     from .given import changed, read_given
     from .processes import is_taken
+    from .runs import find_run
 
     if machine.port and is_taken(machine.port):
         raise Refusal(f"port = {machine.port} is taken; allowed: another one, or 0 for one that is free")
@@ -108,6 +109,10 @@ def _run(root: Path, home: Path, words: list[str], machine: Machine, compare: Se
     for other in others:
         beside = name_beside(name, other.settings.method)
         if is_over(runs / beside):
+            if not are_alike(other.settings.run_config(), find_run(beside).settings):
+                raise Refusal(
+                    f"the run {beside!r} has other settings; to make it anew: feddat runs prune {beside}"
+                )
             continue
         key = "resume" if (runs / beside).exists() else "run-name"
         _federate(root, home, changed(root, other, {key: beside}), beside, machine)

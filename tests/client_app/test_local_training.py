@@ -411,3 +411,8 @@ def test_some_of_a_clients_examples_are_the_same_in_each_round_and_another_clien
     assert len(some(0, 1)) == 5
     assert torch.equal(some(0, 1), some(0, 2))
     assert not torch.equal(some(0, 1), some(1, 1))
+
+
+def test_some_of_a_clients_examples_are_no_fewer_than_its_site_computes_on(client, examples, settings):
+    training = OwnTraining(client(), lambda: examples, settings(), 1, 0, least=7)
+    assert len(training.some(5)["pixel_values"]) == 7

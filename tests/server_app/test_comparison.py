@@ -1,11 +1,14 @@
 """Which runs stand beside a run, and what of them is shown."""
 
 import json
+import re
 
 import pytest
 
-from server_app.comparison import is_over, runs_beside
+from server_app.comparison import STUDY, is_over, runs_beside
+from server_app.defaults import default_settings
 from server_app.scores import scores
+from tests.conftest import ROOT
 
 SETTINGS = {"run-name": "mine", "method": "feddat", "num-rounds": 2, "seed": 3, "run-token": "a"}
 
@@ -37,7 +40,7 @@ def test_runs_that_differ_in_their_method_alone_are_beside_it(write):
     write("mine.ditto", method="ditto", over=False)
     write("mine2.adapter", method="adapter")
     assert is_over(folder)
-    assert runs_beside(folder, SETTINGS) == {
+    assert runs_beside(folder, SETTINGS, []) == {
         "one adapter\n(FedAvg)": {0: 0.5, 1: 0.25},
         "local\nonly": {0: 0.75, 1: 1.0},
     }
@@ -47,7 +50,7 @@ def test_runs_that_differ_in_their_method_alone_are_beside_it(write):
 def test_one_that_cannot_be_read_is_left_out(write, damage):
     folder = write("mine")
     (write("mine.adapter", method="adapter") / "settings.json").write_text(damage)
-    assert runs_beside(folder, SETTINGS) == {}
+    assert runs_beside(folder, SETTINGS, []) == {}
 
 
 def test_the_table_has_them_before_the_gain():
@@ -70,3 +73,52 @@ def test_a_run_that_sends_nothing_has_a_table_too():
     header, lines = scores(rows)
     assert [heading.split("\n")[0] for heading in header] == ["client", "local", "text"]
     assert lines[0] == ["clean", "50.0", "25.0"]
+
+
+NAMES = ("clean", "sketch", "noisy", "inverted", "low-resolution")
+ROWS = [{"round": 6, "partition": index, "name": name, "student": 0.5} for index, name in enumerate(NAMES)]
+
+
+def test_beside_default_settings_stand_the_studys_of_the_same_seed(write):
+    """As `docs/results/rivals.md` has them, seed 0; clients may come in another order."""
+    rows = [{**row, "partition": 4 - row["partition"]} for row in ROWS]
+    settings = {**default_settings(), "run-name": "mine", "run-token": "a", "flwr": "1"}
+    assert runs_beside(write("mine"), settings, rows) == {
+        "one adapter\n(FedAvg)*": {4: 0.79, 3: 0.67, 2: 0.6, 1: 0.545, 0: 0.635},
+        "local\nonly*": {4: 0.78, 3: 0.665, 2: 0.665, 1: 0.56, 0: 0.645},
+    }
+
+
+@pytest.mark.parametrize(
+    ("changed", "rows"),
+    [({"learning-rate": 0.5}, ROWS), ({"seed": 99}, ROWS), ({"method": "ditto"}, ROWS), ({}, ROWS[:4])],
+)
+def test_beside_anything_else_they_do_not(write, changed, rows):
+    assert runs_beside(write("mine"), {**default_settings(), **changed}, rows) == {}
+
+
+def test_a_run_of_ones_own_comes_before_the_studys(write):
+    settings = {**default_settings(), "run-name": "mine"}
+    folder = write("mine", **settings)
+    write("mine.local", "local", **{**settings, "method": "local", "run-name": "mine.local"})
+    assert runs_beside(folder, settings, ROWS) == {"local\nonly": {0: 0.5, 1: 0.25}}
+
+
+def test_the_study_was_made_with_what_is_the_default_now():
+    """README shows what the default run gives, and the study has the same."""
+    cell = ("scenes-domain | feddat | steps", 0)
+    lines = map(json.loads, STUDY.read_text().splitlines())
+    (study,) = (line["clients"] for line in lines if (line["cell"], line["seed"]) == cell)
+    row = r"^\| ([\w-]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|"
+    shown = {
+        name: {"student": float(student) / 100, "local": float(local) / 100, "teacher": float(teacher) / 100}
+        for name, student, local, teacher in re.findall(row, (ROOT / "README.md").read_text(), re.M)
+    }
+    assert shown == {name: pytest.approx(scores) for name, scores in study.items()}
+
+
+def test_a_personal_method_is_shown_by_what_is_a_clients_own(write):
+    folder = write("mine")
+    path = write("mine.ditto", method="ditto") / "metrics.jsonl"
+    path.write_text('{"round": 2, "partition": 0, "student": 0.5, "local": 0.75}\n')
+    assert runs_beside(folder, SETTINGS, []) == {"ditto\n(local)": {0: 0.75}}

@@ -10,6 +10,7 @@ from PIL import Image
 from rich.console import Console
 from safetensors.numpy import save_file
 
+from server_app.card import model_card
 from server_app.report import (
     draw_curves,
     progress_line,
@@ -219,6 +220,24 @@ def test_the_report_tells_what_ran_and_what_came_out(tmp_path):
     ):
         assert expected in report
     assert {path.name for path in tmp_path.iterdir()} == {"adapter", "report.md", "report.html", "curves.png"}
+
+
+@pytest.mark.parametrize(
+    ("method", "note"),
+    [("feddat", None), ("head", "No weight of the backbone"), ("plora", "Each client keeps")],
+)
+def test_a_result_that_is_not_a_whole_adapter_is_said(tmp_path, method, note):
+    settings = {**SETTINGS, "method": method, "adapter": "lora"}
+    write_report(tmp_path, settings, ROWS, seconds=1)
+    said = [
+        line for line in (tmp_path / "report.md").read_text().splitlines() if line.startswith("- **note**")
+    ]
+    card = model_card({**settings, "writing.tokens": 1}, ROWS, ())
+    if note:
+        assert said[0].removeprefix("- **note**: ").strip("`").startswith(note)
+        assert f"\n{note}" in card
+    else:
+        assert said == []
 
 
 def test_the_picture_shows_more_than_paper(tmp_path):

@@ -123,6 +123,8 @@ def test_feddpa_mixes_for_each_example_by_how_much_it_is_like_the_clients_own(
     with torch.no_grad():
         features = learner.features(learner.trunk(batch), "mixed")
         student = learner.features(learner.trunk(batch), "student")
+        torch.testing.assert_close(learner(batch, "mixed"), learner.classify(features), atol=2e-5, rtol=1e-4)
+    assert learner.branches["mixed"] == {"shared": 0.5, "local": 0.5}
     assert (list(phases), asked, branches) == ([], [5], ("student", "mixed"))
     assert learner.references is None
 
@@ -226,6 +228,13 @@ def test_some_of_the_backbones_own_weights_are_trained_and_sent(backbone, batch,
     assert {n for n in learner.private() if not n.startswith("head.")} == set()
     # The process's backbone is as it was, for whoever comes next.
     assert fingerprint(backbone.model) == backbone.fingerprint
+
+
+def test_a_backbone_without_what_is_trained_is_refused():
+    backbone = SimpleNamespace(model=torch.nn.Conv2d(1, 1, 1, bias=False))
+    for name in ("bias", "layernorm"):
+        with pytest.raises(ValueError, match=f"^method = '{name}': Conv2d has no such weights; allowed: "):
+            METHODS[name].open(backbone, None, 0, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("name", ["ditto", "fedavg-ft", "feddpa", *HALVES, "head", "bias", "layernorm"])

@@ -1,12 +1,23 @@
 """`feddat run --compare`: other methods first, with the run's own settings, under names made from its own."""
 
+import json
+
 import pytest
 
 from server_app.command import run as room
 from server_app.command.refusal import Refusal
+from server_app.defaults import default_settings
 from tests.conftest import ROOT
 
 ALONE = room.Machine("", 0, 1, None)
+
+
+def keep(home, name, **settings):
+    """Leave a run that is over."""
+    folder = home / "runs" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "settings.json").write_text(json.dumps({**default_settings(), "run-name": name, **settings}))
+    (folder / "report.md").touch()
 
 
 @pytest.fixture
@@ -36,12 +47,22 @@ def test_they_run_first_and_differ_in_their_method_alone(home, begun):
 def test_one_that_is_over_is_not_run_again_and_one_that_was_stopped_goes_on(home, begun):
     for name in ("mine.adapter", "mine.local"):
         (home / "runs" / name).mkdir(parents=True)
-    (home / "runs" / "mine.adapter" / "report.md").touch()
+    keep(home, "mine.adapter", method="adapter")
     room._run(ROOT, home, ["run-name=mine"], ALONE, ["adapter", "local"])
     assert [(name, settings.resume) for name, settings in begun] == [
         ("mine.local", "mine.local"),
         ("mine", ""),
     ]
+
+
+def test_one_that_is_over_with_other_settings_is_refused(home, begun):
+    keep(home, "mine.adapter", method="adapter")
+    with pytest.raises(Refusal) as caught:
+        room._run(ROOT, home, ["run-name=mine", "num-rounds=20"], ALONE, ["adapter"])
+    assert str(caught.value) == (
+        "the run 'mine.adapter' has other settings; to make it anew: feddat runs prune mine.adapter"
+    )
+    assert begun == []
 
 
 @pytest.mark.parametrize(

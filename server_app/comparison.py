@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from app.methods import METHODS
-
 from .defaults import CHECKOUT, default_settings
 from .kept_rows import rows_in
 from .rows import Rows, last_scores, names_of
@@ -99,6 +97,8 @@ def _of_the_study(settings: Mapping[str, Any], partitions: Mapping[str, int]) ->
 
 def _shown(method: str) -> tuple[str, str]:
     """Return a method's heading, and the branch that is shown: the last, a client's own if any is."""
+    from app.methods import METHODS  # torch comes with them
+
     branches = METHODS[method].branches if method in METHODS else ("",)
     personal = f"\n({branches[-1]})" if len(branches) > 1 else ""
     return HEADINGS.get(method, method + personal), branches[-1]

@@ -28,8 +28,10 @@ TEMPLATE = (
 
 
 @pytest.fixture(scope="module")
-def model(random_llava) -> LanguageModel:
-    return load_model(str(random_llava), "cpu", max_new_tokens=5)
+def model(random_llava, tmp_path_factory) -> LanguageModel:
+    folder = shutil.copytree(random_llava, tmp_path_factory.mktemp("plain") / "llava")
+    (folder / "chat_template.jinja").unlink()
+    return load_model(str(folder), "cpu", max_new_tokens=5)
 
 
 @pytest.fixture(scope="module")

@@ -52,8 +52,8 @@ def test_what_is_given_wins_and_a_data_dir_lies_in_the_commands(tmp_path):
         )
     )
     (cell,) = Comparison.read(path).cells()
-    assert cell.settings({"data-dir": "/root", "batch-size": 5}) == {
-        "data-dir": "/root/in",
+    assert cell.settings({"data-dir": "/data", "batch-size": 5}) == {
+        "data-dir": "/data/in",
         "batch-size": 5,
         "seed": 1,
         "method": "feddat",

@@ -27,7 +27,7 @@ from data_partitions.options import DataOptions
 from .budget import spend, squared_shift
 from .carried_state import pick_up, put_down
 from .kept_examples import Sources, kept_examples
-from .policy import Policy, PublicError, Weights, in_simulation
+from .policy import Policy, PublicError, Weights, in_simulation, simulated_machines
 from .site_word import STATE_DIR, state_dir
 
 if TYPE_CHECKING:
@@ -256,7 +256,9 @@ class Client:
         carried = self.settings.private_state == "context"
         if carried:
             put_down(self.context, shelf)
-        private, lost = load_private_state(shelf, up_to, first, expected, must=carried)
+        # Where it is not here, it lies on another machine, and going on without would be another run.
+        must = carried or simulated_machines() > 1
+        private, lost = load_private_state(shelf, up_to, first, expected, must=must)
         learner.load_private(private.kept)
         return Opened(learner, received, private.owed, lost)
 

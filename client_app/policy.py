@@ -184,8 +184,18 @@ POLICY_KEYS = tuple(str(field.alias) for field in Policy.model_fields.values())
 
 def in_simulation() -> bool:
     """Whether this process is a simulation's worker: Ray's. A site's ClientApp never runs in one."""
+    return _ray() is not None
+
+
+def simulated_machines() -> int:
+    """How many machines a simulation's workers are on, Ray's nodes; 0 where this process is no worker."""
+    ray = _ray()
+    return sum(node["Alive"] for node in ray.nodes()) if ray else 0
+
+
+def _ray() -> Any:
     ray = sys.modules.get("ray")
-    return ray is not None and bool(ray.is_initialized())
+    return ray if ray is not None and ray.is_initialized() else None
 
 
 def discreet(message: Message, context: Context, call_next: ClientAppCallable) -> Message:

@@ -261,6 +261,21 @@ def test_a_state_that_travels_nowhere_ends_the_round_with_a_line(call, machines)
     assert not call(moving, "train", server_round=2, **{"state-round": 1}).has_error()
 
 
+def test_a_file_on_another_machine_of_a_simulation_ends_the_round_with_a_line(
+    federation, call, monkeypatch, tmp_path
+):
+    """Beginning anew there would be another run, whose result looks as good as the right one."""
+    clients, machines = federation(), 2
+    monkeypatch.setattr(client, "simulated_machines", lambda: machines)
+    call(clients, "train", server_round=1)
+    monkeypatch.setenv("FEDDAT_HOME", str(tmp_path / "another"))
+    reply = call(clients, "train", server_round=2, **{"state-round": 1})
+    assert refusal(reply).startswith("the private state of round 1 is not in ")
+    assert "private-state = 'context'" in refusal(reply)
+    machines = 1  # where it was lost, and is nowhere else
+    assert not call(clients, "train", server_round=2, **{"state-round": 1}).has_error()
+
+
 @pytest.mark.parametrize("kind", ["query", "train", "evaluate"])
 def test_a_site_refuses_to_let_its_state_travel(federation, call, kind, monkeypatch):
     line = (

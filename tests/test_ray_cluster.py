@@ -1,0 +1,71 @@
+"""A simulation on a Ray cluster of two nodes that share no FEDDAT_HOME, as on two machines."""
+
+import tempfile
+from contextlib import ExitStack
+
+import pytest
+
+from benchmarks.real_processes import free_port, wait_for
+from tests.processes import Lab, adapter_of, program, wait_until
+
+pytestmark = pytest.mark.slow
+
+NODES = "num-supernodes=4 client-resources-num-cpus=1"
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """Start two nodes of two workers, and give the first one's port, and both homes."""
+    folders, port = [tmp_path_factory.mktemp(name) for name in ("one", "two")], free_port()
+    node = ("ray", "start", "--block", "--num-cpus", "2", "--node-ip-address", "127.0.0.1")
+    with ExitStack() as stack:
+        # A socket's name may have a hundred characters.
+        sockets = stack.enter_context(tempfile.TemporaryDirectory(prefix="ray-"))
+        head = (*node, "--head", "--port", str(port), "--include-dashboard", "false", "--temp-dir", sockets)
+        process, log = stack.enter_context(program(folders[0], *head))
+        wait_for(port, process, log.read_text)
+        _, log = stack.enter_context(program(folders[1], *node, "--address", f"127.0.0.1:{port}"))
+        wait_until(lambda: "Ray runtime started" in log.read_text())
+        yield port, [folder / "home" for folder in folders]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, run_config):
+    """Run with a SuperLink of its own, whose environment has `variables`; give the run's log and folder."""
+
+    def to_its_end(nodes=NODES, variables=None, **settings):
+        lab, port = Lab(tmp_path_factory.mktemp("lab")), free_port()
+        lab.knows(port, "insecure = true")
+        command = ("flower-superlink", "--insecure", "--simulation", "--host", "127.0.0.1")
+        with program(lab.folder, *command, "--port", str(port), **variables or {}) as (process, log):
+            wait_for(port, process, log.read_text)
+            run_id = lab.start(run_config(num_rounds=3, **settings), "--federation-config", nodes)
+            ended = lab.wait(run_id)
+            assert ended["status"] == "finished:completed", ended
+            return "\n".join(lab.log(run_id)), lab.folder / "home" / "runs" / "test"
+
+    return to_its_end
+
+
+@pytest.fixture(scope="module")
+def right(run):
+    """Return the adapter that one machine alone makes."""
+    return adapter_of(run(nodes=f"{NODES} init-args-num-cpus=2")[1])
+
+
+def test_states_that_travel_give_the_bytes_of_one_machine(cluster, run, right):
+    port, homes = cluster
+    _, folder = run(variables={"RAY_ADDRESS": f"127.0.0.1:{port}"}, private_state="context")
+    trained = [{path.parent.name for path in home.glob("clients/*/*/*.safetensors")} for home in homes]
+    assert all(trained)
+    assert trained[0] | trained[1] == {"0", "1", "2", "3"}
+    assert adapter_of(folder) == right
+
+
+def test_a_state_left_on_the_other_machine_is_missed_aloud(cluster, run, right):
+    """Who is free is asked next, so that a client may stay where it was by chance; most do not."""
+    port, _ = cluster
+    log, folder = run(variables={"RAY_ADDRESS": f"127.0.0.1:{port}"}, max_failure_rate=1.0, min_clients=1)
+    said = "the private state of round 1 is not in " in log
+    assert said != (adapter_of(folder) == right)
+    assert "state-recovered" not in (folder / "metrics.jsonl").read_text()

@@ -1,4 +1,7 @@
-"""Flower's programs as processes: started with what they need, ended with all that they started."""
+"""Flower's programs as processes: started with what they need, ended with all that they started.
+
+Run as a program it is the guard of another: ``python processes.py PROGRAM ARGUMENT...``, see `guard`.
+"""
 
 import os
 import socket
@@ -6,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -82,13 +85,16 @@ def environment(**more: str) -> dict[str, str]:
 def started(
     command: tuple[str, ...], log: Path, folder: Path, machine: dict[str, str]
 ) -> Iterator[subprocess.Popen]:
-    """Run a program until the block ends, in a session of its own: Ctrl-C is this process's to handle."""
+    """Run a program until the block ends, in a session of its own: Ctrl-C is this process's to handle.
+
+    It has a guard, since a process that is killed can end nothing.
+    """
     with log.open("ab") as output:
         process = subprocess.Popen(
-            command,
+            (sys.executable, "-I", __file__, *command),
             cwd=folder,
             env=machine,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -97,3 +103,25 @@ def started(
         yield process
     finally:
         end(process, grace=5.0)
+
+
+def guard(command: Sequence[str]) -> int:
+    """Run a program until it ends, or the standard input does, as it does with whoever holds its other side.
+
+    Returns
+    -------
+    int
+        The program's exit status.
+    """
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+
+    def end_with_its_user() -> None:
+        sys.stdin.read()
+        end(process, grace=5.0)
+
+    threading.Thread(target=end_with_its_user, daemon=True).start()
+    return process.wait()
+
+
+if __name__ == "__main__":
+    sys.exit(guard(sys.argv[1:]))

@@ -1,9 +1,11 @@
 """`feddat run` to its end, with Flower's own programs and nothing else."""
 
 import json
+import os
 import re
 import signal
 import subprocess
+from contextlib import contextmanager
 
 import psutil
 import pytest
@@ -80,7 +82,9 @@ def is_alive(process):
         return False
 
 
-def test_a_run_that_is_interrupted_leaves_no_process_and_goes_on(person):
+@contextmanager
+def working(person, metrics):
+    """Begin a run that would be long, and give its process and all that this started."""
     words = ("run", "run-name=mine", "num-rounds=500", "evaluate-every=500", *SMALL)
     process = subprocess.Popen(
         person.command(*words),
@@ -90,15 +94,21 @@ def test_a_run_that_is_interrupted_leaves_no_process_and_goes_on(person):
         stderr=subprocess.PIPE,
         encoding="utf-8",
     )
-    metrics = person.home / "runs" / "mine" / "metrics.jsonl"
     try:
         wait_until(lambda: metrics.exists() or process.poll() is not None)  # a round is over
         family = psutil.Process(process.pid).children(recursive=True)
         assert any(member.name().startswith("ray::ClientApp") for member in family)
-        process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=120)
+        yield process, family
     finally:
         process.kill()
+        process.communicate()
+
+
+def test_a_run_that_is_interrupted_leaves_no_process_and_goes_on(person):
+    metrics = person.home / "runs" / "mine" / "metrics.jsonl"
+    with working(person, metrics) as (process, family):
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=120)
     assert process.returncode == 130
     assert said.splitlines() == ["feddat: stopped; to go on: feddat run resume=mine"]
     assert [member for member in family if is_alive(member)] == []
@@ -108,3 +118,10 @@ def test_a_run_that_is_interrupted_leaves_no_process_and_goes_on(person):
     assert again.returncode == 0, again.stdout + again.stderr
     rounds = {json.loads(row)["round"] for row in metrics.read_text().splitlines()}
     assert rounds == set(range(1, done + 2))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="SIGKILL is POSIX")
+def test_a_run_that_is_killed_leaves_no_process(person):
+    with working(person, person.home / "runs" / "mine" / "metrics.jsonl") as (process, family):
+        process.kill()
+        wait_until(lambda: not any(is_alive(member) for member in family))

@@ -127,6 +127,8 @@ def leaves(client: Client, can_open: bool = True) -> str:
     if can_open:
         client.policy.admit_weights(client.weights_sent)
         weights = _WEIGHTS[client.weights_sent]
+    if client.settings.secure.aggregation:
+        weights += ", masked"
     policy, dp = client.policy, client.settings.dp.mode
     metrics = policy.share_metrics or ("none" if dp == "local" else "all")
     errors = "whole errors" if policy.policy == "open" else "errors without their reasons"

@@ -16,6 +16,7 @@ from app.home import closed_home
 
 from .policy import discreet
 from .privacy import private_training
+from .secure_aggregation import exchange, masked
 from .site_word import obedient
 
 app = ClientApp()
@@ -39,7 +40,14 @@ def query(message: Message, context: Context) -> Message:
         return messages.introduce(message, context)
 
 
-@app.train(mods=[discreet, obedient, private_training])
+@app.query("secure_aggregation", mods=[discreet, obedient])
+def secure_aggregation(message: Message, context: Context) -> Message:
+    """Exchange keys and shares before a round of training, and open the sum after it."""
+    with _at_home():
+        return exchange(message, context)
+
+
+@app.train(mods=[discreet, obedient, masked, private_training])
 def train(message: Message, context: Context) -> Message:
     """Train for one round; reply with what is shared and scalars."""
     with _at_home():

@@ -151,6 +151,8 @@ def _hiding_failures(client: Client, work: Callable[[], Answer], instead: Callab
 def _record(client: Client, metrics: dict[str, Any], lost: int) -> MetricRecord:
     """Keep what may leave, and add how many private states were lost, if any were."""
     mode = client.settings.dp.mode
+    if client.settings.secure.aggregation:  # it tells of the one change that is masked
+        metrics = {name: value for name, value in metrics.items() if name != "delta-shared"}
     # A round that failed left no state, so that it would tell of the data too.
     recovered = {"state-recovered": lost} if lost and mode != "local" else {}
     return MetricRecord({**client.policy.told(metrics, mode), **recovered})

@@ -62,6 +62,9 @@ class Policy(BaseModel):
         The least differential privacy of a run that the site takes part in.
     max_epsilon, max_delta : float
         With require-dp = "local": the largest ε, at this δ, of a round and of all answers ever, see `budget`.
+    require_secure_aggregation : int
+        The site trains only where nobody learns more than a sum of so many changes, its own among them. 0:
+        its change may leave as it is.
     """
 
     model_config = ConfigDict(
@@ -80,6 +83,7 @@ class Policy(BaseModel):
     require_dp: Literal["none", "central", "local"] = "none"
     max_epsilon: float = Field(1.0, gt=0)
     max_delta: float = Field(1e-4, gt=0, lt=1)
+    require_secure_aggregation: int = Field(0, ge=0)
 
     @field_validator("share_metrics")
     @classmethod
@@ -133,6 +137,10 @@ class Policy(BaseModel):
         if not enough[self.require_dp]:
             raise PublicError(
                 f"a site has require-dp = {self.require_dp!r}; the run has dp.mode = {settings.dp.mode!r}"
+            )
+        if (least := self.require_secure_aggregation) and not settings.secure.aggregation:
+            raise PublicError(
+                f"a site has require-secure-aggregation = {least}; the run has secure.aggregation = false"
             )
         for name in ("epsilon", "delta") if self.require_dp == "local" else ():
             most, asked = getattr(self, f"max_{name}"), getattr(settings.dp, name)

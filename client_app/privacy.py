@@ -1,6 +1,6 @@
 """Differential privacy where the data are: a Flower mod that clips, or clips and blurs, what is sent."""
 
-from math import hypot, inf, log, sqrt
+from math import hypot, inf
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Context, Message
@@ -8,7 +8,7 @@ from flwr.clientapp.mod import adaptiveclipping_mod, fixedclipping_mod
 from flwr.clientapp.typing import ClientAppCallable
 from numpy.random import default_rng
 
-from app.settings import Settings, read_settings
+from app.settings import read_settings
 
 
 def private_training(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
@@ -26,19 +26,12 @@ def private_training(message: Message, context: Context, call_next: ClientAppCal
             (sent,) = message.content.array_records.values()
             reply = call_next(message, context)
             ((name, trained),) = reply.content.array_records.items()
-            reply.content[name] = blurred(sent, trained, settings.dp.clipping_norm, deviation(settings))
+            reply.content[name] = blurred(
+                sent, trained, settings.dp.clipping_norm, settings.dp.local_deviation
+            )
             return reply
         case _:
             return call_next(message, context)
-
-
-def deviation(settings: Settings) -> float:
-    """Return the standard deviation of local noise, 2 C √(2 ln 1.25/δ) / ε.
-
-    Two changes of norm C are at most 2 C apart. Dwork & Roth, "The Algorithmic Foundations of Differential
-    Privacy", 2014, theorem A.1, for ε in (0, 1).
-    """
-    return 2 * settings.dp.clipping_norm * sqrt(2 * log(1.25 / settings.dp.delta)) / settings.dp.epsilon
 
 
 def blurred(sent: ArrayRecord, trained: ArrayRecord, most: float, deviation: float) -> ArrayRecord:

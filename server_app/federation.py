@@ -25,10 +25,21 @@ from app.files import write_atomically
 from app.measurements import MEASURED
 from app.methods import METHODS
 from app.records import SCHEMA, WireCodec, from_record, to_record
+from app.secure_sum import Codes, MaskedSum
 from app.settings import Settings, SettingsError, feddat_home, read_settings
 from app.source import source_hash
 from data_partitions.benchmarks import BENCHMARKS, DataOptions, check_options
-from strategies import Admission, Checkpoint, FedDAT, Limits, MLLMAlignment, Quorum, Resumable, RoundObserver
+from strategies import (
+    Admission,
+    Checkpoint,
+    FedDAT,
+    Limits,
+    MLLMAlignment,
+    Quorum,
+    Resumable,
+    RoundObserver,
+    SecureAggregation,
+)
 from strategies.membership import is_simulation
 
 from .alignment import open_aligner
@@ -105,6 +116,10 @@ def _federate(grid: Grid, settings: Settings, alone: ExitStack) -> None:
     def evaluated(server_round: int) -> bool:
         return server_round % settings.evaluate_every == 0 or server_round == settings.num_rounds
 
+    secure = None
+    if settings.secure.aggregation:
+        codes = Codes(settings.secure.bits, settings.secure.range)
+        secure = SecureAggregation(MaskedSum(codes), settings.secure.threshold)
     observers: list[RoundObserver] = [run, *progress(grid), *make_tracker(settings.tracker, run)]
     federation = FedDAT(
         make_strategy(settings),
@@ -122,7 +137,8 @@ def _federate(grid: Grid, settings: Settings, alone: ExitStack) -> None:
             round_timeout=settings.round_timeout,
         ),
         codec=None if settings.wire_precision == "float32" else WireCodec(settings.wire_precision),
-        layout=METHODS[settings.method].reply_layout,
+        layout=None if secure else METHODS[settings.method].reply_layout,
+        secure=secure,
         metrics=MEASURED,
         evaluate_on=lambda server_round: evaluation is None and evaluated(server_round),
         observers=observers,

@@ -14,6 +14,7 @@ from .outliers import Limits
 from .privacy import central_privacy
 from .quorum import Quorum
 from .resume import Checkpoint, CheckpointStore, Resumable
+from .secure_aggregation import SecureAggregation, SecureSum
 from .wrapper import StrategyWrapper
 
 __all__ = [
@@ -31,6 +32,8 @@ __all__ = [
     "Quorum",
     "Resumable",
     "RoundObserver",
+    "SecureAggregation",
+    "SecureSum",
     "StrategyWrapper",
     "central_privacy",
     "is_private",

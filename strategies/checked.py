@@ -18,7 +18,7 @@ from flwr.serverapp.strategy import Strategy
 from .checks import one_line
 from .codec import Codec
 from .handshake import SITE_WORD, UNKNOWN_WORD, unguessable
-from .inbox import Reply, Request, accept
+from .inbox import Reply, Request, accept, saying
 from .layout import ReplyLayout, shapes_of
 from .membership import Admission, Members
 from .metrics import Ranges
@@ -27,6 +27,8 @@ from .outliers import Limits, most_counted
 from .quorum import Quorum
 from .replies import alike, as_sent, scalars
 from .sampling import MembersGrid, seeded
+from .secure_aggregation import SecureAggregation
+from .secure_round import SecureRound
 from .wrapper import StrategyWrapper, is_private_mean, needed_bit, weight_key
 
 log = logging.getLogger("flwr")
@@ -45,6 +47,7 @@ class FederationOptions(TypedDict, total=False):
     quorum: Quorum | None
     codec: Codec | None
     layout: ReplyLayout | None
+    secure: SecureAggregation | None
     metrics: Mapping[str, Ranges] | None
     evaluate_on: Callable[[int], bool] | None
     observers: Sequence[RoundObserver]
@@ -78,6 +81,10 @@ class Checked(StrategyWrapper):
         What a reply holds, from the shapes of what was sent: name → each axis, a length or, as (name, most),
         any up to that, the same for all axes of that name in a reply. None: what was sent. The strategy gets
         arrays of this layout, and must make of them what was sent, see `Combined`.
+    secure : SecureAggregation, optional
+        Learn the sum of a round's changes alone: the strategy gets their plain mean as everybody's reply.
+        Nothing is then known of a single change, so `limits` have no effect. None: clients reply their arrays
+        as they are.
     metrics : Mapping[str, Mapping[str, tuple[float, float]]], optional
         The only metrics that count in a reply to ``train`` and to ``evaluate``, with the range of each. None:
         all that are finite. Others are dropped, and counted for observers as ``metrics-dropped``.
@@ -115,6 +122,7 @@ class Checked(StrategyWrapper):
         quorum: Quorum | None = None,
         codec: Codec | None = None,
         layout: ReplyLayout | None = None,
+        secure: SecureAggregation | None = None,
         metrics: Mapping[str, Ranges] | None = None,
         evaluate_on: Callable[[int], bool] | None = None,
         observers: Sequence[RoundObserver] = (),
@@ -128,19 +136,25 @@ class Checked(StrategyWrapper):
                 f"weighting is {weighting!r}; allowed around differential privacy: 'uniform', since its noise"
                 " hides a client in the plain mean"
             )
-        self.uniform = weighting == "uniform" or private
+        if secure:
+            secure.check(strategy, weighting, alike=codec is None and layout is None)
+        self.uniform = weighting == "uniform" or private or secure is not None
         self.seed = seed
         self.evaluate_on = evaluate_on
         self.observers = observers
         # The noise hides what a client changes by itself, not what it changes in how others are treated.
-        self.limits = None if private else limits or Limits()
+        # And a single change that is masked cannot be held to anything.
+        self.limits = None if private or secure else limits or Limits()
         quorum = quorum or Quorum()
         self.quorum = replace(quorum, try_again=quorum.try_again and not private)
         self.codec = codec
         self.layout: ReplyLayout = layout or dict
+        self.secure = secure
         self.metrics = metrics or {}
         self._members = Members(admission or Admission(), handshake, self._tell_joined)
         self._requests: dict[int, Request] = {}
+        self._asked: dict[int, Request] = {}  # with those that secure aggregation left out
+        self._secure_round: SecureRound | None = None
         self._said: dict[int, float] = {}  # by partition: the first count of examples
         self._told: set[int] = set()  # partitions of which it was said that metrics were dropped
         self._trained_in: dict[int, int] = {}  # by partition: the last round whose reply was averaged
@@ -174,7 +188,8 @@ class Checked(StrategyWrapper):
         weighting = "uniform" if self.uniform else f"by '{self._weight_key}'"
         log.info("\t├──> %s: weighting %s, seed %d", type(self).__name__, weighting, self.seed)
         if self.limits is None:
-            log.info("\t├──> replies are not held to each other (max_change, clip_change): central privacy")
+            why = "secure aggregation" if self.secure else "central privacy"
+            log.info("\t├──> replies are not held to each other (max_change, clip_change): %s", why)
         super().summary()
 
     def configure_train(
@@ -199,7 +214,7 @@ class Checked(StrategyWrapper):
                 f" {self.quorum.min_clients}: start others, sample more, or lower it"
                 " (in a run-config: fraction-train, min-clients)"
             )
-        return messages
+        return self._agreeing(server_round, messages)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -230,6 +245,7 @@ class Checked(StrategyWrapper):
             tried = ", tried twice"
         if lack:
             raise RuntimeError(f"round {server_round}{tried}: {lack}")
+        valid = self._opened(server_round, valid)
         for reply in valid:
             count = cast(float, scalars(reply.message)[self._weight_key])
             self._said.setdefault(reply.partition_id, count)
@@ -276,11 +292,17 @@ class Checked(StrategyWrapper):
     def _trained(self, server_round: int, replies: Iterable[Message]) -> tuple[list[Reply], str | None]:
         """Return the valid replies, and what they lack to be averaged."""
         valid, reasons = self._receive(server_round, "train", replies)
-        return valid, self.quorum.lack(len(self._requests), len(valid), reasons)
+        secure = self._secure_round
+        if secure:
+            reasons = [*secure.out.values(), *reasons]
+        lack = self.quorum.lack(len(self._asked), len(valid), reasons)
+        if secure and (short := secure.lack(len(valid))):
+            lack = f"{short}; {lack}" if lack else short
+        return valid, lack
 
     def _ask_again(self, server_round: int) -> Iterable[Message]:
         """Send the round's message to as many clients as before, first to those who have not had it."""
-        asked = self._requests
+        asked = self._asked
         content = next(iter(asked.values())).content
         there = list(MembersGrid(self._grid, self._members, server_round).get_node_ids())
         others = [node for node in there if node not in asked]
@@ -288,11 +310,12 @@ class Checked(StrategyWrapper):
             others = sample(others, min(len(others), len(asked)))
         nodes = (others + [node for node in there if node in asked])[: len(asked)]
         messages = [Message(content, dst_node_id=node, message_type=MessageType.TRAIN) for node in nodes]
-        return self._grid.send_and_receive(self._sending(messages), timeout=self.quorum.round_timeout)
+        sent = self._agreeing(server_round, self._sending(messages))
+        return self._grid.send_and_receive(sent, timeout=self.quorum.round_timeout)
 
     def _sending(self, messages: Iterable[Message]) -> list[Message]:
         """Check what is about to be sent, encode it, and remember it for the check of the replies."""
-        messages, self._requests = list(messages), {}
+        messages, self._requests, self._secure_round = list(messages), {}, None
         encoded: dict[int, ArrayRecord] = {}  # mostly one record for all clients
         for message in messages:
             content = message.content
@@ -316,13 +339,36 @@ class Checked(StrategyWrapper):
             partition = self._members.partitions[node]
             message.content = self._for_one(message.content, node)
             self._requests[node] = Request(partition, content, message, layout)
+        self._asked = self._requests
         return messages
+
+    def _agreeing(self, server_round: int, messages: list[Message]) -> list[Message]:
+        """Have the clients of a round exchange keys and shares, and leave out those who do not."""
+        if not self.secure or not messages:
+            return messages
+        self._secure_round = SecureRound(
+            self.secure, self._grid, self._asked, self._for_one, self.quorum.round_timeout
+        )
+        self._requests = self._secure_round.agree()
+        self._report(server_round, "train", self._secure_round.out.items())
+        return [request.message for request in self._requests.values()]
+
+    def _opened(self, server_round: int, valid: list[Reply]) -> list[Reply]:
+        """Have masked changes opened: each reply is then what their mean makes of what was sent."""
+        if not self._secure_round or not valid:
+            return valid
+        try:
+            opened, out = self._secure_round.open(valid)
+        except RuntimeError as error:
+            raise RuntimeError(f"round {server_round}: {error}") from None
+        self._report(server_round, "train", out.items())
+        return opened
 
     def _for_one(self, content: RecordDict, node: int) -> RecordDict:
         """Say beside the round what is for one client alone; the records of `content` stay as they are.
 
         That is what makes the message's id unguessable, the client's own word, and which round's state it
-        should have. Flower's mods for clients take one record of config, so there is no second.
+        should have.
         """
         partition_id = self._members.partitions[node]
         said: dict[str, str | int] = {**unguessable()}
@@ -331,10 +377,7 @@ class Checked(StrategyWrapper):
         # Without a handshake a partition is a rank, and no client's for good.
         if self._members.handshake and partition_id in self._trained_in:
             said["state-round"] = self._trained_in[partition_id]
-        records = content.config_records
-        of_round = (key for key, config in records.items() if "server-round" in config)
-        key = next(of_round, next(iter(records), "config"))
-        return RecordDict({**content, key: ConfigRecord({**records.get(key, {}), **said})})
+        return saying(content, said)
 
     def _sent(self) -> ArrayRecord:
         """Return what the round's clients were sent; all of them the same names, shapes and dtypes."""
@@ -356,13 +399,16 @@ class Checked(StrategyWrapper):
             self._needed_bit if phase == "train" else None,
             self.is_private,
         )
+        self._report(server_round, phase, refused)
+        return valid, [reason for _, reason in refused]
+
+    def _report(self, server_round: int, phase: Phase, refused: Iterable[tuple[int, str]]) -> None:
         for partition_id, reason in refused:
             log.warning("round %d, %s: partition %d refused: %s", server_round, phase, partition_id, reason)
             if reason == UNKNOWN_WORD:
                 self._members.ask_anew(partition_id, server_round)
             for observer in self.observers:
                 observer.refused(server_round, phase, partition_id, reason)
-        return valid, [reason for _, reason in refused]
 
     def _take(self, server_round: int, phase: Phase, valid: list[Reply]) -> list[Message]:
         """Report valid replies, and make them ready for the strategy."""
@@ -372,6 +418,9 @@ class Checked(StrategyWrapper):
                 "bytes-down": request.travelling.count_bytes(),
                 "bytes-up": reply.num_bytes,
             }
+            if self._secure_round:
+                for way, exchanged in self._secure_round.bytes_of(request.partition_id).items():
+                    seen[way] += exchanged
             if phase == "train" and self._clips:
                 seen["clipped"] = reply.clipped
             if reply.dropped:

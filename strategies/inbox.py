@@ -4,15 +4,15 @@ from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass, replace
 from math import hypot, inf
-from typing import cast
+from typing import Any, cast
 
-from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.common.constant import SUPERLINK_NODE_ID
 
 from .checks import cause, one_line, reason_in_values, reason_to_refuse
 from .codec import Codec
 from .layout import Layout
-from .metrics import Ranges, kept
+from .metrics import Ranges, excess, kept
 from .names import is_private
 from .outliers import Limits, absurd_counts, changes, clipped, far_changes, like_received, usual_norms
 from .replies import bytes_of, scalars
@@ -34,12 +34,15 @@ class Request:
         The same as it travels.
     layout : Layout
         What a reply to it holds.
+    answer : ArrayRecord, optional
+        As what a reply's arrays are written. None: as those in the message.
     """
 
     partition_id: int
     content: RecordDict
     message: Message
     layout: Layout
+    answer: ArrayRecord | None = None
 
     @property
     def arrays(self) -> ArrayRecord:
@@ -50,6 +53,23 @@ class Request:
     def travelling(self) -> ArrayRecord:
         """The arrays in the message."""
         return next(iter(self.message.content.array_records.values()))
+
+
+def config_of(content: RecordDict) -> tuple[str, ConfigRecord]:
+    """Return the record of config that says which round it is, and its name; an empty one if none does."""
+    records = content.config_records
+    of_round = (key for key, config in records.items() if "server-round" in config)
+    key = next(of_round, next(iter(records), "config"))
+    return key, records.get(key, ConfigRecord())
+
+
+def saying(content: RecordDict, more: Mapping[str, Any]) -> RecordDict:
+    """Copy a message's content with more in its config; the records of `content` stay as they are.
+
+    Flower's mods for clients take one record of config, so there is no second.
+    """
+    key, config = config_of(content)
+    return RecordDict({**content, key: ConfigRecord({**config, **more})})
 
 
 @dataclass(frozen=True)
@@ -124,21 +144,14 @@ def accept(
     good: dict[int, Reply] = {}
     refused: list[tuple[int, str]] = []
     pending = dict(requests)
-    asked_by_id = {request.message.metadata.message_id: node for node, request in requests.items()}
-
-    def sender(reply: Message) -> int:
-        """Return whose reply it is: for a node that is gone the SuperLink itself replies, with an error."""
-        metadata = reply.metadata
-        if metadata.src_node_id == SUPERLINK_NODE_ID and reply.has_error():
-            return asked_by_id.get(metadata.reply_to_message_id, SUPERLINK_NODE_ID)
-        return metadata.src_node_id
+    messages = {node: request.message for node, request in requests.items()}
 
     def partition(reply: Message) -> int:
-        request = requests.get(sender(reply))
+        request = requests.get(_sender(reply, messages))
         return request.partition_id if request else STRANGER
 
     for reply in sorted(replies, key=partition):
-        node = sender(reply)
+        node = _sender(reply, messages)
         asked = requests.get(node)
         if asked and reply.metadata.reply_to_message_id != asked.message.metadata.message_id:
             # Of an earlier message; the reply to this one may still be among the others.
@@ -152,7 +165,7 @@ def accept(
             if codec and "Unsupported serialization type" in reason:
                 reason += " (its ClientApp does not read what the codec writes: see `strategies.Codec`)"
         else:
-            sent = request.travelling if trained else None
+            sent = (request.answer or request.travelling) if trained else None
             reason = reason_to_refuse(sent, reply.content, weight_key, is_private, request.layout)
             if reason is None:
                 try:
@@ -172,6 +185,57 @@ def accept(
         good, far = _compared(requests, good, weight_key, limits, said)
         refused += far.items()
     return list(good.values()), refused
+
+
+def answers(
+    asked: Mapping[int, Message], replies: Iterable[Message], record: str
+) -> tuple[dict[int, ConfigRecord], dict[int, str]]:
+    """Tell the answers to questions from those that do not count.
+
+    Parameters
+    ----------
+    asked : Mapping[int, Message]
+        The questions, by node id.
+    replies : Iterable[Message]
+        What came back; of each node the first reply to its question.
+    record : str
+        Name of the record of an answer that is wanted.
+
+    Returns
+    -------
+    dict[int, ConfigRecord]
+        That record, by node id.
+    dict[int, str]
+        Why there is none.
+    """
+    good: dict[int, ConfigRecord] = {}
+    out: dict[int, str] = {}
+    for reply in replies:
+        node = _sender(reply, asked)
+        question = asked.get(node)
+        if question is None or node in good or node in out:
+            continue
+        if reply.metadata.reply_to_message_id != question.metadata.message_id:
+            continue
+        if reply.has_error():
+            out[node] = cause(reply.error)
+        elif much := excess(reply.content):
+            out[node] = much
+        elif (answer := reply.content.config_records.get(record)) is None:
+            out[node] = f"its answer has no record '{record}'"
+        else:
+            good[node] = answer
+    silent = {node: "no reply in time" for node in asked if node not in good and node not in out}
+    return good, out | silent
+
+
+def _sender(reply: Message, asked: Mapping[int, Message]) -> int:
+    """Return whose reply it is: for a node that is gone the SuperLink itself replies, with an error."""
+    metadata = reply.metadata
+    if metadata.src_node_id == SUPERLINK_NODE_ID and reply.has_error():
+        ids = {message.metadata.message_id: node for node, message in asked.items()}
+        return ids.get(metadata.reply_to_message_id, SUPERLINK_NODE_ID)
+    return metadata.src_node_id
 
 
 def _compared(
@@ -204,7 +268,7 @@ def _compared(
         for index, reply in near.items():
             arrays, left = clipped(began[index], _arrays(reply), norms[index], most)
             if left < 1:
-                near[index] = replace(reply, message=_with(arrays, reply.message), clipped=left)
+                near[index] = replace(reply, message=with_record(arrays, reply.message), clipped=left)
     return near, far
 
 
@@ -212,7 +276,7 @@ def _arrays(reply: Reply) -> ArrayRecord:
     return next(iter(reply.message.content.array_records.values()))
 
 
-def _with(record: ArrayRecord | MetricRecord, reply: Message) -> Message:
+def with_record(record: ArrayRecord | MetricRecord, reply: Message) -> Message:
     """Copy a reply with another record for its one of that kind; the reply stays as it is."""
     (name,) = (key for key, value in reply.content.items() if type(value) is type(record))
     changed = copy(reply)
@@ -223,7 +287,7 @@ def _with(record: ArrayRecord | MetricRecord, reply: Message) -> Message:
 def _counted(reply: Message, weight_key: str, ranges: Ranges | None) -> tuple[Message, list[str]]:
     """Return a reply without the metrics that do not count, and their names."""
     good, dropped = kept(next(iter(reply.content.metric_records.values())), weight_key, ranges)
-    return _with(good, reply) if dropped else reply, dropped
+    return with_record(good, reply) if dropped else reply, dropped
 
 
 def _without_arrays(reply: Message) -> Message:
@@ -242,4 +306,4 @@ def _decoded(sent: ArrayRecord, reply: Message, codec: Codec | None) -> Message:
     decoded = codec.decode(sent, next(iter(reply.content.array_records.values())))
     if reason := reason_in_values(decoded):
         raise ValueError(reason)
-    return _with(decoded, reply)
+    return with_record(decoded, reply)

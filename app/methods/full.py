@@ -76,6 +76,11 @@ class Full(SharedAdapter):
             "of batch normalisation, and a variance below 0; allowed: 'float32'",
         )
         yield (
+            settings.secure.aggregation,
+            "secure.aggregation = true with method = 'full' would round the statistics of batch"
+            " normalisation, and a variance below 0; allowed: false",
+        )
+        yield (
             settings.pretrain.part == "adapter",
             "pretrain.part = 'adapter' with method = 'full', which has no adapter; allowed: 'none'",
         )

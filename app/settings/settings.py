@@ -17,6 +17,7 @@ from .privacy import PrivacySettings
 from .public import PublicSettings
 from .run import RunSettings
 from .section import Section
+from .secure import SecureSettings
 from .teacher import TeacherSettings
 from .training import TrainingSettings
 from .writing import WritingSettings
@@ -39,6 +40,7 @@ class Settings(  # pydantic takes the last one's fields first
     personal: PersonalSettings
     pretrain: PretrainSettings
     dp: PrivacySettings
+    secure: SecureSettings
     align: AlignSettings
     teacher: TeacherSettings
     public: PublicSettings
@@ -83,6 +85,7 @@ class Settings(  # pydantic takes the last one's fields first
         central, writes = dp not in ("none", "local"), self.loss == "next-token"
         return self.refuse(
             *METHODS[self.method].problems(self),
+            *self.secure.problems(self),
             *(
                 (
                     METHODS[self.method].combine is not None and wrong,
@@ -103,6 +106,7 @@ class Settings(  # pydantic takes the last one's fields first
                         self.wire_precision != "float32",
                         "'float32'",
                     ),
+                    ("secure.aggregation", True, self.secure.aggregation, "false"),
                 )
             ),
             (

@@ -221,6 +221,37 @@ def test_a_missing_key_is_named(key):
             "at the server",
         ),
         ({"num-clients": 3, "min-clients": 4}, "min-clients = 4", "at most num-clients"),
+        *(
+            ({"secure.aggregation": True, **changes}, f"{names} with secure.aggregation = true", allowed)
+            for changes, names, allowed in (
+                ({"strategy": "krum"}, "strategy = 'krum'", "strategies that average"),
+                ({"weighting": "num-examples"}, "weighting = 'num-examples'", "'uniform'"),
+                (
+                    {"dp.mode": "client-fixed", "num-clients": 3},
+                    "dp.mode = 'client-fixed'",
+                    "'none' or 'local'",
+                ),
+                # σ = 2 √(2 ln 125000) / 0.5 = 19.4
+                ({"dp.mode": "local", "secure.range": 77.0}, "secure.range = 77", "4 times that"),
+                ({"wire-precision": "int8"}, "wire-precision = 'int8'", "'float32'"),
+                ({"private-state": "context"}, "private-state = 'context'", "'files'"),
+                (
+                    {"num-clients": 5, "fraction-train": 0.5},
+                    "num-clients = 5, fraction-train = 0.5",
+                    "3 clients in a round",
+                ),
+            )
+        ),
+        (
+            {"secure.aggregation": True, "method": "padded-lora", "adapter": "lora"},
+            "secure.aggregation = True with method = 'padded-lora'",
+            "false",
+        ),
+        (
+            {"secure.aggregation": True, "method": "full", "head": "shared"},
+            "secure.aggregation = true with method = 'full'",
+            "false",
+        ),
         (
             {"node-partitions": "0=7 00=8"},
             "node-partitions = '0=7 00=8'",
@@ -256,6 +287,8 @@ def test_settings_that_contradict_each_other_are_refused(changes, names, allowed
         {"num-clients": 3, "min-clients": 3},
         {"wire-precision": "int4", "dp.mode": "server-fixed", "num-clients": 3},
         {"update": "joint"},
+        {"secure.aggregation": True, "strategy": "fedadam", "num-clients": 3},
+        {"secure.aggregation": True, "dp.mode": "local", "secure.range": 78.0},
         {"node-partitions": "0=7 1=18446744073709551615"},
         {"strategy": "fedprox", "proximal-mu": 0.01},
         {"benchmark": "vqa-domains", "data-dir": "/data"},

@@ -21,7 +21,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from app.settings import read_settings
 from client_app import privacy
-from client_app.privacy import blurred, deviation, private_training
+from client_app.privacy import blurred, private_training
 
 SIZE = 40_000
 
@@ -106,7 +106,7 @@ def test_local_noise_hides_what_it_says(run_config, epsilon, delta):
     settings = read_settings(
         run_config(**{"dp.epsilon": epsilon, "dp.delta": delta, "dp.clipping-norm": 3.0})
     )
-    exact = PLDAccountant().compose(GaussianDpEvent(deviation(settings) / (2 * 3.0)))
+    exact = PLDAccountant().compose(GaussianDpEvent(settings.dp.local_deviation / (2 * 3.0)))
     assert exact.get_delta(epsilon) <= delta
 
 

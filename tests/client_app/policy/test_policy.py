@@ -232,6 +232,12 @@ def test_a_site_takes_part_only_in_runs_as_private_as_it_wants(asked, wanted, ta
         assert refused == (set() if dp in taken else set(KINDS))
 
 
+def test_a_site_takes_part_only_in_runs_with_secure_aggregation_if_it_wants(asked):
+    replies = asked({"require-secure-aggregation": 3}, test_examples=12)
+    line = "a site has require-secure-aggregation = 3; the run has secure.aggregation = false"
+    assert {refusal(replies[kind]) for kind in KINDS} == {line}
+
+
 def test_a_sites_name_is_its_own_word(vqa, asked):
     assert vqa(node={"site-name": "site B"})["query"].content["handshake"]["name"] == "site B"
     assert vqa(node={"policy": "open"})["query"].content["handshake"]["name"] == SECRET

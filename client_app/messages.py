@@ -39,13 +39,15 @@ def introduce(message: Message, context: Context) -> Message:
     client.policy.admit_weights(client.weights_sent)
 
     def described() -> tuple[str, dict[str, Any]]:
-        partition = client.partition
-        return client.name, {
+        partition, policy = client.partition, client.policy
+        measured: dict[str, Any] = {
             "natural-partitions": len(client.share.names),
             "skipped": sum(partition.skipped.values()),
-            "unanswerable": partition.unanswerable["test"] / max(1, len(partition.test)),
-            "text-only": text_only_baseline(partition),
         }
+        if min(len(partition.train), len(partition.test)) >= policy.min_examples:
+            measured["unanswerable"] = policy.counted(partition.unanswerable["test"]) / len(partition.test)
+            measured["text-only"] = text_only_baseline(partition)
+        return client.name, measured
 
     name, measured = _hiding_failures(client, described, lambda: (client.neutral_name, {}))
     answer = ConfigRecord(

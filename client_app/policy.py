@@ -152,6 +152,10 @@ class Policy(BaseModel):
         if count < self.min_examples:
             raise PublicError(f"a site has fewer examples than its min-examples = {self.min_examples}")
 
+    def counted(self, count: int) -> int:
+        """Return a count of examples as it may leave: rounded down to a multiple of `min_examples`."""
+        return count // self.min_examples * self.min_examples
+
     def told(self, measured: Mapping[str, Any], dp: str) -> dict[str, Any]:
         """Return what may leave of what was measured on the data.
 
@@ -173,11 +177,7 @@ class Policy(BaseModel):
             if name.startswith(_ALWAYS):
                 told[name] = value
             elif shared == "all" or name in shared.split(","):
-                told[name] = (
-                    value // self.min_examples * self.min_examples
-                    if name in _COUNTS
-                    else round(value, self.metric_decimals)
-                )
+                told[name] = self.counted(value) if name in _COUNTS else round(value, self.metric_decimals)
             elif name == "num-examples":
                 told[name] = 1
         return told

@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from .benchmark import Benchmark
 from .options import DataOptions
 from .partition import SPLITS, BalancedTest, Groups, Partition, Row, pool_of, scored_split
+from .pictures import image_fault
 from .store import Facts, cached, source
 
 # Changes with whatever changes the rows that come out, so that data kept by older code are not used.
@@ -190,7 +191,7 @@ class LongTail:
                 "classes; allowed: at least 5, of which one is held out"
             )
         rows = np.concatenate([rows[:each] for rows in labels.train])
-        table = _read_rows(self._path(options)).take(pa.array(rows))
+        table = self._taken(rows, options)
         ids, given = table["image_id"].to_pylist(), table["label_name"].to_pylist()
         return pool_of(table["image"].to_pylist(), [QUESTION] * len(rows), given, ids), {}
 
@@ -204,14 +205,21 @@ class LongTail:
         return self._scored(rows, labels, options), facts
 
     def _scored(self, chosen: dict[str, Rows], labels: Labels, options: DataOptions) -> datasets.DatasetDict:
-        table = _read_rows(self._path(options))
         splits = datasets.DatasetDict()
         for split, rows in chosen.items():
-            part = table.take(pa.array(rows))
+            part = self._taken(rows, options)
             columns = (part[name].to_pylist() for name in ("image", "label_name", "image_id"))
             found = (Row.asking(image, QUESTION, *rest) for image, *rest in zip(*columns, strict=True))
             splits[split], _ = scored_split(found, labels.names)
         return splits
+
+    def _taken(self, rows: Rows, options: DataOptions) -> pa.Table:
+        """Read rows of the file, whose pictures can be decoded."""
+        table = _read_rows(self._path(options)).take(pa.array(rows))
+        for row, picture in zip(rows, table["image"].to_pylist(), strict=True):
+            if fault := image_fault(picture["bytes"]):
+                raise ValueError(f"data-dir: {self.file} row {row}: {fault}")
+        return table
 
 
 def share_out(

@@ -48,3 +48,12 @@ def test_what_installs_uses_it():
     assert "!constraints.txt" in (ROOT / ".dockerignore").read_text().split()
     command = re.search(r"uv pip compile .*", (ROOT / "constraints.txt").read_text())[0]
     assert command in (ROOT / "CONTRIBUTING.md").read_text()
+
+
+def test_the_newest_are_tried_by_the_same_script_without_the_lock():
+    """What fails there is news: nothing else differs."""
+    newest, run = ((ROOT / ".ci" / name).read_text() for name in ("newest", "run"))
+    assert [line for line in newest.splitlines() if not line.startswith("#")] == [
+        'exec "$(dirname "$0")/run" /dev/null'
+    ]
+    assert run.count("pip install") == run.count('-c "${1:-constraints.txt}"') == 1

@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+from contextlib import suppress
 
 import pytest
 import torch
@@ -71,6 +72,48 @@ def test_code_in_a_folder_never_runs_whatever_is_answered(
         LOADERS[loader](str(made))
     else:
         assert "custom code" in refusal(loader, made)
+    assert not ran.exists()
+
+
+# In which files a part is named, and under which key.
+PARTS = {
+    "tokenizer": ("tokenizer_class", "Tokenizer"),
+    "processor": ("processor_class", "Processor"),
+    "image processor": ("image_processor_type", "ImageProcessor"),
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("loader", [*LOADERS, "a backbone that writes"])
+def test_no_part_of_a_known_model_brings_code(tmp_path, folder, monkeypatch, loader, part):
+    """Its configuration is one of transformers', and its tokenizer or picture processor is not."""
+    made, ran = folder(loader), tmp_path / "ran"
+    (made / "code.py").write_text(
+        f"open({str(ran)!r}, 'w').close()\n"
+        "from transformers import PreTrainedTokenizer\n"
+        "class T(PreTrainedTokenizer): pass\n"
+    )
+    key, kind = PARTS[part]
+    strange = {
+        key: f"Strange{kind}",
+        "auto_map": {"AutoTokenizer": ["code.T", None], f"Auto{kind}": ["code.T"] * 2},
+    }
+    if part != "tokenizer":
+        strange["auto_map"][f"Auto{kind}"] = "code.T"
+    changed = 0
+    for path in made.glob("*.json"):
+        said = json.loads(path.read_text())
+        if path.name in ("tokenizer_config.json", "processor_config.json", "preprocessor_config.json"):
+            said |= strange
+            if isinstance(said.get("image_processor"), dict):
+                said["image_processor"] |= strange
+            path.write_text(json.dumps(said))
+            changed += 1
+    assert changed
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    with suppress(ValueError):
+        LOADERS.get(loader, load_backbone)(str(made))
     assert not ran.exists()
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections import defaultdict
 from dataclasses import replace
 
 import numpy as np
@@ -11,12 +12,25 @@ from app.settings import read_settings
 from benchmarks import attacks
 from benchmarks.attackers import ATTACKS, View, at_the_bar, largest_z
 from server_app import federation as room
-from tests.conftest import SMALL, default_run_config
+from tests.conftest import ROOT, SMALL, default_run_config
 
 # Sorted by norm the honest ones change x by 1, 2, 3, 4 and 5; two attackers above them make 4 usual.
 HONEST = [{"x": np.array([float(size), 0.0]), "y": np.array([0.0])} for size in (3, 1, 5, 2, 4)]
 OWN = [{"x": np.array([1.0, 1.0]), "y": np.array([2.0])}] * 2
 VIEW = View(server_round=1, count=2, honest=HONEST, own=[])
+
+# What docs/promises.md says was tried.
+PROMISED = {
+    "nobody attacks",
+    "sign flip × 9",
+    "against the mean, at the bar",
+    "against the mean, one round in three",
+    "against the mean, 0.6 of the clients a round",
+    "one direction, at the bar",
+    "the whole norm in one array",
+    "a lowered median",
+    "little is enough, by all",
+}
 
 
 def test_the_bar_by_hand():
@@ -147,3 +161,31 @@ def test_more_than_two_points_lost_or_a_third_of_one_paid_is_a_failure(attacked,
         line["scores"] = {"mean": mean}
     assert attacks.judge(lines) == code
     assert capsys.readouterr().out.count("FAILED") == code
+
+
+def committed():
+    path = ROOT / "docs" / "results" / "attacks.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("benchmark", ["scenes", "vqa-domains"])
+def test_the_committed_attacks_keep_to_what_is_promised(benchmark, capsys):
+    """At most two points are lost to two of seven, and 0.3 are paid where nobody attacks, of three seeds."""
+    lines = [line for line in committed() if line["plan"].split()[0] == benchmark]
+    of_two = defaultdict(set)
+    for line in lines:
+        defence, attack, share = line["cell"].split(" | ")
+        if defence == "default" and share == "2 of 7":
+            of_two[attack].add(line["seed"])
+    tried = {attack for attack, seeds in of_two.items() if seeds >= {0, 1, 2}}
+    assert tried >= PROMISED
+    assert attacks.judge(lines) == 0
+    # One that takes three points would be seen.
+    worse = [
+        {**line, "scores": {**line["scores"], "mean": line["scores"]["mean"] - 0.03}}
+        if line["cell"] == "default | sign flip × 9 | 2 of 7"
+        else line
+        for line in lines
+    ]
+    assert attacks.judge(worse) == 1
+    capsys.readouterr()

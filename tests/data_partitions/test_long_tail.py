@@ -1,6 +1,7 @@
 """The benchmarks `cifar10-lt` and `cifar100-lt`: counts, shares, pool, test set, every bad input."""
 
 import io
+import re
 from collections import Counter
 
 import numpy as np
@@ -262,6 +263,28 @@ def test_a_file_that_does_not_fit(options, tmp_path, change, message):
     with pytest.raises(ValueError) as error:
         load_partition("cifar10-lt", 0, 4, options)
     assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("picture", "fault"),
+    [
+        (b"GIF89a and no more", "image cannot be decoded ("),
+        (None, "image has 169000000 pixels, more than LARGEST_IMAGE = "),
+    ],
+)
+def test_a_picture_that_cannot_be_used_is_named_by_its_row(options, tmp_path, picture, fault):
+    rows = _rows()
+    largest = io.BytesIO()
+    Image.new("1", (13_000, 13_000)).save(largest, "PNG")
+    broken = [row for row in rows if row["split"] == "test"]
+    for row in broken:
+        row["image"] = {"bytes": picture or largest.getvalue(), "path": None}
+    _write(tmp_path / "data", rows)
+    with pytest.raises(ValueError) as error:
+        load_partition("cifar10-lt", 0, 4, options)
+    named = re.match(rf"data-dir: cifar10.parquet row (\d+): {re.escape(fault)}", str(error.value))
+    assert named
+    assert rows[int(named[1])] in broken
 
 
 def test_a_file_that_is_no_parquet(options, tmp_path):

@@ -9,6 +9,7 @@ from client_app import messages
 from client_app.policy import Policy
 from tests.bad_input.given import domain, write
 from tests.client_app.policy.replies import BROKEN, KINDS, SECRET, everything, refusal, with_column
+from tests.conftest import ROOT
 
 
 def without(column):
@@ -119,6 +120,24 @@ def test_a_server_cannot_ask_for_one_example(asked):
     assert not asked({"min-examples": 1}, train_examples=1)["train"].has_error()
 
 
+@pytest.mark.parametrize("cut", [{"test_examples": 9}, {"test_examples": 1}, {"train_examples": 9}])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_handshake_tells_nothing_of_few_examples(vqa, cut, seed):
+    """Of one question they would tell its answer, and each seed chooses another one."""
+    rows = domain(train=12, val=2, test=20, name=SECRET)
+    told = vqa(rows, seed=seed, **cut)["query"].content["handshake"]
+    assert told.keys() & {"text-only", "unanswerable"} == set()
+    assert "text-only" in vqa(rows)["query"].content["handshake"]
+
+
+@pytest.mark.parametrize(("unanswerable", "told"), [(3, 0.0), (9, 0.0), (10, 0.33), (19, 0.33), (20, 0.67)])
+def test_how_many_questions_have_no_answer_leaves_as_other_counts_do(vqa, unanswerable, told):
+    rows = domain(train=12, val=2, test=30, name=SECRET)
+    for row in rows[-unanswerable:]:
+        row["answer"] = "never seen"
+    assert vqa(rows)["query"].content["handshake"]["unanswerable"] == told
+
+
 @pytest.mark.parametrize(
     ("node", "batch", "sizes"),
     [
@@ -192,6 +211,21 @@ def test_which_weights_leave_is_the_sites_own_word(asked, small_cifar, node, ref
         kinds = kinds_refused(replies, "a site has share-weights = ")
         assert kinds == (set(KINDS) if method in refused else set())
         assert method in refused or not replies["query"].has_error()
+
+
+def test_all_that_leaves_stands_in_the_table_of_what_leaves(vqa):
+    table = [line for line in (ROOT / "docs" / "privacy.md").read_text().splitlines() if line.startswith("|")]
+    replies = vqa(domain(train=12, val=2, test=12, name=SECRET))
+    query = replies["query"].content
+    assert set(query) == {"handshake", "secret"}
+    assert set(replies["train"].content) == {"arrays", "metrics"}
+    assert set(replies["evaluate"].content) == {"metrics"}
+    told = {*query["handshake"], *query["secret"]}
+    for kind in ("train", "evaluate"):
+        # Losses have one row of the table.
+        told |= {name for name in replies[kind].content["metrics"] if name[:3] not in ("ce-", "kl-")}
+    assert len(told) > 20
+    assert {name for name in told if f"`{name}`" not in "".join(table)} == set()
 
 
 def test_numbers_leave_rounded_and_counts_in_multiples(asked):

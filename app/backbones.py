@@ -5,8 +5,8 @@ import functools
 import hashlib
 import importlib.util
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,17 +39,22 @@ class Backbone:
         How its inputs are made.
     fingerprint : str
         SHA-256 over configuration and weights, in hexadecimal. Equal fingerprints compute equal features.
+    head, prompt : str
+        What it answers by, see `families.Family.answering_by`.
     """
 
     name: str
     model: Any
     processor: Any
     fingerprint: str
+    head: str = "private"
+    prompt: str = "{}"
 
     @property
     def family(self) -> Family:
-        """What its kind needs."""
-        return family_of(self.model.config.model_type)
+        """What its kind needs, as it answers here."""
+        config = self.model.config
+        return family_of(config.model_type).answering_by(self.head, config, self.prompt)
 
     @property
     def width(self) -> int:
@@ -61,9 +66,18 @@ class Backbone:
         tensors = [*self.model.parameters(), *self.model.buffers()]
         return copy.deepcopy(self.model, {id(tensor): tensor for tensor in tensors})
 
-    def examples(self, rows: "Dataset", device: torch.device) -> Any:
-        """Make examples, ready for the model, of a benchmark's rows; what is computed for it, on `device`."""
-        return self.family.examples(rows, self.model, self.processor, device)
+    def examples(self, rows: "Dataset", device: torch.device, answers: Sequence[str] = ()) -> Any:
+        """Make examples, ready for the model, of a benchmark's rows and its answer list.
+
+        What is computed for it is so on `device`.
+        """
+        made = self.family.examples(rows, self.model, self.processor, device)
+        told = self.answers(answers, device)
+        return made if told is None else replace(made, answers=told)
+
+    def answers(self, texts: Sequence[str], device: torch.device | str = "cpu") -> Tensor | None:
+        """Return what stands for each answer where it reads their texts, else None; the process keeps it."""
+        return _answers(self, tuple(texts), torch.device(device))
 
     def features(self, model: Any, batch: Mapping[str, Tensor]) -> Tensor:
         """Compute features (batch, width) by one plain forward of `model`, a fork or copy of this one's."""
@@ -74,8 +88,19 @@ def open_backbone(settings: Settings) -> Backbone:
     """Return the process's backbone for a run's settings; random weights follow the run's seed."""
     seed = settings.seed if settings.backbone_weights == "random" else 0
     return load_backbone(
-        settings.backbone, settings.backbone_weights, seed, settings.backbone_precision, settings.max_tokens
+        settings.backbone,
+        settings.backbone_weights,
+        seed,
+        settings.backbone_precision,
+        settings.max_tokens,
+        settings.head,
+        settings.answer_prompt,
     )
+
+
+@functools.lru_cache(maxsize=16)
+def _answers(backbone: Backbone, texts: tuple[str, ...], device: torch.device) -> Tensor | None:
+    return backbone.family.answers(texts, backbone.model, backbone.processor, device)
 
 
 @functools.lru_cache(maxsize=2)
@@ -85,6 +110,8 @@ def load_backbone(
     seed: int = 0,
     precision: str = "float32",
     max_tokens: int = 0,
+    head: str = "private",
+    prompt: str = "{}",
 ) -> Backbone:
     """Load a frozen backbone, once a process.
 
@@ -102,11 +129,13 @@ def load_backbone(
         What weights are held in: ``"float32"``, or what the family allows.
     max_tokens : int
         Tokens of a text at most; 0: as many as the model reads.
+    head, prompt : str
+        The settings `head` and `answer-prompt`.
 
     Raises
     ------
     ValueError
-        If nothing of that name can be loaded from safetensors.
+        If nothing of that name can be loaded from safetensors, or it has no such head.
     """
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -117,7 +146,8 @@ def load_backbone(
                     f"backbone-weights = 'pretrained' with backbone = {name!r}; allowed: 'random'"
                 )
             config = family.configure(**family.built_in[name])
-            return _frozen(name, family.draw(config, seed), family.processor("", config))
+            backbone = _frozen(name, family.draw(config, seed), family.processor("", config))
+            return _answering_by(backbone, head, prompt)
     folder = builtin_folder(name) if name in BUILTIN else Path(name).expanduser() if "~" in name else name
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -141,7 +171,15 @@ def load_backbone(
             f"backbone = {name!r} cannot be loaded; allowed: {names}, the path of a folder with {kinds} in"
             f" safetensors, or the id of one on the hub if it can be reached ({reason})"
         ) from None
-    return _frozen(name, family.prepare(model), processor.cut(max_tokens) if max_tokens else processor)
+    processor = processor.cut(max_tokens) if max_tokens else processor
+    return _answering_by(_frozen(name, family.prepare(model), processor), head, prompt)
+
+
+def _answering_by(backbone: Backbone, head: str, prompt: str) -> Backbone:
+    if head not in (heads := backbone.family.heads):
+        allowed = ", ".join(map(repr, heads))
+        raise ValueError(f"head = {head!r} with backbone = {backbone.name!r}; allowed: {allowed}")
+    return replace(backbone, head=head, prompt=prompt)
 
 
 def _frozen(name: str, model: PreTrainedModel, processor: Any) -> Backbone:

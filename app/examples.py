@@ -15,6 +15,9 @@ from .processor import Processor, upright
 # Not all that Pillow opens: for some formats it starts another program.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
+# Name of an answer list among a model's inputs.
+ANSWERS = "answers"
+
 T = TypeVar("T")
 
 if TYPE_CHECKING:
@@ -35,6 +38,9 @@ class Examples:
         Questions, int64, shape (examples, tokens); None for a backbone that sees images alone.
     scores : Tensor
         Answer scores in [0, 1], float32, shape (examples, answers).
+    answers : Tensor or None
+        What stands for each answer where a backbone reads their texts, shape (answers, ...), see
+        `families.Family.answers`; None where a head learns them.
     """
 
     pixels: Tensor | None
@@ -42,6 +48,7 @@ class Examples:
     input_ids: Tensor | None
     attention_mask: Tensor | None
     scores: Tensor
+    answers: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -60,6 +67,8 @@ class Examples:
             mask = self.attention_mask[rows]
             longest = int(mask.sum(1).max())
             inputs |= {"input_ids": self.input_ids[rows, :longest], "attention_mask": mask[:, :longest]}
+        if self.answers is not None:
+            inputs[ANSWERS] = self.answers
         return {key: send(value, device) for key, value in inputs.items()}, send(self.scores[rows], device)
 
 

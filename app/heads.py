@@ -1,9 +1,16 @@
-"""Answer heads: a client's own over its own answer list, or one for all clients that travels."""
+"""Answer heads: a client's own over its own answer list, or one for all clients that travels.
+
+Of other kinds nothing is trained: a family that answers by the answers' texts has no head, see
+`families.Family.answering_by`.
+"""
 
 import torch
 from torch import Tensor, nn
 
 from .learner import Learner
+
+# Kinds of heads that are trained, as the setting `head` names them.
+TRAINED_HEADS = ("private", "shared")
 
 
 class AnswerHead(nn.Module):
@@ -35,8 +42,13 @@ def new_head(width: int, num_answers: int, seed: int, kind: str = "private") -> 
         return nn.Linear(width, num_answers) if kind == "shared" else AnswerHead(width, num_answers)
 
 
-def answer_with_new_head(learner: Learner, width: int, num_answers: int, seed: int, kind: str) -> nn.Module:
-    """Give a learner a new head, and return it; one of the kind `"shared"` travels."""
-    head = new_head(width, num_answers, seed, kind)
+def answer_with_new_head(
+    learner: Learner, width: int, num_answers: int, seed: int, kind: str
+) -> nn.Module | None:
+    """Give a learner a new head, and return it; one of the kind `"shared"` travels.
+
+    None of a kind that is not trained: then the learner's features are the logits.
+    """
+    head = new_head(width, num_answers, seed, kind) if kind in TRAINED_HEADS else None
     learner.answer_with(head, travels=kind == "shared")
     return head

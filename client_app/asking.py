@@ -172,7 +172,8 @@ class Asked:
             "example_id": "asked",
         }
         rows = datasets.Dataset.from_list([row], features=FEATURES)
-        return self.client.backbone.examples(rows, self.learner.device)
+        client = self.client
+        return client.backbone.examples(rows, self.learner.device, client.partition.answers)
 
     def _chosen(self, examples: Examples, top: int) -> list[Said]:
         inputs, _ = examples.batch(_FIRST, self.learner.device)

@@ -312,13 +312,14 @@ def _partition(share: Share) -> "Partition":
 def _examples(share: Share, split: str, backbone: Backbone, device: torch.device) -> Examples | Conversations:
     key = {**asdict(share), "split": split, "backbone": backbone.fingerprint}
     key["options"] = {name: str(value) for name, value in key["options"].items()}
+    key["answers"] = [backbone.head, backbone.prompt]
 
     def build() -> tuple[Any, Sources]:
         partition = _partition(share)
         rows = getattr(partition, split)
         if not len(rows):
             raise ValueError(f"partition {share.index} has no {split} rows to {_PURPOSE[split]}")
-        return backbone.examples(rows, device), partition.sources
+        return backbone.examples(rows, device, partition.answers), partition.sources
 
     home, origin = feddat_home(), {"source": source_hash()}
     return kept_examples(home, key, origin, build, backbone.family.kind_of_examples)

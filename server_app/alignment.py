@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import torch
 from flwr.app import ArrayRecord
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
 
 from app.backbones import open_backbone
@@ -223,9 +223,11 @@ def open_aligner(
         If the pool or the teacher model cannot be used.
     """
     backbone = open_backbone(settings)
-    train, held_out = load_pools(settings, backbone.processor, classes)
+    train, held_out = load_pools(settings, backbone, classes)
     if not learner.head_travels:
-        answer_with_new_head(learner, backbone.width, len(train.classes), settings.seed, "private")
+        answer_with_new_head(learner, backbone.width, len(train.classes), settings.seed, settings.head)
+    if learner.head is None:  # features are logits: the pool's answers are told by their texts
+        learner.answer_with(nn.Identity())
     names = {field.name for field in fields(Alignment)} - {"seed"}
     given = {name: getattr(settings.align, name) for name in names}
     return PoolAligner(GlobalModel(learner), train, held_out, Alignment(**given, seed=settings.seed))

@@ -8,7 +8,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from app.methods import METHODS
 
-from . import markdown
+from . import card_by_texts, markdown
 from .export import lies_beside
 from .rows import Rows
 from .scores import measured_on, scores, what_ran
@@ -27,7 +27,9 @@ def model_card(settings: Mapping[str, Any], rows: Rows, answers: Sequence[str] =
         What a head that travels chooses from; without, heads never left their clients.
     """
     whole, writes = METHODS[settings["method"]].artifact == "model", settings.get("loss") == "next-token"
+    by_texts = card_by_texts.BY_TEXTS.get(settings.get("head", ""))
     chooses = "image-classification" if answers else "visual-question-answering"
+    chooses = by_texts.purpose if by_texts else chooses
     about = ModelCardData(
         library_name="transformers" if whole else "peft",
         license="apache-2.0",
@@ -43,6 +45,9 @@ def model_card(settings: Mapping[str, Any], rows: Rows, answers: Sequence[str] =
         else "It holds the shared adapter A_s only, and no local adapter: those never left their clients. The"
         " backbone's own head writes the answers. Deployed is the student."
         if writes
+        else "No head was trained, and no local adapter left its client."
+        f" {by_texts.chosen(settings)} Deployed is the student."
+        if by_texts
         else "It holds the shared adapter A_s only: no answer head and no local adapter. Those never left"
         " their clients, and the scores are with the client's own private head. Deployed is the student."
     )
@@ -56,7 +61,11 @@ def model_card(settings: Mapping[str, Any], rows: Rows, answers: Sequence[str] =
         measured_on(rows),
         markdown.table(*scores(rows), align="---:"),
         "## Use",
-        _use_writing(settings) if writes else _use(settings, whole, bool(answers)),
+        _use_writing(settings)
+        if writes
+        else _use_by_texts(settings, whole)
+        if by_texts
+        else _use(settings, whole, bool(answers)),
     ]
     return ModelCard(f"---\n{about.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n").content
 
@@ -67,9 +76,7 @@ def _use_writing(settings: Mapping[str, Any]) -> str:
     if not lora:
         with_what = "the package `feddat` installed"
         first = "import feddat.app.bottleneck  # registers the adapter type with PEFT\n"
-    base = json.dumps(settings["backbone"])
-    if lies_beside(settings["backbone"], settings["backbone-weights"]):
-        base = 'f"{folder}/base_model"'
+    base = _base(settings)
     merging = _MERGING if lora else ""
     return f"""With {with_what}, for one PIL image and one question:
 
@@ -115,6 +122,17 @@ logits = head(features)  # such as torch.nn.Linear(features.shape[1], num_answer
     return f"{with_what}, for one PIL image and one question:\n\n```python\n{code}\n```"
 
 
+def _use_by_texts(settings: Mapping[str, Any], whole: bool) -> str:
+    with_what, code = card_by_texts.use(settings, whole, _base(settings))
+    return f"{with_what}, for one PIL image and one question:\n\n```python\n{code}\n```"
+
+
+def _base(settings: Mapping[str, Any]) -> str:
+    """Return where PEFT loads a LoRA's backbone from, as Python writes it."""
+    beside = lies_beside(settings["backbone"], settings["backbone-weights"])
+    return 'f"{folder}/base_model"' if beside else json.dumps(settings["backbone"])
+
+
 def _with_feddat(settings: Mapping[str, Any], whole: bool) -> tuple[str, str]:
     backbone = json.dumps(settings["backbone"])
     call = backbone if settings["backbone-weights"] == "pretrained" else f'{backbone}, "random"'
@@ -142,9 +160,7 @@ features = model(**inputs, pixel_values=pixels).pooler_output""",
 
 
 def _with_peft_alone(settings: Mapping[str, Any]) -> tuple[str, str]:
-    base = json.dumps(settings["backbone"])
-    if lies_beside(settings["backbone"], settings["backbone-weights"]):
-        base = 'f"{folder}/base_model"'
+    base = _base(settings)
     return (
         "With PEFT and transformers",
         f"""import json

@@ -14,14 +14,14 @@ from .global_model import GlobalModel
 
 
 def common_test(settings: Settings) -> BalancedTest | None:
-    """Load the test set of a run with a shared head, and with it the answer list; a private head has none.
+    """Load the test set of a run with a shared head, and with it the answer list; other heads have none.
 
     Raises
     ------
     SettingsError
         If the benchmark's clients have no answer list in common.
     """
-    if settings.head == "private":
+    if settings.head != "shared":
         return None
     if not BENCHMARKS[settings.benchmark].test:
         allowed = " and ".join(repr(name) for name, found in BENCHMARKS.items() if found.test)

@@ -26,7 +26,8 @@ class GlobalModel:
     Where the head travels with the shared adapter (`classifier.*`), it is the clients' own, aggregated, and
     is trained as what it is. Where heads are private, as in FedDAT, the server has one of its own, which it
     fits to each new aggregate before it is used: its features have moved. Candidate scoring by text
-    embeddings is no way here: nothing ties an encoder's pooled feature to the space of its word embeddings.
+    embeddings is no way there: nothing ties an encoder's pooled feature to the space of its word embeddings.
+    Where the backbone answers by the answers' texts, it does so here as well, and nothing is fitted.
 
     Parameters
     ----------
@@ -77,7 +78,7 @@ class GlobalModel:
         return self.head(self.all_features(examples)).cpu()
 
     def fit_own_head(self, examples: Examples, wanted: Tensor, seed: int) -> None:
-        """Fit a head of the server's own to the aggregate, from its first weights; leave one that travels.
+        """Fit a head of the server's own to the aggregate, from its first weights; leave any other.
 
         Parameters
         ----------
@@ -88,7 +89,7 @@ class GlobalModel:
         seed : int
             Decides the order.
         """
-        if self.head_travels:
+        if self.head_travels or not [*self.head.parameters()]:
             return
         self.head.load_state_dict(self._first_head)
         features, wanted = self.all_features(examples), wanted.to(self.learner.device)

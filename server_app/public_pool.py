@@ -8,8 +8,8 @@ from datasets import Dataset
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from app.examples import Examples, process
-from app.processor import Processor
+from app.backbones import Backbone, choose_device
+from app.examples import Examples
 from app.settings import Settings, feddat_home
 from data_partitions.benchmarks import DataOptions, load_pool
 
@@ -50,7 +50,7 @@ class Pool:
 
 
 def load_pools(
-    settings: Settings, processor: Processor, classes: Sequence[str] | None = None
+    settings: Settings, backbone: Backbone, classes: Sequence[str] | None = None
 ) -> tuple[Pool, Pool]:
     """Load what a run aligns on and its held-out part, annotated by the run's teacher model.
 
@@ -58,8 +58,8 @@ def load_pools(
     ----------
     settings : Settings
         Name the pool, the teacher model and what it is asked.
-    processor : Processor
-        The backbone's.
+    backbone : Backbone
+        Makes the examples.
     classes : sequence of str, optional
         The answers in the order of the clients' common head. None: all answers of the pool.
 
@@ -88,7 +88,8 @@ def load_pools(
     for index, part in enumerate(parts):
         labels = torch.tensor([index_of[answer] for answer in part["answer"]])
         scores = one_hot(labels, len(classes)).float()
-        examples = process(part.add_column("scores", scores.tolist()), processor)
+        rows_scored = part.add_column("scores", scores.tolist())
+        examples = backbone.examples(rows_scored, choose_device(settings.server_device), classes)
         target = annotated[index] if annotated else torch.zeros(len(part), len(classes))
         pools.append(Pool(tuple(classes), examples, labels, target))
     return pools[0], pools[1]

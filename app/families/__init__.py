@@ -6,7 +6,12 @@ from .family import Family
 __all__ = ["FAMILIES", "Family", "family_of"]
 
 
-FAMILIES: tuple[Family, ...] = tuple(kind() for kind in kinds_in(__name__, __path__, Family))  # type: ignore[type-abstract]
+# Without architectures a kind is how another one answers, see `Family.answering_by`.
+FAMILIES: tuple[Family, ...] = tuple(
+    kind()
+    for kind in kinds_in(__name__, __path__, Family)  # type: ignore[type-abstract]
+    if kind.architectures
+)
 
 
 def family_of(model_type: str) -> Family:

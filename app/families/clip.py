@@ -1,12 +1,15 @@
-"""CLIP and SigLIP: two encoders, of an image and of a text, with adapters in both."""
+"""CLIP and SigLIP: two encoders, of an image and of a text."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
+from ..examples import ANSWERS
 from ..processor import Processor, load_processor
 from .family import Family, Inputs
 
@@ -14,13 +17,14 @@ from .family import Family, Inputs
 class DualEncoder(Family):
     """Two encoders into one space (Radford et al., 2021, arXiv 2103.00020; SigLIP: arXiv 2303.15343).
 
-    Features are the image's and the text's embedding of length 1, and their product by entries, whose sum is
-    their similarity.
+    Adapters are in both. Features are the image's and the text's embedding of length 1, and their product by
+    entries, whose sum is their similarity.
     """
 
     architectures = {"clip": "CLIPModel", "siglip": "SiglipModel"}
     words = "a CLIP or SigLIP"
-    lora_targets = ("q_proj", "v_proj")
+    lora_targets: str | Sequence[str] = ("q_proj", "v_proj")
+    heads = (*Family.heads, "prompts")
 
     def processor(self, folder: str | Path, config: Any) -> Processor:
         """Say how its inputs are made; mean and deviation are CLIP's, where the folder names none."""
@@ -33,6 +37,12 @@ class DualEncoder(Family):
             mean=statistics[0],
             std=statistics[1],
         )
+
+    def answering_by(self, head: str, config: Any, prompt: str) -> Family:
+        """Return what chooses among prompts, or itself."""
+        if head != "prompts":
+            return self
+        return Prompted(prompt, Family.losses if config.model_type == "siglip" else ("cross-entropy",))
 
     def features(self, model: Any, inputs: Inputs) -> Tensor:
         """Compute both embeddings and their product, (batch, 3 · embedding's width)."""
@@ -52,5 +62,56 @@ class DualEncoder(Family):
         return math.gcd(config.text_config.hidden_size, config.vision_config.hidden_size)
 
 
+class Prompted(DualEncoder):
+    """The zero-shot classifier of the CLIP paper: the answer whose prompt is nearest to the image.
+
+    An answer is the embedding of its text in a prompt, and a logit the model's own: its scale times the
+    cosine of image and answer, and SigLIP's bias. Nothing of it is trained, so it answers before any
+    training, and answers can be added at any time. Adapters go into the image encoder alone and are trained
+    through it; the text encoder stays the frozen base's, whose embeddings are computed once: the classifier
+    is fixed, as in CLIP-Adapter (arXiv 2110.04544), and a step costs no text. The question is not read.
+
+    Parameters
+    ----------
+    prompt : str
+        A text in which ``{}`` stands for the answer.
+    losses : tuple of str
+        CLIP's logits are made for a softmax: with its scale of 100 all their sigmoids are near 1. SigLIP's
+        are made for sigmoids, and a softmax over them is CLIP's.
+    """
+
+    architectures = {}
+    lora_targets = r"vision_model\..*\.(q_proj|v_proj)"
+    left_alone = r"text_model\..*"
+
+    def __init__(self, prompt: str, losses: tuple[str, ...]) -> None:
+        self.prompt, self.losses = prompt, losses
+
+    @torch.no_grad()
+    def answers(self, texts: Sequence[str], model: Any, processor: Processor, device: torch.device) -> Tensor:
+        """Compute the answers' embeddings of length 1, float32, (answers, width)."""
+        # Padded to one length, without a mask, as SigLIP was trained; CLIP reads no further than its end.
+        tokens = processor.texts([self.prompt.replace("{}", text) for text in texts])["input_ids"]
+        model.to(device)
+        parts = (model.get_text_features(part.to(device)).pooler_output for part in tokens.split(_TEXTS))
+        return normalize(torch.cat(list(parts)), dim=-1).cpu()
+
+    def features(self, model: Any, inputs: Inputs) -> Tensor:
+        """Compute the logits (batch, answers)."""
+        image = model.get_image_features(pixel_values=inputs["pixel_values"]).pooler_output
+        # In bfloat16 a logit of 30 would be known to a tenth.
+        with torch.autocast(image.device.type, enabled=False):
+            cosines = normalize(image.float(), dim=-1) @ inputs[ANSWERS].T
+            logits = cosines * model.logit_scale.exp()
+        bias = getattr(model, "logit_bias", None)
+        return logits if bias is None else logits + bias
+
+    def adapted_width(self, config: Any) -> int:
+        """Width of the image encoder's hidden states."""
+        return config.vision_config.hidden_size
+
+
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+# Prompts that are encoded at a time.
+_TEXTS = 64

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..dual_adapter import Split
 from ..examples import Examples, process
+from ..heads import TRAINED_HEADS
 from ..processor import Processor
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ class Family(ABC):
         What it can be trained by, of `tasks.TASKS`.
     kind_of_examples : type
         What `examples` makes.
+    heads : tuple of str
+        Kinds of heads that it can answer by, see `answering_by`.
     """
 
     architectures: dict[str, str]
@@ -60,6 +63,7 @@ class Family(ABC):
     precisions: tuple[str, ...] = ("float32",)
     losses: tuple[str, ...] = ("bce-scores", "cross-entropy")
     kind_of_examples: type = Examples
+    heads: tuple[str, ...] = TRAINED_HEADS
 
     def architecture(self, config: Any) -> type[Any]:
         """Return the class of a model."""
@@ -116,9 +120,34 @@ class Family(ABC):
         """Make examples, ready for the model, of a benchmark's rows; what is computed for it, on `device`."""
         return process(rows, processor)
 
+    def answering_by(self, head: str, config: Any, prompt: str) -> "Family":
+        """Return the family as it answers by a kind of head, one of `heads`, with a model of `config`.
+
+        With a head that is trained that is itself. A kind that answers by the answers' texts is a subclass
+        without `architectures` of its own: it has `answers`, and its `features` are the logits.
+
+        Parameters
+        ----------
+        prompt : str
+            The setting `answer-prompt`.
+        """
+        return self
+
+    def answers(
+        self, texts: Sequence[str], model: Any, processor: Any, device: torch.device
+    ) -> Tensor | None:
+        """Make what stands for each answer of a list, (answers, ...); computed on `device`, it is on the CPU.
+
+        It is ``answers`` among the inputs of `features`. None where a head is trained, which knows no text.
+        """
+        return None
+
     @abstractmethod
     def features(self, model: Any, inputs: Inputs) -> Tensor:
-        """Compute features (batch, width) by one plain forward; pixels are normalised."""
+        """Compute features (batch, width) by one plain forward; pixels are normalised.
+
+        Of a family that answers by the answers' texts they are logits (batch, answers).
+        """
 
     def width(self, config: Any) -> int:
         """Width of the features."""

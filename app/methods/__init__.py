@@ -9,6 +9,7 @@ from ..backbones import Backbone, choose_device, open_backbone
 from ..checkpointing import recompute_blocks
 from ..discovery import kinds_in
 from ..dual_adapter import DualAdapter
+from ..heads import TRAINED_HEADS
 from ..learner import Learner
 from ..settings import Settings
 from .method import Method
@@ -32,8 +33,9 @@ def open_learner(settings: Settings) -> Learner:
     """
     backbone = open_backbone(settings)
     if settings.loss not in (losses := backbone.family.losses):
+        head = "" if settings.head in TRAINED_HEADS else f" and head = {settings.head!r}"
         raise ValueError(
-            f"loss = {settings.loss!r} with backbone = {settings.backbone!r}; allowed: "
+            f"loss = {settings.loss!r} with backbone = {settings.backbone!r}{head}; allowed: "
             f"{', '.join(map(repr, losses))}"
         )
     learner = _open(

@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from ..adapters import Adapter, adapt
 from ..backbones import Backbone
 from ..dual_adapter import DualAdapter
+from ..heads import TRAINED_HEADS
 from ..learner import Branch, Learner
 from ..mkd import Distillation, branch_loss, descend
 from ..settings import Settings
@@ -89,6 +90,11 @@ class FedDPA(SharedAdapter):
             settings.loss == "next-token",
             "method = 'feddpa' with loss = 'next-token', whose features are of tokens; allowed: losses with"
             " an answer list",
+        )
+        yield (
+            settings.head not in TRAINED_HEADS,
+            f"head = {settings.head!r} with method = 'feddpa', which compares the features that a head takes;"
+            f" allowed: {', '.join(map(repr, TRAINED_HEADS))}",
         )
 
     def open(self, backbone: Backbone, adapter: Adapter, seed: int, device: torch.device) -> MixedAdapters:

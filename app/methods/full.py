@@ -62,8 +62,8 @@ class Full(SharedAdapter):
         )
         yield from super().problems(settings)
         yield (
-            settings.head == "private",
-            "head = 'private' with method = 'full', which sends all weights; allowed: 'shared'",
+            settings.head != "shared",
+            f"head = {settings.head!r} with method = 'full', which sends all weights; allowed: 'shared'",
         )
         yield (
             settings.strategy in ("fedavgm", "fedadam", "fedyogi", "fedadagrad"),

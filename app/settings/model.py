@@ -1,8 +1,8 @@
 """The model: the backbone, its adapter, its head."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from .section import Section
 
@@ -17,4 +17,14 @@ class ModelSettings(Section):
     adapter: Literal["bottleneck", "lora"]
     reduction_factor: int = Field(gt=0)
     lora_rank: int = Field(gt=0)
-    head: Literal["private", "shared"]
+    head: Literal["private", "shared", "prompts"]
+    answer_prompt: str
+
+    @model_validator(mode="after")
+    def _check_model(self) -> Self:
+        return self.refuse(
+            (
+                "{}" not in self.answer_prompt,
+                f"answer-prompt = {self.answer_prompt!r}; allowed: a text with {{}} for the answer",
+            ),
+        )

@@ -115,16 +115,16 @@ class Settings(  # pydantic takes the last one's fields first
                 " file of annotations, or align.beta = 0.0 to align by labels alone",
             ),
             (
-                align.part == "head" and self.head == "private",
-                "align.part = 'head' with head = 'private', where the server has no head that travels;"
+                align.part == "head" and self.head != "shared",
+                f"align.part = 'head' with head = {self.head!r}, where the server has no head that travels;"
                 " allowed: 'all', or head = 'shared'",
             ),
             *(
                 (writes and wrong, f"{what} with loss = 'next-token'; allowed: {allowed}")
                 for wrong, what, allowed in (
                     (
-                        self.head == "shared",
-                        "head = 'shared'",
+                        self.head != "private",
+                        f"head = {self.head!r}",
                         "'private': the backbone's own stays as it is",
                     ),
                     (align.when != "none", f"align.when = {align.when!r}", "'none'"),

@@ -68,7 +68,7 @@ def cost_of(settings: Settings, clients: int) -> Cost:
     backbone, learner, method = open_backbone(settings), open_learner(settings), METHODS[settings.method]
     answer_with_new_head(learner, backbone.width, len(partition.answers), settings.seed, settings.head)
     learner.load_private({})
-    examples = backbone.examples(partition.train.select([0]), learner.device)
+    examples = backbone.examples(partition.train.select([0]), learner.device, partition.answers)
     inputs, targets = examples.batch(torch.tensor([0]), learner.device)
     optimizer = make_optimizer(learner, settings.learning_rate, settings.weight_decay, settings.optimizer)
     distillation = Distillation(loss=settings.loss, update=settings.update)

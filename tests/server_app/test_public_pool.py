@@ -24,14 +24,14 @@ def config(run_config, small_cifar):
 
 
 @pytest.fixture
-def processor(small_vit):
-    return load_backbone(str(small_vit)).processor
+def backbone(small_vit):
+    return load_backbone(str(small_vit))
 
 
-def test_labels_count_in_the_order_of_the_clients_answers(home, config, processor):
+def test_labels_count_in_the_order_of_the_clients_answers(home, config, backbone):
     settings = read_settings(config(align__beta=0.0))
     rows = load_pool("cifar10-lt", DataOptions.of(settings.run_config(), home / "data"))
-    train, held_out = load_pools(settings, processor, COLOURS)
+    train, held_out = load_pools(settings, backbone, COLOURS)
     for pool, part, number in ((train, rows["train"], 4), (held_out, rows["validation"], 1)):
         assert pool.classes == COLOURS
         assert [COLOURS[label] for label in pool.labels] == part["answer"]
@@ -42,16 +42,16 @@ def test_labels_count_in_the_order_of_the_clients_answers(home, config, processo
 
 def test_answers_that_only_the_server_has_are_sorted(home, run_config, small_backbone):
     settings = read_settings(run_config(public__examples=40, align__when="each-round", align__beta=0.0))
-    train, held_out = load_pools(settings, load_backbone(str(small_backbone)).processor)
+    train, held_out = load_pools(settings, load_backbone(str(small_backbone)))
     assert list(train.classes) == sorted(train.classes)
     assert held_out.classes == train.classes
     assert len(train.labels) + len(held_out.labels) == 40
 
 
-def test_the_teacher_models_distributions_stand_in_the_same_order(home, config, processor, record):
+def test_the_teacher_models_distributions_stand_in_the_same_order(home, config, backbone, record):
     """The file has nine tenths for what is right."""
     file = record(config(align__beta=0.0), answers=COLOURS)
-    for pool in load_pools(read_settings(config(teacher__model=file)), processor, COLOURS):
+    for pool in load_pools(read_settings(config(teacher__model=file)), backbone, COLOURS):
         expected = torch.full((len(pool.labels), 4), 0.1 / 3)
         expected[torch.arange(len(pool.labels)), pool.labels] = 0.9
         torch.testing.assert_close(pool.target, expected)
@@ -59,7 +59,7 @@ def test_the_teacher_models_distributions_stand_in_the_same_order(home, config, 
     (soft, _), (unsure, _) = (
         load_pools(
             read_settings(config(teacher__model=file, **{"teacher.temperature": 2.0, **more})),
-            processor,
+            backbone,
             COLOURS,
         )
         for more in ({}, {"teacher.margin": 0.6})

@@ -31,10 +31,8 @@ from flwr.common.config import get_fused_config_from_dir
 from flwr.supercore.task_identity import TaskIdentity
 from torch import Tensor
 
-from app.backbones import open_backbone
-from app.examples import process
+from app.backbones import Backbone, open_backbone
 from app.home import closed_home
-from app.processor import Processor
 from app.records import from_record, to_record
 from app.settings import Settings, feddat_home, read_settings
 from app.tasks import TASKS
@@ -70,18 +68,18 @@ def run_federation(settings: Mapping[str, Any], clients: int) -> tuple[Scores, A
 
 def run_alignment(settings: Settings, clients: int, start: ArrayRecord | None = None) -> Scores:
     """Align on the server alone: once from given arrays, else as often as a run would from its first."""
-    test, processor = common_test(settings), open_backbone(settings).processor
+    test, backbone = common_test(settings), open_backbone(settings)
     opening = open_run(settings)
     aligner = open_aligner(settings, opening.learner, opening.answers or None)
     arrays = start or to_record(opening.initial)
     for server_round in range(settings.num_rounds if start else 1, settings.num_rounds + 1):
         arrays, _ = aligner.align(server_round, arrays)
     if test:
-        return CentralEvaluation(aligner.model, test, processor)(from_record(arrays))
+        return CentralEvaluation(aligner.model, test, backbone.processor)(from_record(arrays))
     aligner.model.load(from_record(arrays))
     aligner.fit_head()
     return mean_and_worst(
-        [_answered(aligner, partition, processor) for partition in _partitions(settings, clients)]
+        [_answered(aligner, partition, backbone) for partition in _partitions(settings, clients)]
     )
 
 
@@ -111,10 +109,11 @@ def _partitions(settings: Settings, clients: int) -> list[Partition]:
     return [load_partition(settings.benchmark, index, clients, options) for index in range(clients)]
 
 
-def _answered(aligner: PoolAligner, partition: Partition, processor: Processor) -> float:
+def _answered(aligner: PoolAligner, partition: Partition, backbone: Backbone) -> float:
     """Score the server's own head on a client's test split; it chooses among the client's answers."""
     rows = partition.test
-    logits = aligner.model.all_logits(process(rows, processor))
+    examples = backbone.examples(rows, aligner.model.learner.device, aligner.train.classes)
+    logits = aligner.model.all_logits(examples)
     known = {answer: index for index, answer in enumerate(aligner.train.classes)}
     never = torch.full((len(logits),), float("-inf"))
     own = torch.stack(

@@ -41,6 +41,21 @@ with torch.no_grad():  # there is no adapter in the text encoder
     logits = seen @ told.T * base.logit_scale.exp() + getattr(base, "logit_bias", 0)"""
 
 
+def _decoder(settings: Mapping[str, Any]) -> str:
+    return """question = made["text_template"].format("what colour is the circle?")
+inputs = tokenizer(question, return_tensors="pt")
+first, end = base.config.text_config.bos_token_id, base.config.text_config.sep_token_id
+logits = []
+for answer in answers:  # the log-likelihood of its tokens and its end, of which the loss is the mean
+    tokens = tokenizer(answer, add_special_tokens=False)["input_ids"]
+    labels = torch.tensor([[first, *tokens, end]])
+    given = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
+    with torch.no_grad():
+        loss = model.get_base_model()(**given, pixel_values=pixels, labels=labels).loss
+    logits.append(-loss * (len(tokens) + 1))
+logits = torch.stack(logits)[None]"""
+
+
 BY_TEXTS = {
     "prompts": ByTexts(
         lambda settings: (
@@ -51,6 +66,12 @@ BY_TEXTS = {
         "zero-shot-image-classification",
         "AutoModel",
         _prompts,
+    ),
+    "decoder": ByTexts(
+        lambda settings: "An answer is chosen by how likely the backbone's decoder is to write it.",
+        "visual-question-answering",
+        "AutoModelForVisualQuestionAnswering",
+        _decoder,
     ),
 }
 

@@ -9,6 +9,7 @@ import numpy as np
 import psutil
 import pytest
 from peft import PeftModel
+from PIL import Image
 from safetensors.numpy import load
 
 import app.bottleneck  # noqa: F401
@@ -76,12 +77,17 @@ def test_states_that_travel_give_the_same_bytes_and_all_that_is_kept_is_closed(l
     assert [path for path in made if path.stat().st_mode & 0o077] == []
 
 
-@pytest.mark.parametrize("name", ["blip", "clip", "bert"])
-def test_other_kinds_of_models_end_in_an_adapter_of_stock_peft(lab, run_config, small_backbone, name):
-    folder = save_small(name, lab.folder / name, small_backbone)
-    ended = run(lab, run_config(run_name=f"on-{name}", backbone=str(folder), adapter="lora", lora_rank=3))
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [("blip", "private"), ("clip", "private"), ("bert", "private"), ("blip", "decoder"), ("clip", "prompts")],
+)
+def test_other_kinds_of_models_end_in_an_adapter_of_stock_peft(lab, run_config, small_backbone, name, head):
+    folder = save_small(name, lab.folder / f"{name}-{head}", small_backbone)
+    settings = {"run_name": f"{name}-{head}-run", "backbone": str(folder), "adapter": "lora", "lora_rank": 3}
+    settings |= {"head": head} if head == "private" else {"head": head, "loss": "cross-entropy"}
+    ended = run(lab, run_config(**settings))
     assert ended["status"] == "finished:completed", ended["status-details"]
-    kept = lab.folder / "home" / "runs" / f"on-{name}"
+    kept = lab.folder / "home" / "runs" / f"{name}-{head}-run"
     assert "| clean |" in (kept / "report.md").read_text()
     model = PeftModel.from_pretrained(type(make(name)).from_pretrained(folder), kept / "adapter")
     loaded = {key.replace(".default", ""): value.numpy() for key, value in model.named_parameters()}
@@ -89,6 +95,26 @@ def test_other_kinds_of_models_end_in_an_adapter_of_stock_peft(lab, run_config, 
     assert exported
     assert all(np.array_equal(array, loaded[key]) for key, array in exported.items())
     assert any(array.any() for key, array in exported.items() if "lora_B" in key)
+
+
+@pytest.mark.parametrize(("name", "head"), [("blip", "decoder"), ("clip", "prompts")])
+def test_answers_that_are_read_go_on_and_are_asked(lab, run_config, small_backbone, name, head):
+    folder = save_small(name, lab.folder / f"{head}-backbone", small_backbone)
+    fixed = {"backbone": str(folder), "head": head, "loss": "cross-entropy"}
+    assert run(lab, run_config(run_name=head, **fixed))["status"] == "finished:completed"
+    ended = run(lab, run_config(run_name=head, resume=head, **fixed, num_rounds=3))
+    assert ended["status"] == "finished:completed", ended["status-details"]
+    kept = lab.folder / "home" / "runs" / head
+    rows = [json.loads(line) for line in (kept / "metrics.jsonl").read_text().splitlines()]
+    assert [row["round"] for row in rows] == [1, 1, 2, 2, 3, 3]
+    Image.new("RGB", (40, 30), "red").save(lab.folder / "red.png")
+    asking = ["--folder", str(kept), "--client", "1", "--of", "2", "--image", str(lab.folder / "red.png")]
+    command = [sys.executable, "-m", "client_app.asking", *asking, "--question", "what color is the circle ?"]
+    said = subprocess.run(
+        command, cwd=ROOT, env=environment(lab.folder), capture_output=True, text=True, timeout=240
+    )
+    assert said.returncode == 0, said.stderr
+    assert all(branch in said.stdout for branch in ("student", "local", "teacher", "%"))
 
 
 def test_a_wrong_setting_ends_the_run_with_its_line(lab, run_config):

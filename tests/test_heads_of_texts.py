@@ -13,7 +13,7 @@ from app.backbones import load_backbone
 from app.records import from_record
 from app.settings import read_settings
 from client_app.asking import Asked
-from client_app.client import data_options
+from client_app.client import Client, _examples, data_options
 from data_partitions.benchmarks import load_partition
 from tests.app.families.test_whole_forwards import make, save_small
 from tests.bad_input.ends import error_of
@@ -21,7 +21,7 @@ from tests.client_app.test_asking import example_of
 from tests.private_files import newest_state
 from tests.test_resume import finish, sites  # noqa: F401
 
-KINDS = {"prompts": "clip"}
+KINDS = {"prompts": "clip", "decoder": "blip"}
 BRANCHES = ("student", "local", "teacher")
 CPU = torch.device("cpu")
 
@@ -160,6 +160,26 @@ def test_a_client_is_asked(run, tmp_path):
     for chosen in said.values():
         assert dict(chosen) == pytest.approx(dict(zip(answers, expected.tolist(), strict=True)), abs=1e-5)
     assert tuple(said) == BRANCHES
+
+
+def test_a_benchmark_of_classes_is_scored_by_its_clients(long_tailed, head, folder):
+    clients = long_tailed(head=head, backbone=str(folder), num_rounds=1)
+    rows = [json.loads(line) for line in (clients.serve() / "metrics.jsonl").read_text().splitlines()]
+    assert len(rows) == 3
+    assert all(row["partition"] >= 0 and set(BRANCHES) <= row.keys() for row in rows)
+
+
+def test_other_prompts_are_other_examples(run, head):
+    if head != "prompts":
+        pytest.skip("a decoder has none")
+
+    def answers(prompt):
+        _examples.cache_clear()
+        clients = run(answer_prompt=prompt)
+        return Client.of(clients.contexts[clients.node_id(0)]).examples("test").answers
+
+    assert torch.equal(answers("a {}"), answers("a {}"))
+    assert not torch.equal(answers("a {}"), answers("the {}"))
 
 
 def test_the_server_aligns_by_the_texts_of_the_pools_answers(run, home):

@@ -17,7 +17,7 @@ class ModelSettings(Section):
     adapter: Literal["bottleneck", "lora"]
     reduction_factor: int = Field(gt=0)
     lora_rank: int = Field(gt=0)
-    head: Literal["private", "shared", "prompts"]
+    head: Literal["private", "shared", "prompts", "decoder"]
     answer_prompt: str
 
     @model_validator(mode="after")

@@ -38,7 +38,9 @@ def test_the_next_process_has_the_same_without_reading_any_data(made, home, monk
             patch.setattr(room.Share, "load", pytest.fail)
             again, times = made(split)
         assert times == 0
-        assert all(torch.equal(value, getattr(again, name)) for name, value in vars(first).items())
+        assert first.answers is again.answers is None  # a head learns them
+        tensors = {name: value for name, value in vars(first).items() if name != "answers"}
+        assert all(torch.equal(value, getattr(again, name)) for name, value in tensors.items())
     assert len(list((home / "examples").iterdir())) == 2
 
 

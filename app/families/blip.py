@@ -78,12 +78,10 @@ class Decoding(Blip):
 
     def answers(self, texts: Sequence[str], model: Any, processor: Processor, device: torch.device) -> Tensor:
         """Return what is to be written for each answer, from the first token to its end, then -100."""
-        ends, config = 2, model.config.text_config
+        config = model.config.text_config
+        first, end, longest = config.bos_token_id, config.sep_token_id, config.max_position_embeddings - 2
         written = processor.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-        told = [
-            torch.tensor([config.bos_token_id, *tokens[: processor.text_length - ends], config.sep_token_id])
-            for tokens in written
-        ]
+        told = [torch.tensor([first, *tokens[:longest], end]) for tokens in written]
         return pad_sequence(told, batch_first=True, padding_value=IGNORED)
 
     def features(self, model: Any, inputs: Inputs) -> Tensor:

@@ -136,9 +136,10 @@ class Roster:
             raise ValueError("the message does not say who the parties are")
         if parties != sorted(set(parties)) or len(parties) < LEAST_PARTIES:
             raise ValueError(f"{len(parties)} parties; allowed: at least {LEAST_PARTIES}, each once")
-        if type(threshold) is not int or not len(parties) < 2 * threshold <= 2 * len(parties):
+        least = max(LEAST_PARTIES, len(parties) // 2 + 1)
+        if type(threshold) is not int or not least <= threshold <= len(parties):
             raise ValueError(
-                f"threshold = {threshold!r} of {len(parties)} parties; allowed: more than half of them"
+                f"threshold = {threshold!r} of {len(parties)} parties; allowed: {least} to {len(parties)}"
             )
         sizes = [KEY_BYTES] * len(parties)
         mask_keys, channel_keys = (

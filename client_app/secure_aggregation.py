@@ -2,13 +2,14 @@
 
 The exchange is in `strategies/secure_aggregation.py`, the arithmetic in `app/secure_sum.py`. Each message
 may come to another process, so what must last from one to the next lies in a file of the site's own, until
-the sum is opened or another attempt begins. Each step is answered once, in its order, and is written down
-before its answer leaves: no mask is used twice, and of no party are both secrets' shares given.
+the sum is opened or another attempt begins. Each step is answered once, in its order, even if by a refusal:
+no mask is used twice, and of no party are both secrets' shares given.
 """
 
 import hashlib
 import json
 import os
+import secrets
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -74,7 +75,7 @@ def masked(message: Message, context: Context, call_next: ClientAppCallable) -> 
     if not settings.aggregation:
         return call_next(message, context)
     config: dict[str, Any] = dict(message.content.config_records["config"])
-    kept, own = _recalled(config, context, after="deal"), _own(context)
+    kept, own = _taken(config, context, after="deal"), _own(context)
     roster = Roster.of(kept["said"])
     dealers = _parties(config.get("dealers"), roster)
     if own not in dealers or len(dealers) < roster.threshold:
@@ -98,8 +99,8 @@ def _keys(config: Mapping[str, Any], context: Context) -> dict[str, Any]:
     own, mask, channel = os.urandom(SEED_BYTES), os.urandom(SEED_BYTES), X25519PrivateKey.generate()
     about = _about(config)
     _forget_stale(context)
-    secrets = {"own": own, "mask": mask, "channel": channel.private_bytes_raw()}
-    _keep(context, {"about": about, "done": "keys", **secrets})
+    made = {"own": own, "mask": mask, "channel": channel.private_bytes_raw()}
+    _keep(context, {"about": about, "done": "keys", **made})
     return {
         "mask-key": secure_sum.mask_key(mask).public_key().public_bytes_raw(),
         "channel-key": channel.public_key().public_bytes_raw(),
@@ -108,7 +109,7 @@ def _keys(config: Mapping[str, Any], context: Context) -> dict[str, Any]:
 
 def _deal(config: Mapping[str, Any], context: Context, settings: SecureSettings) -> dict[str, Any]:
     """Share the secrets among all parties."""
-    kept, own = _recalled(config, context, after="keys"), _own(context)
+    kept, own = _taken(config, context, after="keys"), _own(context)
     try:
         roster = Roster.of(config)
     except ValueError as error:
@@ -135,7 +136,7 @@ def _deal(config: Mapping[str, Any], context: Context, settings: SecureSettings)
 
 def _open(config: Mapping[str, Any], context: Context) -> dict[str, Any]:
     """Give the shares that open the sum of those whose changes came, and forget the attempt."""
-    kept, own = _recalled(config, context, after="train"), _own(context)
+    kept, own = _taken(config, context, after="train"), _own(context)
     roster, dealt = Roster.of(kept["said"]), kept["dealt"]
     dealers, came = sorted(map(int, dealt)), _parties(config.get("came"), roster)
     if own not in came or len(came) < roster.threshold or not set(came) <= set(dealers):
@@ -144,7 +145,6 @@ def _open(config: Mapping[str, Any], context: Context) -> dict[str, Any]:
         )
     _require(context, len(came))
     _once(context, kept["about"], came)
-    _file(context, kept["about"]).unlink()
     # Never both of one party: for whom came, of the mask of its own; for the others, of the key.
     parts = {dealer: slice(SHARE_BYTES) if dealer in came else slice(SHARE_BYTES, None) for dealer in dealers}
     return {"shares": [dealt[str(dealer)][part] for dealer, part in parts.items()]}
@@ -211,13 +211,26 @@ def _said(config: Mapping[str, Any]) -> dict[str, Any]:
     return {name: config[name] for name in names}
 
 
-def _recalled(config: Mapping[str, Any], context: Context, after: str) -> Kept:
-    """Return what is kept of the attempt that a message is of, if it is the step's turn."""
+def _taken(config: Mapping[str, Any], context: Context, after: str) -> Kept:
+    """Return what is kept of the attempt that a message is of, once, if it is the step's turn."""
     about = _about(config)
     path = _file(context, about)
-    kept: Kept = json.loads(path.read_text(), object_hook=_from_hex) if path.exists() else {}
-    if (kept.get("about"), kept.get("done")) != (about, after):
-        raise PublicError(f"the message is of no attempt at a sum that waits for what comes after '{after}'")
+    try:
+        kept = _read(path)
+        if (kept["about"], kept["done"]) == (about, after):
+            # Of two processes with one message each, one alone can rename it.
+            taken = path.rename(path.with_suffix(f".{secrets.token_hex(8)}"))
+            kept = _read(taken)
+            taken.unlink()
+            if (kept["about"], kept["done"]) == (about, after):
+                return kept
+    except FileNotFoundError:
+        pass
+    raise PublicError(f"the message is of no attempt at a sum that waits for what comes after '{after}'")
+
+
+def _read(path: Path) -> Kept:
+    kept: Kept = json.loads(path.read_text(), object_hook=_from_hex)
     return kept
 
 
@@ -237,7 +250,7 @@ def _file(context: Context, about: Sequence[Any]) -> Path:
 
 
 def _forget_stale(context: Context) -> None:
-    for path in state_dir(context.node_config).glob(f"secure-{_own(context)}-*.json"):
+    for path in state_dir(context.node_config).glob(f"secure-{_own(context)}-*"):
         if time.time() - path.stat().st_mtime > _STALE_SECONDS:
             path.unlink(missing_ok=True)
 
@@ -251,17 +264,23 @@ def _once(context: Context, about: Sequence[Any], came: Sequence[int]) -> None:
     run = hashlib.sha256(run.encode()).hexdigest()
     parties = " ".join(map(str, came))
     path = state_dir(context.node_config) / f"summed-{_own(context)}.txt"
-    before = path.read_text() if path.exists() else ""
-    if before and not before.endswith("\n"):
-        raise SettingsError(f"{path} is damaged: no sum is opened; allowed: the lines as they were written")
-    for line in before.splitlines():
-        of_run, of_round, summed = line.split(" ", 2)
-        if (of_run, of_round) == (run, str(server_round)):
-            if summed == parties:
-                return
-            raise PublicError(
-                f"round {server_round} was summed over partitions {summed} before; allowed: the same ones"
+
+    def summed_before() -> bool:
+        text = path.read_text() if path.exists() else ""
+        lines = [line.split(" ", 2) for line in text.splitlines()]
+        if text and not (text.endswith("\n") and all(len(line) == 3 for line in lines)):
+            raise SettingsError(
+                f"{path} is damaged: no sum is opened; allowed: the lines as they were written"
             )
+        before = [summed for *of, summed in lines if of == [run, str(server_round)]]
+        if other := next((summed for summed in before if summed != parties), None):
+            raise PublicError(
+                f"round {server_round} was summed over partitions {other} before; allowed: the same ones"
+            )
+        return bool(before)
+
+    if summed_before():
+        return
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
         os.write(descriptor, f"{run} {server_round} {parties}\n".encode())
@@ -269,3 +288,5 @@ def _once(context: Context, about: Sequence[Any], came: Sequence[int]) -> None:
     finally:
         os.close(descriptor)
     flush_folder(path.parent)
+    # Two processes at once each find the other's line, or their own is the later one.
+    summed_before()

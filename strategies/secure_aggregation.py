@@ -165,8 +165,8 @@ class SecureAggregation:
             )
 
     def needed(self, parties: int) -> int:
-        """Return how many of so many parties open a secret: always more than half."""
-        return max(ceil(self.threshold * parties - 1e-9), parties // 2 + 1)
+        """Return how many of so many parties open a secret: always more than half, and no two."""
+        return max(ceil(self.threshold * parties - 1e-9), parties // 2 + 1, LEAST_PARTIES)
 
     def agree(self, partitions: Collection[int], about: Said, ask: Ask) -> tuple[Agreed | None, Reasons]:
         """Have parties exchange keys and shares.

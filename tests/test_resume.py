@@ -220,6 +220,7 @@ KINDS = [
     ALIGNED,
     {"wire_precision": "int8"},
     {"wire_precision": "int4", "strategy": "fedadam", **ALIGNED},
+    {"num_clients": 4, "secure.aggregation": True},
     {"method": "ditto"},
     {"method": "fedavg-ft"},
     {"method": "feddpa"},

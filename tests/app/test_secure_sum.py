@@ -27,7 +27,7 @@ def seed(number):
     return bytes([number]) * 16
 
 
-def said(parties=(2, 5, 9), threshold=2, **more):
+def said(parties=(2, 5, 9, 11), threshold=3, **more):
     return {
         "run-token": "abc",
         "server-round": 1,
@@ -91,8 +91,8 @@ class TestMasks:
             said(),
             said(**{"run-token": "abd"}),
             said(attempt="10"),
-            said(threshold=3),
-            said(**{"channel-keys": [b"\1" * 32, b"\2" * 32, b"\3" * 32]}),
+            said(threshold=4),
+            said(**{"channel-keys": [b"\1" * 32, b"\2" * 32, b"\3" * 32, b"\4" * 32]}),
         ]
         assert len({Roster.of(one).transcript for one in told}) == len(told)
 
@@ -152,14 +152,14 @@ class TestUniform:
 
 
 class TestShares:
-    @pytest.mark.parametrize("holders", [(2, 5), (5, 9), (2, 9), (2, 5, 9)])
+    @pytest.mark.parametrize("holders", [(2, 5, 9), (2, 5, 11), (5, 9, 11), (2, 5, 9, 11)])
     def test_enough_open_the_seed(self, holders):
         roster = Roster.of(said())
         shares = dict(zip(roster.parties, shares_of(b"0123456789abcdef", roster), strict=True))
         assert opened({party: shares[party] for party in holders}, roster) == b"0123456789abcdef"
 
     def test_fewer_do_not(self):
-        roster = Roster.of(said(threshold=3))
+        roster = Roster.of(said())
         shares = dict(zip(roster.parties, shares_of(seed(7), roster), strict=True))
         assert opened({party: shares[party] for party in (2, 5)}, roster) != seed(7)
 
@@ -175,15 +175,15 @@ class TestShares:
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        ({"parties": [2, 2, 5]}, "3 parties; allowed: at least 3, each once"),
-        ({"parties": [5, 2, 9]}, "3 parties; allowed: at least 3, each once"),
+        ({"parties": [2, 2, 5, 9]}, "4 parties; allowed: at least 3, each once"),
+        ({"parties": [5, 2, 9, 11]}, "4 parties; allowed: at least 3, each once"),
         ({"parties": [2, 5]}, "2 parties; allowed: at least 3, each once"),
         ({"parties": None}, "the message does not say who the parties are"),
-        ({"threshold": 1}, "threshold = 1 of 3 parties; allowed: more than half of them"),
-        ({"threshold": 4}, "threshold = 4 of 3 parties; allowed: more than half of them"),
-        ({"threshold": True}, "threshold = True of 3 parties; allowed: more than half of them"),
-        ({"mask-keys": [b"1" * 32] * 2}, "the message does not have 3 public keys of 32 bytes"),
-        ({"channel-keys": [b"1" * 31] * 3}, "the message does not have 3 public keys of 32 bytes"),
+        ({"threshold": 2}, "threshold = 2 of 4 parties; allowed: 3 to 4"),
+        ({"threshold": 5}, "threshold = 5 of 4 parties; allowed: 3 to 4"),
+        ({"threshold": True}, "threshold = True of 4 parties; allowed: 3 to 4"),
+        ({"mask-keys": [b"1" * 32] * 3}, "the message does not have 4 public keys of 32 bytes"),
+        ({"channel-keys": [b"1" * 31] * 4}, "the message does not have 4 public keys of 32 bytes"),
         ({"attempt": 3}, "the message does not say of which run, round and attempt it is"),
     ],
 )

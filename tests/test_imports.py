@@ -27,6 +27,34 @@ def test_a_client_imports_nothing_that_only_the_server_needs():
     assert not loaded & {"datasets", "pandas", "pyarrow"}
 
 
+EXCHANGE = """
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+from client_app.main import app
+
+TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
+with TemporaryDirectory() as folder:
+    node = {"partition-id": 0, "num-partitions": 3, "state-dir": folder + "/state", "policy": "open"}
+    run = {"secure.aggregation": True, "secure.threshold": 0.66, "secure.bits": 20, "secure.range": 1.0}
+    context = Context(run_id=1, node_id=1, node_config=node, state=RecordDict(), run_config=run)
+    from client_app.site_word import SITE_WORD, give_word
+    config = {"step": "keys", "run-token": "a", "server-round": 1, "attempt": "b"}
+    config[SITE_WORD] = give_word(context)
+    asked = RecordDict({"config": ConfigRecord(config)})
+    reply = app(Message(asked, dst_node_id=1, message_type="query.secure_aggregation"), context)
+    print(*reply.content["secure"], *sys.modules)
+"""
+
+
+def test_what_comes_beside_training_under_secure_aggregation_does_without_torch(tmp_path):
+    first, second, *loaded = said_by(EXCHANGE, FEDDAT_HOME=str(tmp_path / "home"))
+    assert (first, second) == ("mask-key", "channel-key")
+    assert not {name.split(".")[0] for name in loaded} & {"torch", "transformers", "ray"}
+
+
 def test_a_simulation_starts_its_workers_beside_the_imports_of_the_server():
     # Flower loads both apps before it starts them, one after the other.
     assert "torch" not in said_by("import sys, server_app.main, client_app.main; print(*sys.modules)")

@@ -32,6 +32,7 @@ def facts_of(folder: Path, settings: Mapping[str, Any], rows: Rows, seconds: flo
         "sent": _traffic(rows),
         "clipped": _clipped(rows),
         "privacy": privacy_line(settings),
+        "secure aggregation": _secure(settings),
         "time": f"{seconds / 60:.1f} minutes",
     }
     if resumed := settings.get("resumed-after"):
@@ -65,6 +66,13 @@ def privacy_line(settings: Mapping[str, Any]) -> str:
         epsilon(multiplier, releases, delta)
     )
     return f"{kind}, ε = {float(spent):g} at δ = {delta:g} for {what}, over {releases} rounds"
+
+
+def _secure(settings: Mapping[str, Any]) -> str:
+    """Say what the server knew of changes, if not each of them."""
+    if not settings.get("secure.aggregation"):
+        return ""
+    return "the server learned the sum of a round's changes; none was held to the others"
 
 
 def _traffic(rows: Rows) -> str:

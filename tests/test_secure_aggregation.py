@@ -427,9 +427,19 @@ class TestHostileServer:
         notes = Notes()
         sites = Sites(tmp_path, changes[:5])
         sites.contexts[sites.node_id(2)].node_config["require-secure-aggregation"] = 6
-        federate(sites, observers=[notes])
+        result = federate(sites, observers=[notes])
         line = "a site has require-secure-aggregation = 6; a sum would be of 5"
         assert refusals(notes) == {(2, line)}
+        assert np.abs(result.arrays["x"].numpy() - mean_of(changes[:5], 2)).max() < BOUND + 2**-23
+
+    def test_a_site_that_wants_more_opens_no_smaller_sum(self, tmp_path, changes):
+        """Five exchange shares, one falls out: the sum of four is opened without the site that wants five."""
+        notes = Notes()
+        sites = Sites(tmp_path, changes[:5], losing("train", 4))
+        sites.contexts[sites.node_id(2)].node_config["require-secure-aggregation"] = 5
+        line = "opens no sum: 3 shares of partition 0's secret came, 4 are needed: a site has require-sec"
+        with pytest.raises(RuntimeError, match=line):
+            federate(sites, observers=[notes])
 
     def test_a_run_without_it_asks_for_nothing(self, sites, asked):
         told, context = asked

@@ -193,6 +193,14 @@ def test_the_report_says_how_much_of_what_clients_changed_was_averaged(tmp_path)
     assert "**clipped**" not in (tmp_path / "report.md").read_text()
 
 
+def test_the_report_says_what_the_server_knew_under_secure_aggregation(tmp_path):
+    line = "the server learned the sum of a round's changes; none was held to the others"
+    write_report(tmp_path, {**SETTINGS, "secure.aggregation": True}, ROWS, seconds=1)
+    assert line in (tmp_path / "report.md").read_text()
+    write_report(tmp_path, {**SETTINGS, "secure.aggregation": False}, ROWS, seconds=1)
+    assert line not in (tmp_path / "report.md").read_text()
+
+
 def test_the_report_tells_what_ran_and_what_came_out(tmp_path):
     (tmp_path / "adapter").mkdir()
     weights = {"down": np.zeros((40, 30), np.float32), "up": np.zeros(34, np.float32)}

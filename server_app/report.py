@@ -22,14 +22,16 @@ from .rows import ALL, GROUPS, Rows, central, names_of
 from .scores import Beside, measured_on, scores, what_ran
 from .verdict import verdict
 
+_LINES = 20  # of clients, on a screen
+
 
 def results_table(rows: Rows, beside: Beside = MappingProxyType({})) -> Table:
     """Show each client's last scores in points, then the mean and the worst of each column.
 
-    Where the server evaluates, show its last accuracies by groups of classes, then over all. `beside` is as
-    in `scores`.
+    Of many clients the lowest 20 have a line. Where the server evaluates, show its last accuracies by groups
+    of classes, then over all. `beside` is as in `scores`.
     """
-    header, lines = scores(rows, beside)
+    header, lines = scores(rows, beside, most=_LINES)
     table = Table(title="score on the test split, in points")
     for column in header:
         # In a narrow terminal names go on in the next line: what is cut off cannot be read.

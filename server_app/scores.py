@@ -1,6 +1,7 @@
 """What a run scored, as the log's table, the report and the model card show it."""
 
 from collections.abc import Mapping
+from math import inf, isnan
 from types import MappingProxyType
 from typing import Any
 
@@ -20,7 +21,9 @@ SCORES = {
 GAIN = "gain\n(student − text only)"
 
 
-def scores(rows: Rows, beside: Beside = MappingProxyType({})) -> tuple[list[str], list[list[str]]]:
+def scores(
+    rows: Rows, beside: Beside = MappingProxyType({}), most: int | None = None
+) -> tuple[list[str], list[list[str]]]:
     """Return the table's header and its lines: each client's last scores, then the columns' mean and worst.
 
     A NaN stays one, in the mean and as the worst. Clients without a score do not count in them. Where the
@@ -32,6 +35,8 @@ def scores(rows: Rows, beside: Beside = MappingProxyType({})) -> tuple[list[str]
         The run's rows.
     beside : Mapping, optional
         Scores of others to show beside its own, in [0, 1], by heading and partition.
+    most : int, optional
+        How many clients have a line: of more, those that are lowest in the first column. None: all.
     """
     if evaluated := central(rows):
         wanted = {**GROUPS, "student": ALL}
@@ -57,12 +62,20 @@ def scores(rows: Rows, beside: Beside = MappingProxyType({})) -> tuple[list[str]
         if row.keys() >= {"student", "text-only"}
     }
     columns = {heading: values for heading, values in columns.items() if values}
-    lines = []
-    for partition, name in names_of(rows).items():
+    names, lines = names_of(rows), []
+    first = next(iter(columns.values()), {})
+    # A NaN is lower than all numbers, and those without a score come last.
+    shown = sorted(
+        sorted(names, key=lambda partition: -inf if isnan(s := first.get(partition, inf)) else s)[:most]
+    )
+    for partition in shown:
+        name = names[partition]
         if partition in last and (scored := last[partition]["round"]) != final:
             name += f" (round {scored})"
         points = (values.get(partition) for values in columns.values())
         lines.append([name, *("–" if point is None else f"{point:.1f}" for point in points)])
+    if more := len(names) - len(shown):
+        lines.append([f"and {more} more", *("" for _ in columns)])
     for label, summary in (("mean", np.mean), ("worst", np.min)) if columns else ():
         lines.append([label, *(f"{summary(list(values.values())):.1f}" for values in columns.values())])
     return ["client", *columns], lines

@@ -17,6 +17,7 @@ from server_app.report import (
     results_table,
     write_report,
 )
+from server_app.scores import scores as scores_of
 
 SETTINGS = {
     "run-name": "first",
@@ -110,6 +111,30 @@ def test_a_client_without_a_score_is_not_hidden_and_does_not_count():
         ["mean", "50.0"],
         ["worst", "50.0"],
     ]
+
+
+def test_of_a_thousand_clients_the_lowest_twenty_are_shown_and_all_count():
+    rows = [
+        {
+            "round": 1,
+            "partition": partition,
+            "name": f"client {partition}",
+            "student": (999 - partition) / 1000,
+        }
+        for partition in range(1000)
+    ]
+    rows[3]["student"] = math.nan
+    del rows[999]["student"]
+    console = Console(file=io.StringIO(), width=100)
+    console.print(results_table(rows))
+    lines = [line.split("│")[1:-1] for line in console.file.getvalue().splitlines() if line.startswith("│")]
+    shown = [[cell.strip() for cell in line] for line in lines]
+    # By hand: of 0.999 … 0.001 the lowest 19 are those of the clients 980 to 998.
+    assert shown[0] == ["client 3", "nan"]
+    assert shown[1:20] == [[f"client {n}", f"{(999 - n) / 10:.1f}"] for n in range(980, 999)]
+    assert shown[20:] == [["and 980 more", ""], ["mean", "nan"], ["worst", "nan"]]
+    whole, _ = np.asarray(scores_of(rows)[1]).shape
+    assert whole == 1002
 
 
 def test_a_score_of_an_earlier_round_says_so():

@@ -4,9 +4,9 @@
 
 runs the real ServerApp with its checks, checkpoints, rows and report for 200 rounds of 50 among 100 clients,
 and the same among 1,000. Clients are answers made up in this process in no time: what was received with
-noise, as large as an honest change. A round's time is the server's from its first message to the next
-round's, without theirs; medians over each quarter of the rounds say whether it grows. Beside it the process's
-memory and what the run keeps on disk.
+noise, as large as an honest change. A round's time is the server's CPU time from its first message to the
+next round's, without theirs; medians over each quarter of the rounds say whether it grows. Beside it the
+process's memory and what the run keeps on disk.
 """
 
 import argparse
@@ -46,7 +46,7 @@ class Answering:
     Attributes
     ----------
     rounds : list of float
-        Seconds of each round, without those in here.
+        CPU seconds of each round, without those in here.
     memory : list of int
         Bytes that the process held when each round began.
     """
@@ -62,10 +62,10 @@ class Answering:
 
     def __call__(self, message: Message, context: Context) -> Message:
         """Answer as a client of this run would."""
-        came = time.perf_counter()
+        came = time.process_time()
         content = getattr(self, f"_{message.metadata.message_type}")(message, context)
         reply = Message(content, reply_to=message)
-        self._own += time.perf_counter() - came
+        self._own += time.process_time() - came
         return reply
 
     def _query(self, message: Message, context: Context) -> RecordDict:
@@ -102,7 +102,7 @@ class Answering:
     def _notice(self, server_round: int) -> None:
         if server_round == self._round:
             return
-        now = time.perf_counter()
+        now = time.process_time()
         if self._round:
             self.rounds.append(now - self._began - self._own)
         self._round, self._began, self._own = server_round, now, 0.0
@@ -121,10 +121,12 @@ def follow(clients: int, sampled: int, num_rounds: int) -> dict[str, Any]:
     }
     with scratch_home():
         answering = Answering(settings)
-        federation = Federation(settings, clients, client_app=answering, wire=None)
-        began = time.perf_counter()
+        federation = Federation(
+            settings, clients, node_id=lambda partition: partition + 1, client_app=answering, wire=None
+        )
+        began = time.process_time()
         folder = federation.serve()
-        seconds = time.perf_counter() - began
+        seconds = time.process_time() - began
         rows = (folder / "metrics.jsonl").stat().st_size
         kept = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     per_quarter = len(answering.rounds) // QUARTERS

@@ -1,0 +1,86 @@
+"""A step on a device that has no values: it fails on whatever reads one, or mixes two devices.
+
+PyTorch's ``meta`` device computes shapes alone. On a GPU what it refuses would be an error, or a hidden wait
+for all that was queued.
+"""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from app.adapters import Adapter
+from app.heads import new_head
+from app.methods import METHODS
+from app.mkd import Distillation, make_optimizer
+
+META = torch.device("meta")
+SETTINGS = SimpleNamespace(
+    personal=SimpleNamespace(pull=0.7, epochs=1), loss="bce-scores", update="alternating", step="fast"
+)
+
+
+def moved(learner):
+    """Move it as to a GPU: its parameters stay the same objects."""
+    before = torch.__future__.get_swap_module_params_on_conversion()
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        return learner.to(META)
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(before)
+
+
+@pytest.fixture
+def opened(backbone):
+    def build(name):
+        kind = "lora" if "lora" in name else "bottleneck"
+        learner = METHODS[name].open(backbone, Adapter(kind, 4, 3), 0, torch.device("cpu"))
+        learner.answer_with(new_head(32, 5, seed=2))
+        return moved(learner)
+
+    return build
+
+
+@pytest.fixture
+def on_meta(batch):
+    inputs = {name: value.to(META) for name, value in batch.items()}
+    return inputs, torch.rand(len(batch["input_ids"]), 5, device=META)
+
+
+def step(name, learner, inputs, targets, update="alternating"):
+    optimizer = make_optimizer(learner, 1e-3, 0.01, "adamw")
+    distillation = Distillation(loss="bce-scores", update=update)
+    return METHODS[name].step(learner, optimizer, inputs, targets, distillation, SETTINGS)
+
+
+# Their forward is transformers' own, where ViLT reads the mask of its pixels.
+WHOLE = {"bias", "full", "head", "layernorm"}
+
+
+@pytest.mark.parametrize("name", sorted(METHODS.keys() - WHOLE))
+def test_no_step_waits_for_the_device(opened, on_meta, name):
+    measured = step(name, opened(name).train(), *on_meta)
+    assert measured
+    assert all(value.device == META for value in measured.values())
+
+
+def test_nor_does_one_with_both_losses_at_once(opened, on_meta):
+    measured = step("feddat", opened("feddat").train(), *on_meta, update="joint")
+    assert all(value.device == META for value in measured.values())
+
+
+def test_what_is_left_on_the_host_is_found(opened, on_meta, batch):
+    inputs, targets = on_meta
+    with pytest.raises(RuntimeError, match="meta"):
+        step("feddat", opened("feddat"), {**inputs, "pixel_values": batch["pixel_values"]}, targets)
+
+
+def test_a_value_that_is_read_is_found(opened, on_meta, monkeypatch):
+    inputs, targets = on_meta
+    learner = opened("feddat")
+    features = learner.features
+    monkeypatch.setattr(
+        learner, "features", lambda trunk, branch: features(trunk, branch) * float(targets.sum())
+    )
+    with pytest.raises(RuntimeError, match="meta"):
+        step("feddat", learner, inputs, targets)

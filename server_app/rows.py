@@ -70,9 +70,13 @@ def median_scores(rows: Rows) -> dict[int, float]:
 
 
 def best_round(rows: Rows, until: int) -> int | None:
-    """Return the round up to `until` with the best median student score, the first of equals.
+    """Return the round up to `until` with the best median student score, the first of equals."""
+    return best_of(median_scores(rows), until)
+
+
+def best_of(medians: Mapping[int, float], until: int) -> int | None:
+    """Return the same of the rounds' medians.
 
     A score is a client's own word: of a mean, one client would choose the round.
     """
-    medians = median_scores(rows)
     return max((r for r in medians if r <= until), key=medians.__getitem__, default=None)

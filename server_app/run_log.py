@@ -20,7 +20,7 @@ from strategies.observer import Phase
 
 from .kept_rows import read_rows
 from .report import progress_line
-from .rows import RESERVED, SERVER, best_round
+from .rows import RESERVED, SERVER, best_of, median_scores
 
 log = logging.getLogger("flwr")  # Flower's own logger: what it gets is in `flwr log`
 
@@ -68,6 +68,9 @@ class RunLog(RoundObserver):
         if isinstance(begun_as, str) and re.fullmatch(RUN_NAME, begun_as) and begun_as != self.name:
             self.facts["begun-as"] = begun_as
         self.rows: list[dict[str, Any]] = []
+        # A round looks at its own rows and this: what all rounds before it have takes ever longer to read.
+        self._new: list[dict[str, Any]] = []
+        self._medians: dict[int, float] = {}
         self._facts: dict[int, dict[str, Any]] = {}
         self._round: dict[int, dict[str, Any]] = {}
         self._done = 0
@@ -91,13 +94,14 @@ class RunLog(RoundObserver):
         self.rows, wrong = read_rows(metrics, last_round)
         if wrong:
             log.warning("%s: %s; the run goes on with the other rows", metrics, wrong)
+        self._medians = median_scores(self.rows)
         write_atomically(metrics, _lines(self.rows))
         # The report is written last: it marks a run that is finished.
         (self.folder / "report.md").unlink(missing_ok=True)
 
     def best_round(self, until: int) -> int | None:
-        """Return the best round up to `until`, see `rows.best_round`."""
-        return best_round(self.rows, until)
+        """Return the best round up to `until`, see `rows.best_of`."""
+        return best_of(self._medians, until)
 
     @property
     def known_as(self) -> str:
@@ -182,10 +186,13 @@ class RunLog(RoundObserver):
         self._write([self._round[partition] for partition in sorted(self._round)])
         self._round = {}
         total = self.settings.num_rounds
-        log.info("%s", progress_line(self.rows, server_round, total, self.seconds, self._done))
+        log.info("%s", progress_line(self._new, server_round, total, self.seconds, self._done))
+        self._medians |= median_scores(self._new)
+        self._new = []
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
         self.rows += rows
+        self._new += rows
         with (self.folder / "metrics.jsonl").open("a") as file:
             file.write(_lines(rows))
             # A checkpoint on the disk vouches for the rows of its round.

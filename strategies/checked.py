@@ -4,11 +4,11 @@ It stands around a strategy that samples and averages, and lets nothing else in.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import inf
 from random import sample
-from typing import Any, Literal, TypedDict, cast
+from typing import Any, Literal, TypedDict, TypeVar, cast
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -34,6 +34,7 @@ from .wrapper import StrategyWrapper, is_private_mean, needed_bit, weight_key
 log = logging.getLogger("flwr")
 
 Weighting = Literal["uniform", "num-examples"]
+Number = TypeVar("Number", int, float)
 
 
 class FederationOptions(TypedDict, total=False):
@@ -266,28 +267,19 @@ class Checked(StrategyWrapper):
     def state_dict(self) -> dict[str, np.ndarray]:
         """Return what is known of each client from round to round: counts, rounds, places.
 
-        They are ``said/<partition>``, its first count of examples; ``trained-in/<partition>``, the last round
-        that was averaged, both scalars; and ``owner/<partition>``, whose its place is, see `Places`.
+        Few arrays, however many clients there are: ``said`` and ``trained-in``, shape (clients, 2), have a
+        row of partition and value for each that has one, its first count of examples and the last round
+        whose reply was averaged; for the places see `Places`.
         """
-        kept = {
-            f"{name}/{partition}": np.array(value)
-            for name, values in self._kept.items()
-            for partition, value in values.items()
-        }
+        known: dict[str, Mapping[int, float]] = {"said": self._said, "trained-in": self._trained_in}
+        kept = {name: np.array([*values.items()], np.float64) for name, values in known.items() if values}
         return kept | self._members.places.state_dict()
 
     def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
         """Put back what `state_dict` returned."""
-        for name, values in self._kept.items():
-            values.clear()
-            for key, value in state.items():
-                if key.startswith(f"{name}/"):
-                    values[int(key.removeprefix(f"{name}/"))] = value.item()
+        self._said = dict(_pairs(state.get("said"), float))
+        self._trained_in = dict(_pairs(state.get("trained-in"), int))
         self._members.places.load_state_dict(state)
-
-    @property
-    def _kept(self) -> dict[str, dict[int, Any]]:
-        return {"said": self._said, "trained-in": self._trained_in}
 
     def _trained(self, server_round: int, replies: Iterable[Message]) -> tuple[list[Reply], str | None]:
         """Return the valid replies, and what they lack to be averaged."""
@@ -456,3 +448,9 @@ class Checked(StrategyWrapper):
                 names,
                 len(reply.dropped),
             )
+
+
+def _pairs(rows: np.ndarray | None, kind: type[Number]) -> Iterator[tuple[int, Number]]:
+    """Read back what `Checked.state_dict` wrote of one thing."""
+    for partition, value in () if rows is None else rows:
+        yield int(partition), kind(value)

@@ -95,15 +95,14 @@ class Places:
         self.kept, self._owners = False, {}
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """Return each kept place's owner, ``owner/<partition>``: uint8, shape (32,)."""
-        kept = self._owners if self.kept else {}
-        return {f"owner/{place}": np.frombuffer(owner, np.uint8) for place, owner in kept.items()}
+        """Return the kept ``places``, int64, shape (n,), and their ``owners``, uint8, shape (n, 32)."""
+        if not (self.kept and self._owners):
+            return {}
+        owners = np.frombuffer(b"".join(self._owners.values()), np.uint8)
+        return {"places": np.array([*self._owners], np.int64), "owners": owners.reshape(-1, 32)}
 
     def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
         """Put back what `state_dict` returned."""
-        if self.kept:
-            self._owners = {
-                int(key.removeprefix("owner/")): value.tobytes()
-                for key, value in state.items()
-                if key.startswith("owner/")
-            }
+        if self.kept and "owners" in state:
+            pairs = zip(state["places"], state["owners"], strict=True)
+            self._owners = {int(place): owner.tobytes() for place, owner in pairs}

@@ -232,6 +232,19 @@ def test_each_client_is_told_which_rounds_state_it_should_have(toy, arrays, told
     assert sorted(told("train")[6:]) == [[1, 3, 3], [1, 7, 3]]
 
 
+def test_what_is_kept_of_clients_is_few_arrays_however_many_they_are(toy, arrays):
+    """A checkpoint must not take longer with each client that was ever seen."""
+    names = set()
+    for clients in (3, 30):
+        strategy = FedDAT(flower.FedAvg(min_available_nodes=clients))
+        strategy.start(toy.Grid({n: toy.Client(n, clients) for n in range(clients)}), arrays, num_rounds=1)
+        state = strategy.state_dict()
+        names.add(frozenset(state))
+        assert state["said"].shape == state["trained-in"].shape == (clients, 2)
+        assert state["trained-in"].tolist() == [[n, 1] for n in range(clients)]
+    assert names == {frozenset({"said", "trained-in", "places", "owners"})}
+
+
 def test_a_round_that_is_tried_again_says_the_same(toy, arrays, told):
     tries = []
 

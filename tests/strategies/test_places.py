@@ -186,7 +186,10 @@ class TestResumed:
     def test_places_are_kept(self, grid, of, begun, caplog):
         strategy, _ = begun(grid)
         state = strategy.state_dict()
-        assert {value.dtype for value in state.values()} == {np.dtype(np.uint8)}
+        assert {name: value.dtype for name, value in state.items()} == {
+            "places": np.int64,
+            "owners": np.uint8,
+        }
         owner = grid.nodes.pop(12)
         grid.nodes[5] = of(1)
         again, members = begun(grid, state, wait_seconds=1)

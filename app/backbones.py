@@ -58,30 +58,52 @@ class Backbone:
 
     @property
     def width(self) -> int:
-        """Width of the features."""
+        """Width of the features of one picture."""
         return self.family.width(self.model.config)
+
+    def all_width(self, pictures: int) -> int:
+        """Width of the features of so many pictures an example."""
+        return self.family.all_width(self.model.config, pictures)
 
     def fork(self) -> Any:
         """Return a second module tree over the *same* weight tensors, for adapters to be put into."""
         tensors = [*self.model.parameters(), *self.model.buffers()]
         return copy.deepcopy(self.model, {id(tensor): tensor for tensor in tensors})
 
-    def examples(self, rows: "Dataset", device: torch.device, answers: Sequence[str] = ()) -> Any:
+    def examples(
+        self, rows: "Dataset", device: torch.device, answers: Sequence[str] = (), pictures: int = 0
+    ) -> Any:
         """Make examples, ready for the model, of a benchmark's rows and its answer list.
 
-        What is computed for it is so on `device`.
+        What is computed for it is so on `device`. `pictures` is how many an example has, see
+        `examples.process`.
+
+        Raises
+        ------
+        ValueError
+            A row cannot be used; or it answers by texts, and examples have several pictures.
         """
-        made = self.family.examples(rows, self.model, self.processor, device)
+        made = self.family.examples(rows, self.model, self.processor, device, pictures)
         told = self.answers(answers, device)
-        return made if told is None else replace(made, answers=told)
+        if told is None:
+            return made
+        if made.pictures > 1:
+            raise ValueError(
+                f"head = {self.head!r} with {made.pictures} pictures an example; allowed: 'private'"
+            )
+        return replace(made, answers=told)
 
     def answers(self, texts: Sequence[str], device: torch.device | str = "cpu") -> Tensor | None:
         """Return what stands for each answer where it reads their texts, else None; the process keeps it."""
         return _answers(self, tuple(texts), torch.device(device))
 
     def features(self, model: Any, batch: Mapping[str, Tensor]) -> Tensor:
-        """Compute features (batch, width) by one plain forward of `model`, a fork or copy of this one's."""
-        return self.family.features(model, self.processor.inputs(batch))
+        """Compute features (batch, width) by plain forwards of `model`, a fork or copy of this one's.
+
+        ``pixel_values`` are (batch, 3, height, width); or, where each example has several pictures,
+        (batch, pictures, 3, height, width), and the width is `all_width`.
+        """
+        return self.family.all_features(model, self.processor.inputs(batch))
 
 
 def open_backbone(settings: Settings) -> Backbone:

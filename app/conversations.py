@@ -63,8 +63,8 @@ class Conversations:
     token_type_ids: Tensor | None = None
     mm_token_type_ids: Tensor | None = None
 
-    # There is no answer list.
-    num_answers = 0
+    # There is no answer list, and no number of pictures that a head would depend on.
+    num_answers = pictures = 0
 
     def __len__(self) -> int:
         return len(self.ends)

@@ -4,16 +4,19 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from .processor import Processor, upright
+from .processor import Processor
 
 # Not all that Pillow opens: for some formats it starts another program.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+
+# Stands where there is no picture: one pixel.
+_GREY = {"bytes": b"P6 1 1 255\n\x80\x80\x80"}
 
 # Name of an answer list among a model's inputs.
 ANSWERS = "answers"
@@ -33,7 +36,7 @@ class Examples:
     pixels : Tensor or None
         Distinct images, uint8, shape (images, 3, size, size); None for a backbone that reads texts alone.
     image_of : Tensor or None
-        Index into `pixels` for each example, shape (examples,).
+        Index into `pixels` for each example, shape (examples,); (examples, pictures) where each has several.
     input_ids, attention_mask : Tensor or None
         Questions, int64, shape (examples, tokens); None for a backbone that sees images alone.
     scores : Tensor
@@ -58,6 +61,11 @@ class Examples:
         """Length of the answer list."""
         return self.scores.shape[1]
 
+    @property
+    def pictures(self) -> int:
+        """How many pictures each has."""
+        return 1 if self.image_of is None or self.image_of.ndim == 1 else self.image_of.shape[1]
+
     def batch(self, rows: Tensor, device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
         """Return the model inputs and answer scores of some rows, texts cut to the longest among them."""
         inputs: dict[str, Tensor] = {}
@@ -77,11 +85,24 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
-def process(rows: "Dataset", processor: Processor) -> Examples:
+def process(rows: "Dataset", processor: Processor, pictures: int = 0) -> Examples:
     """Decode, resize and tokenise rows with columns images (or one image), question, scores.
 
-    Questions about one picture share its pixels. Several pictures stand side by side in one; where there is
-    none, a grey one stands for it.
+    Questions about one picture share its pixels. Where an example has no picture, a grey one stands for each.
+
+    Parameters
+    ----------
+    rows : Dataset
+        They are named in errors by their ``example_id``, if they have one.
+    processor : Processor
+        The backbone's.
+    pictures : int
+        How many pictures an example has, if it has any. 0: as many as one of these rows has at most.
+
+    Raises
+    ------
+    ValueError
+        A picture cannot be decoded, or a row has another number of them.
     """
     # As Arrow a picture is the bytes that it is stored as.
     columns = rows.with_format("arrow")[:]
@@ -91,7 +112,7 @@ def process(rows: "Dataset", processor: Processor) -> Examples:
             stored = columns["images"].to_pylist()
         else:
             stored = [[image] for image in columns["image"].to_pylist()]
-        pixels, image_of = _pictures(stored, processor)
+        pixels, image_of = _pictures(stored, _number(columns, stored, pictures), processor)
     texts = processor.texts(columns["question"].to_pylist())
     return Examples(
         pixels=pixels,
@@ -102,19 +123,37 @@ def process(rows: "Dataset", processor: Processor) -> Examples:
     )
 
 
-def _pictures(stored: list[list[dict]], processor: Processor) -> tuple[Tensor, Tensor]:
+def _number(columns: Any, stored: Sequence[Sequence[dict]], pictures: int) -> int:
+    """Return how many pictures each row has, if any; a ValueError names the first that has fewer."""
+    pictures = max(1, pictures, *map(len, stored))
+    for row, images in enumerate(stored):
+        if len(images) not in (0, pictures):
+            named = "example_id" in columns.column_names
+            name = columns["example_id"][row].as_py() if named else f"example {row}"
+            raise ValueError(
+                f"{name}: {len(images)} in column 'images', where others of this client have {pictures};"
+                " allowed: as many in each row, or none; or a backbone that writes, which takes any number"
+            )
+    return pictures
+
+
+def _pictures(stored: Sequence[list[dict]], number: int, processor: Processor) -> tuple[Tensor, Tensor]:
     """Return distinct pictures, and which of them each row has."""
     pixels: list[Tensor] = []
-    index_of: dict[tuple[bytes, ...], int] = {}
-    image_of: list[int] = []
+    index_of: dict[bytes, int] = {}
+    image_of: list[list[int]] = []
     for images in stored:
-        key = tuple(hashlib.sha256(image["bytes"]).digest() for image in images)
-        if key not in index_of:
-            index_of[key] = len(pixels)
-            made = decoded(images, len(image_of), lambda opened: processor.image(_side_by_side(opened)))
-            pixels.append(made)
-        image_of.append(index_of[key])
-    return torch.stack(pixels), torch.tensor(image_of)
+        own = []
+        for image in images or [_GREY] * number:
+            key = hashlib.sha256(image["bytes"]).digest()
+            if key not in index_of:
+                index_of[key] = len(pixels)
+                made = decoded([image], len(image_of), lambda opened: processor.image(opened[0]))
+                pixels.append(made)
+            own.append(index_of[key])
+        image_of.append(own)
+    found = torch.tensor(image_of)
+    return torch.stack(pixels), found[:, 0] if number == 1 else found
 
 
 def decoded(stored: Sequence[dict], example: int, make: Callable[[list[Image.Image]], T]) -> T:
@@ -125,19 +164,3 @@ def decoded(stored: Sequence[dict], example: int, make: Callable[[list[Image.Ima
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"image of example {example} cannot be decoded ({reason})") from None
-
-
-def _side_by_side(images: list[Image.Image]) -> Image.Image:
-    """Make one picture of any number: of equal height, from left to right."""
-    if len(images) == 1:
-        return images[0]
-    if not images:
-        return Image.new("RGB", (1, 1), (128, 128, 128))
-    turned = [upright(image) for image in images]
-    height = min(image.height for image in turned)
-    parts = [image.resize((max(1, image.width * height // image.height), height)) for image in turned]
-    whole, left = Image.new("RGB", (sum(part.width for part in parts), height)), 0
-    for part in parts:
-        whole.paste(part, (left, 0))
-        left += part.width
-    return whole

@@ -2,6 +2,8 @@
 
     python -m client_app.asking --folder RUN --client 2 --of 5 --image FILE --question "…"
 
+Where its examples have several pictures each, so does what it is asked: ``--image`` once for each, in order.
+
 It is done where the client's private state and data lie, and nowhere else.
 """
 
@@ -9,6 +11,7 @@ import argparse
 import json
 import sys
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp, isnan, nan
 from pathlib import Path
@@ -23,6 +26,7 @@ from rich.markup import escape
 from rich.table import Table
 from safetensors.torch import load_file
 
+from app.backbones import choose_device
 from app.conversations import Conversations
 from app.examples import FORMATS, Examples
 from app.families.generative import AnswerPositions
@@ -54,11 +58,14 @@ class Asked:
         The run's shared adapter, the client's own adapter and its head.
     shelf : Shelf
         Where its private states of the run lie.
+    pictures : int
+        How many pictures it is asked about; 0: any number.
     """
 
     client: Client
     learner: Learner
     shelf: Shelf
+    pictures: int = 1
 
     @classmethod
     def of_run(cls, folder: Path, partition_id: int, num_partitions: int) -> "Asked":
@@ -100,12 +107,13 @@ class Asked:
                 f"client = {partition_id} has no private state of {folder.name!r} on this machine"
                 f" ({shelf.folder}); allowed: {_there(shelf)}"
             )
-        writes = client.backbone.family.kind_of_examples is Conversations
-        answers = 0 if writes else len(client.partition.answers)
         travelled = open_learner(client.settings).parameters_of["shared"]
         exported = _exported(folder / "adapter").items()
         arrays = {name: v for name, v in exported if name in travelled or name.startswith(CLASSIFIER)}
-        opened = client.open(to_record(arrays), shelf, 0, answers)
+        partition, device = client.partition, choose_device(client.settings.device)
+        rows, answers = partition.train.select([0]), partition.answers
+        first = client.backbone.examples(rows, device, answers, partition.pictures)
+        opened = client.open(to_record(arrays), shelf, 0, first)
         learner = opened.learner
         try:
             state = newest_private_state(shelf, PrivateState.of(learner.private(), opened.owed))
@@ -114,9 +122,9 @@ class Asked:
                 f"client = {partition_id}: its private state cannot be used: {error}"
             ) from None
         learner.load_private(state.kept)
-        return cls(client, learner.eval(), shelf)
+        return cls(client, learner.eval(), shelf, first.pictures)
 
-    def answer(self, question: str, image: Path, top: int = 5) -> dict[str, list[Said]]:
+    def answer(self, question: str, *images: Path, top: int = 5) -> dict[str, list[Said]]:
         """Return what each branch of the run's method answers, the likeliest first.
 
         Of a client with an answer list the `top` answers. Under ``loss = "bce-scores"`` each answer has a
@@ -126,23 +134,18 @@ class Asked:
         Raises
         ------
         ValueError
-            The picture cannot be read.
+            A picture cannot be read, or there are not as many as the client's examples have.
         """
-        try:
-            picture = image.read_bytes()
-            Image.open(image, formats=FORMATS).load()
-        # Pillow's decoders raise whatever a broken file makes them raise.
-        except Exception:
-            allowed = ", ".join(FORMATS)
+        if self.pictures not in (0, len(images)):
             raise SettingsError(
-                f"image = {str(image)!r} is not a picture that can be read; allowed: {allowed}"
-            ) from None
-        return self.answer_about(picture, question, top)
+                f"image: {len(images)} given; allowed: {self.pictures}, as each of the client's examples has"
+            )
+        return self.answer_about([_read(image) for image in images], question, top)
 
-    def answer_about(self, picture: bytes, question: str, top: int = 5) -> dict[str, list[Said]]:
-        """Return the same as `answer` about an encoded picture that can be read."""
+    def answer_about(self, pictures: Sequence[bytes], question: str, top: int = 5) -> dict[str, list[Said]]:
+        """Return the same as `answer` about encoded pictures that can be read."""
         learner, settings, client = self.learner, self.client.settings, self.client
-        examples, kept = self._example(picture, question), learner.private()
+        examples, kept = self._example(pictures, question), learner.private()
         own = OwnTraining(
             learner, lambda: client.examples("train"), settings, settings.num_rounds, client.partition_id
         )
@@ -151,19 +154,19 @@ class Asked:
             for branch in branches:
                 with torch.no_grad(), mixed_precision(learner.device), learner.branch(branch):
                     if isinstance(examples, Conversations):
-                        said[branch] = [self._written(examples, picture, question)]
+                        said[branch] = [self._written(examples, pictures, question)]
                     else:
                         said[branch] = self._chosen(examples, top)
         learner.load_private(kept)
         return said
 
-    def _example(self, picture: bytes, question: str, answer: str = "unknown") -> Any:
+    def _example(self, pictures: Sequence[bytes], question: str, answer: str = "unknown") -> Any:
         """Make an example as those that were trained on; what is asked does not depend on the answer."""
         import datasets
 
         row = {
-            "images": [{"bytes": picture, "path": None}],
-            "messages": [{"role": "user", "content": f"{PLACE}\n{question}"}],
+            "images": [{"bytes": picture, "path": None} for picture in pictures],
+            "messages": [{"role": "user", "content": f"{PLACE * len(pictures)}\n{question}"}],
             "answers": [answer],
             "answer_scores": [1.0],
             "options": [],
@@ -184,7 +187,7 @@ class Asked:
         pairs = zip(likely.indices.tolist(), likely.values.tolist(), strict=True)
         return [(answers[index], value) for index, value in pairs]
 
-    def _written(self, conversations: Conversations, picture: bytes, question: str) -> Said:
+    def _written(self, conversations: Conversations, pictures: Sequence[bytes], question: str) -> Said:
         device, processor = self.learner.device, self.client.backbone.processor
         parts = AnswerPositions(self.learner.model)
         asked = parts.trunk(conversations.questions(_FIRST, device))
@@ -192,7 +195,7 @@ class Asked:
         answer = processor.decode(tokens)
         if not answer:
             return "", nan
-        inputs, targets = self._example(picture, question, answer).batch(_FIRST, device)
+        inputs, targets = self._example(pictures, question, answer).batch(_FIRST, device)
         task = TASKS[self.client.settings.loss]
         logits, told = task.pair(self.learner.logits(inputs), targets)
         return answer, exp(-float(task.loss(logits, told)) * len(told))
@@ -204,7 +207,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, required=True, help="the run's")
     parser.add_argument("--client", type=int, required=True, help="which one, from 0")
     parser.add_argument("--of", type=int, required=True, help="of how many")
-    parser.add_argument("--image", type=Path, required=True, help="file of a picture")
+    parser.add_argument(
+        "--image", type=Path, required=True, action="append", help="file of a picture; once for each"
+    )
     parser.add_argument("--question", required=True)
     parser.add_argument("--top", type=int, default=3, help="how many answers are shown")
     given = parser.parse_args(arguments)
@@ -212,7 +217,7 @@ def main(arguments: list[str] | None = None) -> int:
     warnings.simplefilter("ignore")
     try:
         asked = Asked.of_run(given.folder, given.client, given.of)
-        said = asked.answer(given.question, given.image, given.top)
+        said = asked.answer(given.question, *given.image, top=given.top)
     except (ValueError, OSError) as error:
         print(f"feddat: {error}", file=sys.stderr)
         return 1
@@ -222,6 +227,20 @@ def main(arguments: list[str] | None = None) -> int:
         table.add_row(str(place), *map(escape, shown))
     Console(highlight=False).print(table)
     return 0
+
+
+def _read(image: Path) -> bytes:
+    """Read a picture's file."""
+    try:
+        picture = image.read_bytes()
+        Image.open(image, formats=FORMATS).load()
+    # Pillow's decoders raise whatever a broken file makes them raise.
+    except Exception:
+        allowed = ", ".join(FORMATS)
+        raise SettingsError(
+            f"image = {str(image)!r} is not a picture that can be read; allowed: {allowed}"
+        ) from None
+    return picture
 
 
 def _exported(folder: Path) -> dict[str, torch.Tensor]:

@@ -14,7 +14,7 @@ def augmented(pixels: Tensor, generator: torch.Generator) -> Tensor:
     Parameters
     ----------
     pixels : Tensor
-        Shape (batch, 3, size, size).
+        Shape (batch, 3, size, size), or (batch, pictures, 3, size, size).
     generator : torch.Generator
         On the CPU.
 
@@ -23,13 +23,14 @@ def augmented(pixels: Tensor, generator: torch.Generator) -> Tensor:
     Tensor
         Of the same shape and dtype.
     """
-    batch, _, size, _ = pixels.shape
+    images = pixels.reshape(-1, *pixels.shape[-3:])
+    batch, _, size, _ = images.shape
     margin = size // 8
     top, left = torch.randint(2 * margin + 1, (2, batch), generator=generator)
     mirrored = torch.rand(batch, generator=generator) < 0.5
     steps = torch.arange(size)
     across = torch.where(mirrored[:, None], size - 1 - steps, steps) + left[:, None]
     down = steps + top[:, None]
-    padded = pad(pixels, (margin,) * 4).movedim(1, -1)
+    padded = pad(images, (margin,) * 4).movedim(1, -1)
     rows = torch.arange(batch)[:, None, None]
-    return padded[rows, down[:, :, None], across[:, None]].movedim(-1, 1)
+    return padded[rows, down[:, :, None], across[:, None]].movedim(-1, 1).reshape(pixels.shape)

@@ -238,15 +238,21 @@ class Client:
         return weights_among(learner, self.method.reply_layout(sent))
 
     def open(
-        self, arrays: ArrayRecord, shelf: Shelf, up_to: int, num_answers: int, expected: int = 0
+        self,
+        arrays: ArrayRecord,
+        shelf: Shelf,
+        up_to: int,
+        examples: Examples | Conversations,
+        expected: int = 0,
     ) -> Opened:
         """Put what arrived, what is made of it, and the private state in place.
 
-        `expected` is the round whose private state must be there, see `load_private_state`.
+        `examples` decide the head's size, any of the client's. `expected` is the round whose private state
+        must be there, see `load_private_state`.
 
         What is private is as it was after round `up_to`, or the last before it.
         """
-        learner, settings = self._learner(num_answers), self.settings
+        learner, settings = self._learner(examples.num_answers, examples.pictures), self.settings
         received = from_record(arrays)
         self.method.receive(learner, received)
         learner.load_private({})
@@ -262,10 +268,11 @@ class Client:
         learner.load_private(private.kept)
         return Opened(learner, received, private.owed, lost)
 
-    def _learner(self, num_answers: int) -> Learner:
+    def _learner(self, num_answers: int, pictures: int = 1) -> Learner:
         learner, settings = open_learner(self.settings), self.settings
         if num_answers:
-            answer_with_new_head(learner, self.backbone.width, num_answers, settings.seed, settings.head)
+            width = self.backbone.all_width(pictures)
+            answer_with_new_head(learner, width, num_answers, settings.seed, settings.head)
         else:  # the backbone's own
             learner.answer_with(None)
         return learner
@@ -319,7 +326,8 @@ def _examples(share: Share, split: str, backbone: Backbone, device: torch.device
         rows = getattr(partition, split)
         if not len(rows):
             raise ValueError(f"partition {share.index} has no {split} rows to {_PURPOSE[split]}")
-        return backbone.examples(rows, device, partition.answers), partition.sources
+        made = backbone.examples(rows, device, partition.answers, partition.pictures)
+        return made, partition.sources
 
     home, origin = feddat_home(), {"source": source_hash()}
     return kept_examples(home, key, origin, build, backbone.family.kind_of_examples)

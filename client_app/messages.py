@@ -82,7 +82,7 @@ def train(message: Message, context: Context) -> Message:
 
     def trained() -> tuple[ArrayRecord, MetricRecord]:
         examples = client.examples("train")
-        opened = client.open(arrays, shelf, server_round - 1, examples.num_answers, expected)
+        opened = client.open(arrays, shelf, server_round - 1, examples, expected)
         learner = opened.learner
         metrics = train_round(
             learner,
@@ -115,7 +115,7 @@ def evaluate_branches(message: Message, context: Context) -> Message:
 
     def scored() -> MetricRecord:
         examples = client.examples("test")
-        opened = client.open(arrays, shelf, server_round, examples.num_answers, expected)
+        opened = client.open(arrays, shelf, server_round, examples, expected)
         own = OwnTraining(
             opened.learner,
             lambda: client.examples("train"),

@@ -34,9 +34,9 @@ class Shown:
     Attributes
     ----------
     question : str
-        What is asked of the picture.
-    picture : str
-        A data URL.
+        What is asked of the pictures.
+    pictures : sequence of str
+        Data URLs.
     right : dict
         Its right answers with their scores.
     said : dict
@@ -44,7 +44,7 @@ class Shown:
     """
 
     question: str
-    picture: str
+    pictures: Sequence[str]
     right: dict[str, float]
     said: dict[str, list[Said]]
 
@@ -56,14 +56,14 @@ class Shown:
 
 
 def shown_examples(asked: Asked, most: int) -> Iterator[Shown]:
-    """Ask a client its own first `most` test examples; those without a picture of their own are left out."""
+    """Ask a client its own first `most` test examples; those without a picture are left out."""
     test = asked.client.partition.test.with_format("arrow")
     for row in test[: min(most, len(test))].to_pylist():
         pictures = [one["bytes"] for one in row["images"] if one and one.get("bytes")]
-        if len(pictures) == 1:
+        if pictures:
             right = dict(zip(row["answers"], row["answer_scores"], strict=True))
-            said = asked.answer_about(pictures[0], row["question"], top=3)
-            yield Shown(row["question"], _data_url(pictures[0]), right, said)
+            said = asked.answer_about(pictures, row["question"], top=3)
+            yield Shown(row["question"], list(map(_data_url, pictures)), right, said)
 
 
 def examples_page(run: str, client: str, shown: Sequence[Shown]) -> str:

@@ -31,7 +31,9 @@ This page has the client's own data: it stays where it is.</p>
 <ul>
 {% for one in shown %}
 <li>
-<img src="{{ one.picture }}" alt="the picture that the question is about">
+{% for picture in one.pictures %}
+<img src="{{ picture }}" alt="a picture that the question is about">
+{% endfor %}
 <h2>{{ one.question }}</h2>
 <p class="mark">{{ "right" if one.is_right else "wrong" }}</p>
 <dl>

@@ -30,6 +30,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import datasets
+import pyarrow.compute as pc
 
 POOL_FEATURES = datasets.Features(
     image=datasets.Image(),
@@ -119,6 +120,14 @@ class Partition:
     unanswerable: dict[str, int] = field(default_factory=dict)
     skipped: dict[str, int] = field(default_factory=dict)
     sources: Sequence[tuple[str, int, int]] = ()
+
+    @property
+    def pictures(self) -> int:
+        """Most pictures that one of its examples has."""
+        columns = [
+            split.with_format("arrow")[:]["images"] for split in (self.train, self.validation, self.test)
+        ]
+        return max(pc.max(pc.list_value_length(column)).as_py() or 0 for column in columns)
 
 
 class BalancedTest(NamedTuple):

@@ -8,7 +8,7 @@ def test_a_run_on_files_ends_in_scores(federation, tmp_path):
     for n in range(4):
         picture(tmp_path / "data" / "pictures" / f"{n}.png", 60 * n)
     pictures = [f"pictures/{n}.png" for n in range(4)]
-    rows = [llava(n, images=[pictures[n % 4], pictures[(n + 1) % 4]][: n % 3]) for n in range(24)]
+    rows = [llava(n, images=[pictures[n % 4], pictures[(n + 1) % 4]][: 2 * (n % 3 > 0)]) for n in range(24)]
     write(tmp_path / "data" / "train.jsonl", rows)
     write(tmp_path / "data" / "test.jsonl", rows[:8])
     given = {"benchmark": "files", "data_dir": str(tmp_path / "data"), "missing_modality": 0.3}

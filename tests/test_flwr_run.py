@@ -17,6 +17,7 @@ from app.backbones import load_backbone
 from benchmarks.real_processes import free_port, wait_for
 from tests.app.families.test_whole_forwards import make, save_small
 from tests.conftest import ROOT
+from tests.data_partitions.feddat_paper import given_sets as given
 from tests.processes import Lab, adapter_of, environment, program, wait_until
 
 pytestmark = pytest.mark.slow
@@ -115,6 +116,23 @@ def test_answers_that_are_read_go_on_and_are_asked(lab, run_config, small_backbo
     )
     assert said.returncode == 0, said.stderr
     assert all(branch in said.stdout for branch in ("student", "local", "teacher", "%"))
+
+
+def test_a_client_of_two_pictures_an_example_beside_one_of_one(lab, run_config, tmp_path):
+    given.vqa_v2(tmp_path / "data")
+    given.nlvr2(tmp_path / "data", 6)
+    data = {"benchmark": "feddat-task", "data_dir": str(tmp_path / "data")}
+    ended = run(lab, run_config(run_name="pairs", **data, adapter="lora", lora_rank=3))
+    assert ended["status"] == "finished:completed", ended["status-details"]
+    kept = lab.folder / "home" / "runs" / "pairs"
+    rows = [json.loads(line) for line in (kept / "metrics.jsonl").read_text().splitlines()]
+    assert {row["name"] for row in rows if "teacher" in row} == {"VQAv2", "NLVR2"}
+    widths = {}
+    for state in sorted((lab.folder / "home" / "clients").glob("pairs-*/*/*.safetensors")):
+        (widths[state.parent.name],) = [
+            array.shape[1] for name, array in load(state.read_bytes()).items() if "clf_fc0.weight" in name
+        ]
+    assert widths == {"0": 32, "1": 64}
 
 
 def test_a_wrong_setting_ends_the_run_with_its_line(lab, run_config):

@@ -4,18 +4,24 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Self
 
+import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from ..bottleneck import BottleneckLayer
 from ..processor import Processor
+from .family import Inputs, one_picture_each
 
 
 class Trunk(NamedTuple):
-    """What all branches have in common: hidden states (batch, tokens, width), and the mask of attention."""
+    """What all branches have in common: hidden states (batch, tokens, width), and the mask of attention.
+
+    Where an example has several pictures these are its first one's; `further` has the others'.
+    """
 
     hidden: Tensor
     mask: Any
+    further: tuple["Trunk", ...] = ()
 
 
 class Blocks(ABC):
@@ -41,8 +47,8 @@ class Blocks(ABC):
         return None if adapted_before or nothing else self
 
     @abstractmethod
-    def embed(self, batch: Mapping[str, Tensor]) -> Trunk:
-        """Compute what enters the first block."""
+    def embed(self, batch: Inputs) -> tuple[Tensor, Any]:
+        """Compute what enters the first block, and the mask of attention."""
 
     @abstractmethod
     def blocks(self) -> nn.ModuleList:
@@ -61,15 +67,27 @@ class Blocks(ABC):
         """Compute what `pool` reads of the last block."""
         return self.apply(block, hidden, mask)
 
+    def passes(self, inputs: Inputs) -> list[Inputs]:
+        """Return the inputs of each pass that examples with several pictures take, as the family does."""
+        return one_picture_each(inputs)
+
     def trunk(self, batch: Mapping[str, Tensor]) -> Trunk:
         """Compute the frozen part up to the first adapter."""
-        hidden, mask = self.embed(self.processor.inputs(batch))
+        first, *further = map(self._trunk, self.passes(batch))
+        return first._replace(further=tuple(further))
+
+    def features(self, trunk: Trunk) -> Tensor:
+        """Compute the features (batch, pictures · width) from the trunk on."""
+        return torch.cat([self._features(one) for one in (trunk, *trunk.further)], dim=1)
+
+    def _trunk(self, inputs: Inputs) -> Trunk:
+        # Normalised here, so that pixels as floats are let go before the blocks.
+        hidden, mask = self.embed(self.processor.inputs(inputs))
         for block in self.blocks()[: self._first]:
             hidden = self.apply(block, hidden, mask)
         return Trunk(hidden, mask)
 
-    def features(self, trunk: Trunk) -> Tensor:
-        """Compute the features (batch, width) from the trunk on."""
+    def _features(self, trunk: Trunk) -> Tensor:
         hidden = trunk.hidden if self._output is None else self._output.adapt(trunk.hidden)
         rest = self.blocks()[self._first :]
         for block in rest[:-1]:

@@ -18,7 +18,8 @@ class DualEncoder(Family):
     """Two encoders into one space (Radford et al., 2021, arXiv 2103.00020; SigLIP: arXiv 2303.15343).
 
     Adapters are in both. Features are the image's and the text's embedding of length 1, and their product by
-    entries, whose sum is their similarity.
+    entries, whose sum is their similarity. Of several images they are each one's embedding, the text's, and
+    each one's product.
     """
 
     architectures = {"clip": "CLIPModel", "siglip": "SiglipModel"}
@@ -52,10 +53,25 @@ class DualEncoder(Family):
             [output.image_embeds, output.text_embeds, output.image_embeds * output.text_embeds], dim=1
         )
 
+    def all_features(self, model: Any, inputs: Inputs) -> Tensor:
+        """Compute all embeddings and products, (batch, (2 · images + 1) · width); the text is read once."""
+        first, *further = self.passes(model, inputs)
+        features = self.features(model, first)
+        if not further:
+            return features
+        image, text, _ = features.chunk(3, dim=1)
+        others = (model.get_image_features(pixel_values=one["pixel_values"]) for one in further)
+        images = [image, *(normalize(other.pooler_output, dim=-1) for other in others)]
+        return torch.cat([*images, text, *(image * text for image in images)], dim=1)
+
     def width(self, config: Any) -> int:
-        """Width of the features."""
+        """Width of the features of one image."""
         embedding = getattr(config, "projection_dim", None) or config.text_config.projection_size
         return 3 * embedding
+
+    def all_width(self, config: Any, pictures: int) -> int:
+        """Width of the features of so many images."""
+        return (2 * pictures + 1) * self.width(config) // 3
 
     def adapted_width(self, config: Any) -> int:
         """Return what a bottleneck's factor must divide for both encoders."""

@@ -20,7 +20,19 @@ from ..processor import Processor
 if TYPE_CHECKING:
     from datasets import Dataset
 
-Inputs = Mapping[str, Tensor]
+Inputs = Mapping[str, Any]
+
+
+def one_picture_each(inputs: Inputs) -> list[Inputs]:
+    """Return the inputs of one pass for each picture of an example.
+
+    Examples with several have ``pixel_values`` (batch, pictures, 3, height, width); with one, or none, these
+    are the inputs as they are.
+    """
+    pixels = inputs.get("pixel_values")
+    if pixels is None or pixels.ndim == 4:
+        return [inputs]
+    return [{**inputs, "pixel_values": one} for one in pixels.unbind(1)]
 
 
 class Family(ABC):
@@ -116,9 +128,14 @@ class Family(ABC):
     def processor(self, folder: str | Path, config: Any) -> Any:
         """Say how its inputs are made."""
 
-    def examples(self, rows: "Dataset", model: Any, processor: Any, device: torch.device) -> Any:
-        """Make examples, ready for the model, of a benchmark's rows; what is computed for it, on `device`."""
-        return process(rows, processor)
+    def examples(
+        self, rows: "Dataset", model: Any, processor: Any, device: torch.device, pictures: int = 0
+    ) -> Any:
+        """Make examples, ready for the model, of a benchmark's rows; what is computed for it, on `device`.
+
+        `pictures` is how many an example has, see `process`.
+        """
+        return process(rows, processor, pictures)
 
     def answering_by(self, head: str, config: Any, prompt: str) -> "Family":
         """Return the family as it answers by a kind of head, one of `heads`, with a model of `config`.
@@ -144,14 +161,27 @@ class Family(ABC):
 
     @abstractmethod
     def features(self, model: Any, inputs: Inputs) -> Tensor:
-        """Compute features (batch, width) by one plain forward; pixels are normalised.
+        """Compute features (batch, width) of one picture an example by one plain forward.
 
-        Of a family that answers by the answers' texts they are logits (batch, answers).
+        Pixels are normalised. Where it answers by the answers' texts, these are the logits (batch, answers).
         """
 
     def width(self, config: Any) -> int:
-        """Width of the features."""
+        """Width of the features of one picture."""
         return config.hidden_size
+
+    def passes(self, model: Any, inputs: Inputs) -> list[Inputs]:
+        """Return the inputs of each pass that examples with several pictures take: one a picture."""
+        return one_picture_each(inputs)
+
+    def all_features(self, model: Any, inputs: Inputs) -> Tensor:
+        """Compute the features of all pictures of an example: those of each pass, one after the other."""
+        each = [self.features(model, one) for one in self.passes(model, inputs)]
+        return torch.cat(each, dim=1) if len(each) > 1 else each[0]
+
+    def all_width(self, config: Any, pictures: int) -> int:
+        """Width of the features of so many pictures an example."""
+        return pictures * self.width(config)
 
     def adapted_width(self, config: Any) -> int:
         """Width of the hidden states that adapters change."""

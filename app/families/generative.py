@@ -228,9 +228,9 @@ class Generative(Family):
         return load_chat_processor(folder, config, _ANSWER_KIND.get(config.model_type, 0))
 
     def examples(
-        self, rows: "Dataset", model: Any, processor: ChatProcessor, device: torch.device
+        self, rows: "Dataset", model: Any, processor: ChatProcessor, device: torch.device, pictures: int = 0
     ) -> Conversations:
-        """Make conversations, with what vision tower and connector give for their pictures."""
+        """Make conversations, with what vision tower and connector give for their pictures, however many."""
         model.to(device)
 
         def encode(pictures: Mapping[str, Tensor]) -> Tensor:
@@ -244,6 +244,10 @@ class Generative(Family):
     def features(self, model: Any, inputs: Inputs) -> Tensor:
         """Compute the logits at every position (batch, length, words) by one plain forward."""
         return model(**_inputs(inputs)).logits
+
+    def passes(self, model: Any, inputs: Inputs) -> list[Inputs]:
+        """Return the inputs as they are: all pictures of a text stand in it."""
+        return [inputs]
 
     def adapted_width(self, config: Any) -> int:
         """Width of the language model's hidden states."""

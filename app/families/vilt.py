@@ -1,7 +1,6 @@
 """ViLT: what it needs, and what it computes otherwise than in transformers, for the same features."""
 
 import types
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad, scaled_dot_product_attention
 
 from ..processor import Processor, load_processor
-from .blocks import Blocks, Trunk
-from .family import Family, Inputs
+from .blocks import Blocks
+from .family import Family, Inputs, one_picture_each
 
 
 def keep_patch_order(model: Any) -> Any:
@@ -85,17 +84,28 @@ def _attend(
     return (context.transpose(1, 2).flatten(2),)
 
 
+def numbered(model: Any, inputs: Inputs) -> list[Inputs]:
+    """Return the inputs of one pass a picture, in which the type of its tokens is its number, from 1.
+
+    As ViLT sees NLVR2's two pictures, see transformers' ``ViltForImagesAndTextClassification``. A model that
+    has one type for pictures gives it to all: the published code begins the second type as the first's copy.
+    """
+    last = model.config.modality_type_vocab_size - 1
+    passes = enumerate(one_picture_each(inputs), start=1)
+    return [{**one, "image_token_type_idx": min(number, last)} for number, one in passes]
+
+
 class ViltBlocks(Blocks):
     """ViLT's forward in parts."""
 
-    def embed(self, batch: Mapping[str, Tensor]) -> Trunk:
+    def embed(self, batch: Inputs) -> tuple[Tensor, Tensor]:
         """Compute hidden states, and the mask (batch, 1, queries, keys) that is added to attention's logits.
 
         Parameters
         ----------
         batch : Mapping
             ``pixel_values`` (batch, 3, height, width), ``input_ids``, ``attention_mask`` (batch, tokens) and
-            optionally ``token_type_ids`` and ``pixel_mask``.
+            optionally ``token_type_ids``, ``pixel_mask`` and ``image_token_type_idx``.
         """
         hidden, mask = self.model.embeddings(
             batch["input_ids"],
@@ -105,11 +115,16 @@ class ViltBlocks(Blocks):
             batch.get("pixel_mask"),
             inputs_embeds=None,
             image_embeds=None,
+            image_token_type_idx=batch.get("image_token_type_idx"),
         )
         # As transformers would make it, without a look at the values, for which a GPU would be waited for.
         lowest = torch.finfo(hidden.dtype).min
         padding = torch.zeros_like(mask, dtype=hidden.dtype).masked_fill(mask == 0, lowest)
-        return Trunk(hidden, padding[:, None, None].expand(-1, 1, hidden.shape[1], -1))
+        return hidden, padding[:, None, None].expand(-1, 1, hidden.shape[1], -1)
+
+    def passes(self, inputs: Inputs) -> list[Inputs]:
+        """Return the inputs of each pass."""
+        return numbered(self.model, inputs)
 
     def blocks(self) -> nn.ModuleList:
         """Return the blocks."""
@@ -149,6 +164,10 @@ class Vilt(Family):
     def features(self, model: Any, inputs: Inputs) -> Tensor:
         """Compute the pooled first token (batch, width)."""
         return model(**inputs).pooler_output
+
+    def passes(self, model: Any, inputs: Inputs) -> list[Inputs]:
+        """Return the inputs of one pass a picture, which says the picture's number."""
+        return numbered(model, inputs)
 
     def split(self, model: Any, processor: Processor) -> ViltBlocks | None:
         """Part it before the first adapter."""

@@ -1,13 +1,12 @@
 """ViT: images alone; the question is not read."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from ..processor import Processor, load_processor
-from .blocks import Blocks, Trunk
+from .blocks import Blocks
 from .family import Family, Inputs
 
 _POOLER = {"pooler.dense.bias", "pooler.dense.weight"}
@@ -24,9 +23,9 @@ class FirstToken(nn.Module):
 class ViTBlocks(Blocks):
     """ViT's forward in parts."""
 
-    def embed(self, batch: Mapping[str, Tensor]) -> Trunk:
+    def embed(self, batch: Inputs) -> tuple[Tensor, None]:
         """Compute hidden states of ``pixel_values`` (batch, 3, height, width); there is no mask."""
-        return Trunk(self.model.embeddings(batch["pixel_values"]), None)
+        return self.model.embeddings(batch["pixel_values"]), None
 
     def blocks(self) -> nn.ModuleList:
         """Return the blocks."""

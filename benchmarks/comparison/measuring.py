@@ -66,9 +66,11 @@ def cost_of(settings: Settings, clients: int) -> Cost:
     """Count on the first client's first example."""
     partition = load_partition(settings.benchmark, 0, clients, data_options(settings))
     backbone, learner, method = open_backbone(settings), open_learner(settings), METHODS[settings.method]
-    answer_with_new_head(learner, backbone.width, len(partition.answers), settings.seed, settings.head)
+    first, answers = partition.train.select([0]), partition.answers
+    examples = backbone.examples(first, learner.device, answers, partition.pictures)
+    width = backbone.all_width(examples.pictures)
+    answer_with_new_head(learner, width, len(answers), settings.seed, settings.head)
     learner.load_private({})
-    examples = backbone.examples(partition.train.select([0]), learner.device, partition.answers)
     inputs, targets = examples.batch(torch.tensor([0]), learner.device)
     optimizer = make_optimizer(learner, settings.learning_rate, settings.weight_decay, settings.optimizer)
     distillation = Distillation(loss=settings.loss, update=settings.update)

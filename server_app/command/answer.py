@@ -12,7 +12,9 @@ from .runs import find_run, newest_run, which_client
 
 def answer(
     client: Annotated[int, typer.Option(help="Which of its clients, from 0.")],
-    image: Annotated[Path, typer.Option(help="File of a picture.")],
+    image: Annotated[
+        list[Path], typer.Option(help="File of a picture; given as often as the client's examples have some.")
+    ],
     question: Annotated[str, typer.Option(help="What is asked.")],
     run: Annotated[str, typer.Option(help="Name of the run. Without it: the newest.")] = "",
     top: Annotated[int, typer.Option(min=1, help="How many answers are shown.")] = 3,
@@ -20,7 +22,8 @@ def answer(
     """Show what a client's student, local and teacher branch answer to a question about a picture."""
     found = find_run(run) if run else newest_run()
     which = which_client(found, client)
-    if not image.expanduser().is_file():
-        raise Refusal(f"image = {str(image)!r} is not a file; allowed: a picture")
-    about = (f"--image={image.expanduser()}", f"--question={question}")
+    for one in image:
+        if not one.expanduser().is_file():
+            raise Refusal(f"image = {str(one)!r} is not a file; allowed: a picture")
+    about = (*(f"--image={one.expanduser()}" for one in image), f"--question={question}")
     run_program("client_app.asking", [*which, f"--top={top}", *about])

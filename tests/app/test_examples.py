@@ -1,6 +1,7 @@
 """A data set as tensors: what `process` makes of rows, and what a batch holds."""
 
 import io
+from dataclasses import replace
 
 import datasets
 import numpy as np
@@ -79,26 +80,55 @@ def test_a_picture_need_not_be_rgb(processor):
     assert examples.pixels.unique().tolist() == [51]
 
 
-def test_two_pictures_stand_side_by_side_and_none_is_a_grey_one(processor):
-    buffer = io.BytesIO()
-    Image.new("RGB", (8, 4), "blue").save(buffer, "PNG")
-    red, wide, blue = png("red"), buffer.getvalue(), png("blue")
-    rows = {
-        "images": [
-            [{"bytes": one, "path": None} for one in images] for images in ([red, blue], [], [red, wide])
-        ],
-        "question": ["same ?", "what ?", "same ?"],
-        "scores": [[1.0], [1.0], [1.0]],
-    }
-    examples = process(dataset_of(rows), processor)
-    assert examples.image_of.tolist() == [0, 1, 2]
-    both, none, unequal = examples.pixels
-    assert both[:, :, :12].flatten(1).float().mean(1).tolist() == [255, 0, 0]
-    assert both[:, :, 20:].flatten(1).float().mean(1).tolist() == [0, 0, 255]
-    assert none.unique().tolist() == [128]
-    # 48 × 20 and 8 × 4: of one height, 4, they are 9 and 8 wide, so that the first ends at 17 of 32.
-    assert unequal[:, :, :14].flatten(1).float().mean(1).tolist() == [255, 0, 0]
-    assert unequal[:, :, 20:].flatten(1).float().mean(1).tolist() == [0, 0, 255]
+def of_pictures(*rows, **columns):
+    """Return a data set with these pictures in each row."""
+    return dataset_of(
+        {
+            "images": [[{"bytes": one, "path": None} for one in images] for images in rows],
+            "question": ["same ?"] * len(rows),
+            "scores": [[1.0]] * len(rows),
+            **columns,
+        }
+    )
+
+
+def test_several_pictures_stay_apart_in_their_order_and_none_are_grey_ones(processor):
+    red, blue = png("red"), png("blue")
+    examples = process(of_pictures([red, blue], [], [blue, red], [red, red]), processor)
+    assert examples.pictures == 2
+    assert examples.image_of.tolist() == [[0, 1], [2, 2], [1, 0], [0, 0]]
+    colours = [[255, 0, 0], [0, 0, 255], [128, 128, 128]]
+    assert examples.pixels.flatten(2).float().mean(2).tolist() == colours
+    pixels = examples.batch(torch.tensor([2, 1]), torch.device("cpu"))[0]["pixel_values"]
+    assert pixels.shape == (2, 2, 3, 32, 32)
+    assert torch.equal(pixels, examples.pixels[torch.tensor([[1, 0], [2, 2]])])
+
+
+def test_a_split_without_pictures_has_as_many_grey_ones_as_the_client_s_other_examples(processor):
+    assert process(of_pictures([], []), processor).image_of.tolist() == [0, 0]
+    assert process(of_pictures([], []), processor, 3).image_of.tolist() == [[0, 0, 0], [0, 0, 0]]
+    assert process(of_pictures([png("red")]), processor, 1).image_of.tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("rows", "pictures", "named"),
+    [
+        ([["a", "b"], ["a"], ["b"]], 0, "b.json line 2: 1 "),
+        ([["a", "b"], [], ["a", "b", "a"]], 0, "a.json line 1: 2 "),
+        ([[], [], ["a"]], 2, "c.json line 3: 1 "),
+    ],
+)
+def test_a_row_with_fewer_pictures_than_others_is_named(processor, rows, pictures, named):
+    made = [[png("red" if one == "a" else "blue") for one in row] for row in rows]
+    names = ["a.json line 1", "b.json line 2", "c.json line 3"]
+    with pytest.raises(ValueError, match=rf"^{named}in column 'images', [^\n]*; allowed: as many in [^\n]*$"):
+        process(of_pictures(*made, example_id=names), processor, pictures)
+
+
+def test_a_backbone_for_texts_alone_minds_no_number_of_pictures(processor):
+    reader = replace(processor, image_size=0)
+    examples = process(of_pictures([png("red")] * 2, [png("red")], []), reader, 2)
+    assert (examples.pixels, examples.image_of, examples.pictures) == (None, None, 1)
 
 
 def test_public_examples_have_one_picture_each(processor, examples):

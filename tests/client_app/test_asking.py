@@ -11,6 +11,7 @@ from client_app.asking import Asked
 from client_app.client import data_options
 from data_partitions.benchmarks import load_partition
 from tests.app.tiny_generative import made, pictures_alone
+from tests.data_partitions.given_files import of_pictures
 
 BRANCHES = ("student", "local", "teacher")
 
@@ -24,8 +25,9 @@ def example_of(clients, number, path):
     return row["question"], partition.answers
 
 
-def test_answers_are_those_that_the_evaluation_scored(federation, tmp_path, monkeypatch):
-    """Each branch's probabilities, against the logits of the client's own evaluation."""
+@pytest.fixture
+def seen(monkeypatch):
+    """Return what the last evaluation of a client said of its first example, by the sum of its pictures."""
     from client_app import messages
 
     seen = {}
@@ -35,10 +37,17 @@ def test_answers_are_those_that_the_evaluation_scored(federation, tmp_path, monk
         inputs, _ = examples.batch(torch.tensor([0]), learner.device)
         with torch.no_grad():
             each = {branch: learner(inputs, branch)[0].sigmoid() for branch in BRANCHES}
-        seen[int(examples.pixels[0].sum())] = each  # the last round's; clients differ in their pictures
+        seen[int(inputs["pixel_values"][0].sum())] = (
+            each  # the last round's; clients differ in their pictures
+        )
         return evaluated(learner, examples, settings, own)
 
     monkeypatch.setattr(messages, "evaluate", evaluate)
+    return seen
+
+
+def test_answers_are_those_that_the_evaluation_scored(federation, tmp_path, seen):
+    """Each branch's probabilities, against the logits of the client's own evaluation."""
     clients = federation(2)
     folder = clients.serve()
     question, answers = example_of(clients, 1, path := tmp_path / "picture.png")
@@ -54,6 +63,23 @@ def test_answers_are_those_that_the_evaluation_scored(federation, tmp_path, monk
     assert said["student"] != said["local"]
 
 
+def test_it_is_asked_about_as_many_pictures_as_its_examples_have(federation, tmp_path, seen):
+    folder = federation(1, **of_pictures(tmp_path / "data", [2] * 6)).serve()
+    asked, (each,) = Asked.of_run(folder, 0, 1), seen.values()
+    first = asked.client.partition.test.with_format("arrow")[:1].to_pylist()[0]
+    pictures = [tmp_path / "left.png", tmp_path / "right.png"]
+    for path, image in zip(pictures, first["images"], strict=True):
+        path.write_bytes(image["bytes"])
+    right, turned = (asked.answer(first["question"], *paths) for paths in (pictures, pictures[::-1]))
+    for branch, chosen in right.items():
+        assert [p for _, p in chosen] == pytest.approx(each[branch].topk(2).values.tolist(), abs=1e-5)
+        assert chosen != turned[branch]
+    for given in (pictures[:1], [*pictures, pictures[0]]):
+        line = rf"^image: {len(given)} given; allowed: 2, as each of the client's examples has$"
+        with pytest.raises(ValueError, match=line):
+            asked.answer(first["question"], *given)
+
+
 def test_a_model_that_writes_says_its_answer_with_its_probability(federation, tmp_path):
     with pictures_alone():
         backbone = made("LLaVA", tmp_path / "llava")
@@ -63,8 +89,9 @@ def test_a_model_that_writes_says_its_answer_with_its_probability(federation, tm
         )
         folder = clients.serve()
         question, _ = example_of(clients, 0, path := tmp_path / "picture.png")
-        said = Asked.of_run(folder, 0, 2).answer(question, path)
-    for ((answer, probability),) in said.values():
+        asked = Asked.of_run(folder, 0, 2)
+        said = [*asked.answer(question, path).values(), *asked.answer(question, path, path).values()]
+    for ((answer, probability),) in said:
         assert (answer and 0 < probability < 1) or (not answer and probability != probability)
 
 

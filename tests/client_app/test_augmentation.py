@@ -40,3 +40,10 @@ def test_the_generator_alone_decides():
     first, again = (augmented(numbered(8), torch.Generator().manual_seed(5)) for _ in range(2))
     assert torch.equal(first, again)
     assert not torch.equal(first, augmented(numbered(8), torch.Generator().manual_seed(6)))
+
+
+def test_each_of_several_pictures_has_a_window_of_its_own():
+    pairs = augmented(numbered(12).unflatten(0, (6, 2)), torch.Generator().manual_seed(5))
+    assert pairs.shape == (6, 2, 3, 16, 16)
+    assert torch.equal(pairs.flatten(0, 1), augmented(numbered(12), torch.Generator().manual_seed(5)))
+    assert not torch.equal(pairs[:, 0], pairs[:, 1])

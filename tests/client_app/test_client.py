@@ -9,7 +9,7 @@ import torch
 from app.families import family
 from client_app import client as room
 from client_app.client import Client
-from tests.data_partitions.given_files import llava, picture, write
+from tests.data_partitions.given_files import llava, of_pictures, picture, write
 
 
 @pytest.fixture
@@ -42,6 +42,15 @@ def test_the_next_process_has_the_same_without_reading_any_data(made, home, monk
         tensors = {name: value for name, value in vars(first).items() if name != "answers"}
         assert all(torch.equal(value, getattr(again, name)) for name, value in tensors.items())
     assert len(list((home / "examples").iterdir())) == 2
+
+
+def test_examples_of_several_pictures_are_kept_as_they_are(made, tmp_path):
+    given = of_pictures(tmp_path / "data", [2, 0, 2])
+    first, times = made(**given)
+    assert (times, first.pictures) == (1, 2)
+    again, times = made(**given)
+    assert (times, again.pictures) == (0, 2)
+    assert torch.equal(again.image_of, first.image_of)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from PIL import Image
 
 from client_app.asking import Asked
 from client_app.shown_examples import Shown, examples_page, main, shown_examples
+from tests.data_partitions.given_files import of_pictures
 
 
 @pytest.fixture
@@ -42,9 +43,22 @@ def test_the_page_has_the_clients_own_test_examples_and_the_scores_of_the_evalua
     assert "https:" not in text
 
 
+def test_all_pictures_of_an_example_are_shown(federation, tmp_path):
+    folder = federation(1, **of_pictures(tmp_path / "data", [2, 2, 0, 2])).serve()
+    asked = Asked.of_run(folder, 0, 1)
+    shown = list(shown_examples(asked, 100))
+    assert [one.question for one in shown] == ["0?", "1?", "3?"]
+    text = examples_page("test", "data", shown)
+    reds = [
+        Image.open(io.BytesIO(base64.b64decode(one))).getpixel((0, 0))[0]
+        for one in re.findall(r'src="data:image/png;base64,([^"]+)"', text)
+    ]
+    assert sorted(reds) == sorted([0, 60, 60, 120, 180, 0])
+
+
 def test_what_the_data_say_is_text():
     hostile = "<script>alert(1)</script>"
-    shown = [Shown(hostile, "data:image/png;base64,AA==", {hostile: 1.0}, {"student": [(hostile, 0.5)]})]
+    shown = [Shown(hostile, ["data:image/png;base64,AA=="], {hostile: 1.0}, {"student": [(hostile, 0.5)]})]
     text = examples_page(hostile, hostile, shown)
     assert "<script" not in text
     assert text.count("&lt;script&gt;") == 7  # in title, heading, question and answers
@@ -61,7 +75,7 @@ def test_what_the_data_say_is_text():
     ],
 )
 def test_an_example_is_right_by_the_deployed_branch(right, said, expected):
-    assert Shown("?", "", right, {"student": [(said, 0.9)], "local": [("red", 1.0)]}).is_right == expected
+    assert Shown("?", [], right, {"student": [(said, 0.9)], "local": [("red", 1.0)]}).is_right == expected
 
 
 def test_where_nothing_is_kept_of_the_client_one_line_says_so(folder, capsys):

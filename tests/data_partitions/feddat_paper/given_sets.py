@@ -106,20 +106,22 @@ def clove(root, part, name):
         picture(root / "GQA" / "images" / f"{n}.jpg", n)
 
 
-def nlvr2(root):
-    rows = {
-        "train": ("train-10171-0-0", "train/47"),
-        "dev": ("dev-8-1-0", "dev"),
-        "test1": ("test1-3-0-1", "test1"),
-    }
-    for split, (identifier, folder) in rows.items():
-        row = {"identifier": identifier, "sentence": "Both are red.", "label": "True", "directory": 47}
+def nlvr2(root, count=1):
+    """Write so many pairs a split; of the first the right picture is the brighter one, then by turns."""
+    folders = {"train": "train/47", "dev": "dev", "test1": "test1"}
+    for split, folder in folders.items():
+        lines = []
+        for n in range(count):
+            pair = f"{split}-{10171 + n}-0"
+            label = ("True", "False")[n % 2]
+            row = {"identifier": f"{pair}-0", "sentence": "Both are red.", "label": label, "directory": 47}
+            lines.append(json.dumps(row) + "\n")
+            for side in (0, 1):
+                path = root / "NLVR2" / "images" / folder / f"{pair}-img{side}.png"
+                picture(path, side if count == 1 else 40 + 20 * (n % 3) + 100 * (side ^ n % 2))
         path = root / "NLVR2" / "data" / f"{split}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(row) + "\n")
-        for side in (0, 1):
-            name = f"{identifier.rpartition('-')[0]}-img{side}.png"
-            picture(root / "NLVR2" / "images" / folder / name, side)
+        path.write_text("".join(lines))
 
 
 def snli_ve(root):

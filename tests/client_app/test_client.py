@@ -53,6 +53,12 @@ def test_examples_of_several_pictures_are_kept_as_they_are(made, tmp_path):
     assert torch.equal(again.image_of, first.image_of)
 
 
+def test_a_split_without_pictures_is_of_as_many_as_the_clients_others(made, tmp_path):
+    given = of_pictures(tmp_path / "data", [2, 2])
+    write(tmp_path / "data" / "test.jsonl", [{"images": [], "question": "?", "answer": "a"}])
+    assert made("test", **given)[0].pictures == 2
+
+
 @pytest.mark.parametrize(
     "other",
     [

@@ -3,6 +3,7 @@
 import pytest
 from safetensors.torch import load_file
 
+from tests.app.families.test_whole_forwards import save_small
 from tests.bad_input.ends import rows_of
 from tests.data_partitions.feddat_paper import given_sets as given
 from tests.data_partitions.given_files import of_pictures, png, write
@@ -78,3 +79,12 @@ def test_clients_of_pairs_and_a_server_that_aligns_on_public_examples_of_one_pic
     rows = rows_of(federation(1, **own, **pool, **align).serve())
     assert [row["round"] for row in rows if "align/delta-norm" in row] == [1, 2]
     assert head_widths(home) == {0: 64}
+
+
+@pytest.mark.parametrize(("kind", "head"), [("clip", "prompts"), ("blip", "decoder")])
+def test_answers_that_are_read_are_about_one_picture(federation, small_backbone, tmp_path, kind, head):
+    given = of_pictures(tmp_path / "data", [2] * 6)
+    model = save_small(kind, tmp_path / "model", small_backbone)
+    with pytest.raises(RuntimeError) as caught:
+        federation(1, **given, backbone=str(model), head=head, loss="cross-entropy").serve()
+    assert f"head = '{head}' with 2 pictures an example; allowed: 'private'" in str(caught.value)

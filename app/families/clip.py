@@ -2,16 +2,33 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, pad
 
 from ..examples import ANSWERS
 from ..processor import Processor, load_processor
 from .family import Family, Inputs
+
+
+@dataclass(frozen=True)
+class PaddingRead(Processor):
+    """Pads all texts to one length, of which the model reads all, as SigLIP was trained.
+
+    Its feature is the last position's: cut to a batch's longest text, it would depend on the others.
+    """
+
+    padded: int = 0
+
+    def texts(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """Tokenise texts; ``input_ids`` and ``attention_mask``, all ones, are (len(texts), padded)."""
+        told = super().texts(texts)["input_ids"]
+        ids = pad(told, (0, self.padded - told.shape[1]), value=self.tokenizer.pad_token_id)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
 class DualEncoder(Family):
@@ -31,13 +48,14 @@ class DualEncoder(Family):
         """Say how its inputs are made; mean and deviation are CLIP's, where the folder names none."""
         siglip = config.model_type == "siglip"
         statistics = ((0.5,) * 3,) * 2 if siglip else (_CLIP_MEAN, _CLIP_STD)
-        return load_processor(
+        made = load_processor(
             folder,
             image_size=config.vision_config.image_size,
             text_length=config.text_config.max_position_embeddings,
             mean=statistics[0],
             std=statistics[1],
         )
+        return PaddingRead(**vars(made), padded=made.text_length) if siglip else made
 
     def answering_by(self, head: str, config: Any, prompt: str) -> Family:
         """Return what chooses among prompts, or itself."""
@@ -106,8 +124,11 @@ class Prompted(DualEncoder):
     @torch.no_grad()
     def answers(self, texts: Sequence[str], model: Any, processor: Processor, device: torch.device) -> Tensor:
         """Compute the answers' embeddings of length 1, float32, (answers, width)."""
-        # Padded to one length, without a mask, as SigLIP was trained; CLIP reads no further than its end.
-        tokens = processor.texts([self.prompt.replace("{}", text) for text in texts])["input_ids"]
+        # How questions are cut and put is not how answers are. CLIP reads no further than a text's end.
+        whole = replace(
+            processor, text_length=model.config.text_config.max_position_embeddings, template="{}"
+        )
+        tokens = whole.texts([self.prompt.replace("{}", text) for text in texts])["input_ids"]
         model.to(device)
         parts = (model.get_text_features(part.to(device)).pooler_output for part in tokens.split(_TEXTS))
         return normalize(torch.cat(list(parts)), dim=-1).cpu()

@@ -63,6 +63,15 @@ def test_many_prompts_are_encoded_as_one_is(backbone):
     assert together.shape == (130, 24 if backbone.model.config.model_type == "clip" else 64)
 
 
+def test_a_prompt_is_read_whole_whatever_is_done_to_questions(name, tmp_path, small_backbone):
+    folder = save_small(name, tmp_path / "model", small_backbone)
+    plain = load_backbone(str(folder), head="prompts", prompt=PROMPT).answers(ANSWERS)
+    (folder / "preprocessor_config.json").write_text('{"text_template": "{} [MASK]"}')
+    asked = load_backbone(str(folder), head="prompts", prompt=PROMPT, max_tokens=4)
+    assert asked.processor.texts(["is"])["attention_mask"][:, 4:].any() == (name == "siglip")
+    assert torch.equal(asked.answers(ANSWERS), plain)
+
+
 def test_an_answer_with_braces_is_taken_as_it_is(backbone):
     assert backbone.answers(["{}", "{0}", "a {b"]).shape[0] == 3
 

@@ -10,6 +10,7 @@ from peft import PeftModel
 from app.adapters import Adapter, adapt
 from app.backbones import load_backbone
 from app.dual_adapter import ROLES
+from app.examples import Examples
 from app.heads import answer_with_new_head
 from app.mkd import Distillation, make_optimizer, mkd_step, reference_step
 
@@ -59,6 +60,7 @@ def make(name):
 
 NAMES = ("clip", "siglip", "blip", "bert", "roberta", "distilbert", "gpt2", "llama", "qwen2")
 IMAGES = {"clip", "siglip", "blip"}
+PICTURES = ("pixels", "image_of")
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -111,6 +113,39 @@ def test_it_is_the_same_in_every_process(folder, backbone):
     torch.manual_seed(1)
     load_backbone.cache_clear()
     assert load_backbone(str(folder)).fingerprint == backbone.fingerprint
+
+
+def test_an_examples_features_do_not_depend_on_the_others_of_its_batch(backbone):
+    texts = backbone.processor.texts(["a", "what color is the small circle ?"])
+    side = backbone.processor.image_size
+    picture = torch.arange(3 * side * side).remainder(251).to(torch.uint8).view(1, 3, side, side)
+    pixels = {"pixels": picture, "image_of": torch.tensor([0, 0])} if side else dict.fromkeys(PICTURES)
+    examples = Examples(**pixels, **texts, scores=torch.eye(2))
+
+    def features(*rows):
+        inputs, _ = examples.batch(torch.tensor(rows), torch.device("cpu"))
+        return backbone.features(backbone.model, inputs)[0]
+
+    torch.testing.assert_close(features(0, 1), features(0), atol=1e-5, rtol=0)
+    assert (features(1) - features(0)).abs().max() > 1e-2
+
+
+def test_siglip_reads_a_text_as_its_library_pads_it(tmp_path, small_backbone):
+    """However questions are cut: its published processor pads to one length, and gives no mask."""
+    folder = str(save_small("siglip", tmp_path / "model", small_backbone))
+    for backbone, question in (
+        (load_backbone(folder), "the small circle"),
+        (load_backbone(folder, max_tokens=4), "the small"),
+    ):
+        texts = {**backbone.processor.texts(["the small circle"])}
+        texts["pixel_values"] = torch.zeros(1, 3, 32, 32)
+        told = backbone.processor.tokenizer(
+            question, padding="max_length", max_length=16, return_tensors="pt"
+        ).input_ids
+        with torch.no_grad():
+            expected = backbone.model(input_ids=told, pixel_values=texts["pixel_values"]).text_embeds
+            found = backbone.features(backbone.model, texts).chunk(3, dim=1)[1]
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
 def test_padding_changes_nothing(backbone, batch):

@@ -138,7 +138,7 @@ class Checked(StrategyWrapper):
                 " hides a client in the plain mean"
             )
         if secure:
-            secure.check(strategy, weighting, alike=codec is None and layout is None)
+            secure.check(strategy, weighting, handshake, alike=codec is None and layout is None)
         self.uniform = weighting == "uniform" or private or secure is not None
         self.seed = seed
         self.evaluate_on = evaluate_on

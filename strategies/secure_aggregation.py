@@ -141,7 +141,7 @@ class SecureAggregation:
         self.secure_sum = secure_sum
         self.threshold = threshold
 
-    def check(self, strategy: Strategy, weighting: str | None, *, alike: bool) -> None:
+    def check(self, strategy: Strategy, weighting: str | None, handshake: bool, *, alike: bool) -> None:
         """Raise a ValueError for what a mean is not enough for; `alike`: replies are like what is sent."""
         if chooser := next((layer for layer in layers(strategy) if isinstance(layer, CHOOSERS)), None):
             raise ValueError(
@@ -157,6 +157,11 @@ class SecureAggregation:
             raise ValueError(
                 f"weighting is {weighting!r}; allowed under secure aggregation: 'uniform', since nobody could"
                 " bound what a client's own count adds to a sum"
+            )
+        if not handshake:
+            raise ValueError(
+                "handshake is False; allowed under secure aggregation: True, since each client must know by"
+                " which partition the others know it"
             )
         if not alike:
             raise ValueError(

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from .inbox import Reply, Request, answers, config_of, saying, with_record
@@ -60,8 +60,14 @@ class SecureRound:
         RuntimeError
             There are more clients than can be added up.
         ValueError
-            The arrays that are sent are not of real numbers.
+            The arrays that are sent are not of real numbers, or not the same for all.
         """
+        records = {id(request.arrays): request.arrays for request in self._asked.values()}
+        if any(_bytes_in(record) != _bytes_in(self._sent) for record in records.values()):
+            raise ValueError(
+                "the strategy sends different arrays to clients of a round; allowed under secure aggregation:"
+                " the same to all, since what is summed are changes"
+            )
         answer = self._secure.secure_sum.expected(self._sent)
         self._agreed, self.out = self._secure.agree(self._nodes, self._about, self._ask)
         left: dict[int, Request] = {}
@@ -112,3 +118,7 @@ class SecureRound:
             {partitions[node]: answer for node, answer in good.items()},
             {partitions[node]: reason for node, reason in out.items()},
         )
+
+
+def _bytes_in(arrays: ArrayRecord) -> dict[str, bytes]:
+    return {name: array.data for name, array in arrays.items()}

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord
-from flwr.serverapp.strategy import FedAvgM, FedMedian, FedTrimmedAvg, Krum, MultiKrum
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.serverapp.strategy import FedAvg, FedAvgM, FedMedian, FedTrimmedAvg, Krum, MultiKrum
 from flwr.supercore.task_identity import TaskIdentity
 
 from app.secure_sum import MASKED, Codes, MaskedSum, digest
@@ -541,12 +541,25 @@ class TestRefused:
                 {"weighting": "num-examples"},
                 "weighting is 'num-examples'; allowed under secure aggr",
             ),
+            (plain(), {"handshake": False}, "handshake is False; allowed under secure aggregation: True"),
             (plain(), {"layout": dict}, "under secure aggregation a reply has one whole number for each"),
         ],
     )
     def test_other_combinations(self, tmp_path, changes, strategy, options, line):
         with pytest.raises(ValueError, match=f"^{line}"):
             federate(Sites(tmp_path, changes), strategy=strategy, **options)
+
+    def test_other_arrays_for_some_clients(self, tmp_path, changes):
+        class Personal(FedAvg):
+            def configure_train(self, server_round, arrays, config, grid):
+                messages = list(super().configure_train(server_round, arrays, config, grid))
+                other = ArrayRecord({"x": Array(np.ones(50, np.float32))})
+                messages[3].content = RecordDict({**messages[3].content, "arrays": other})
+                return messages
+
+        strategy = Personal(min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1)
+        with pytest.raises(ValueError, match=r"^the strategy sends different arrays to clients of a round"):
+            federate(Sites(tmp_path, changes), strategy=strategy)
 
     @pytest.mark.parametrize("threshold", [0.5, 0, 1.1])
     def test_a_threshold_of_half_or_less(self, threshold):

@@ -93,6 +93,33 @@ class Processor:
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
 
+    def stock_code(self, *, question: bool, padded: bool) -> str:
+        """Return lines for a model card: from what `save` wrote to ``inputs``, without this package.
+
+        They read ``folder``, and ``image`` and ``question``. Without `question` no text is read; `padded`
+        texts are as long as all others.
+        """
+        lines = ["import json", 'made = json.load(open(f"{folder}/preprocessor_config.json"))', "inputs = {}"]
+        if question:
+            padding = 'padding="max_length", padding_side="right", ' if padded else ""
+            lines += [
+                "from transformers import AutoTokenizer",
+                "tokenizer = AutoTokenizer.from_pretrained(folder)",
+                f'how = dict({padding}truncation=True, max_length={self.text_length}, return_tensors="pt")',
+                'text = tokenizer(made["text_template"].format(question), **how)',
+                'inputs |= {key: text[key] for key in ("input_ids", "attention_mask")}',
+            ]
+        if self.image_size:
+            lines += [
+                "import numpy as np",
+                "from PIL import ImageOps",
+                f"size = ({self.image_size}, {self.image_size})",
+                'seen = ImageOps.exif_transpose(image).convert("RGB").resize(size, Image.Resampling.BICUBIC)',
+                'pixels = (np.asarray(seen) / 255 - made["image_mean"]) / made["image_std"]',
+                'inputs["pixel_values"] = torch.tensor(pixels).float().permute(2, 0, 1)[None]',
+            ]
+        return "\n".join(lines)
+
     def facts(self) -> tuple[Any, ...]:
         """Return all that decides what inputs are made, for a fingerprint."""
         words = sorted(self.tokenizer.get_vocab().items()) if self.tokenizer else []

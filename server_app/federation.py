@@ -239,7 +239,8 @@ def _export(
 
     def export(folder: str, arrays: Mapping[str, torch.Tensor], server_round: int) -> None:
         rows = [row for row in run.rows if row["round"] <= server_round]
-        export_result(run.folder / folder, settings, arrays, model_card(run.facts, rows, answers), answers)
+        card = model_card(run.facts, rows, open_backbone(settings), answers)
+        export_result(run.folder / folder, settings, arrays, card, answers)
 
     export(name, from_record(last), settings.num_rounds)
     if best := run.best_round(settings.num_rounds):

@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks.real_processes import free_port, wait_for
 from tests.app.tiny_generative import MODELS, made
+from tests.cards import code_of
 from tests.conftest import ROOT
 from tests.processes import Lab, environment, program
 
@@ -23,8 +24,6 @@ WITHOUT_VIDEOS = {"PYTHONPATH": str(ROOT / "tests" / "without_videos")}
 # The code of a model card, as somebody runs it who has transformers and PEFT alone.
 STRANGER = """
 import sys
-from PIL import Image
-image = Image.new("RGB", (40, 24), "red")
 {code}
 assert not {{"app", "feddat"}} & sys.modules.keys()
 assert isinstance(answer, str)
@@ -60,8 +59,7 @@ def test_a_stopped_run_goes_on_to_an_adapter_that_a_stranger_asks(lab, run_confi
         assert row["delta-shared"] > 1e-4
         assert row["delta-local"] > 1e-4
         assert row["delta-shared"] != row["delta-local"]
-    code = (kept / "adapter" / "README.md").read_text().split("```")[1].removeprefix("python\n")
-    code = STRANGER.format(code=code.replace("path/to/adapter", str(kept / "adapter")))
+    code = STRANGER.format(code=code_of(kept / "adapter"))
     asked = subprocess.run(
         [sys.executable, "-c", code],
         cwd=lab.folder / "empty",

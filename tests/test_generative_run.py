@@ -12,6 +12,7 @@ from app.adapters import Adapter, adapt
 from app.backbones import load_backbone
 from app.records import from_record
 from tests.app.tiny_generative import MODELS, made, pictures_alone
+from tests.cards import run_card
 
 FAST = ("LLaVA", "Qwen2.5-VL")
 EACH = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in MODELS]
@@ -65,10 +66,9 @@ def test_a_run_ends_in_an_adapter_that_stock_peft_loads(writing, folder):
         assert (expected - backbone.model(**inputs).logits).abs().max() > 1e-4
         torch.testing.assert_close(stock(**inputs).logits, expected, atol=1e-5, rtol=0)
     # As the card says.
-    asking, merging = (run / "adapter" / "README.md").read_text().split("```python\n")[1:]
-    space = {"image": Image.new("RGB", (40, 24), "red")}
-    exec(asking.split("```")[0].replace("path/to/adapter", str(run / "adapter")), space)
+    space = run_card(run / "adapter")
     assert isinstance(space["answer"], str)
+    merging = (run / "adapter" / "README.md").read_text().split("```python\n")[2]
     exec(merging.split("```")[0].replace('"merged"', repr(str(run / "merged"))), space)
     merged = AutoModelForImageTextToText.from_pretrained(run / "merged").eval()
     assert AutoProcessor.from_pretrained(run / "merged").chat_template == processor.chat_template

@@ -17,6 +17,7 @@ from client_app.client import Client, _examples, data_options
 from data_partitions.benchmarks import load_partition
 from tests.app.families.test_whole_forwards import make, save_small
 from tests.bad_input.ends import error_of
+from tests.cards import STOCK, code_of, imported, run_card
 from tests.client_app.test_asking import example_of
 from tests.private_files import newest_state
 from tests.test_resume import finish, sites  # noqa: F401
@@ -112,27 +113,26 @@ def test_a_run_that_was_stopped_and_resumed_gives_the_same_bytes(sites, fixed, d
 
 
 @pytest.mark.parametrize("adapter", ["bottleneck", "lora"])
-def test_the_cards_lines_give_the_students_logits(run, head, folder, adapter):
+def test_the_cards_lines_give_the_students_logits(run, head, folder, adapter, tmp_path):
     clients = run(num_rounds=1, adapter=adapter, **{"answer_prompt": 'it\'s "{}"'})
     run_folder = clients.serve()
-    card = (run_folder / "adapter" / "README.md").read_text()
-    assert "own private head" not in card
-    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
-    image = Image.effect_noise((40, 30), 90).convert("RGB")
-    names = {"image": image}
-    code = code.replace("path/to/adapter", str(run_folder / "adapter")).replace("feddat.app", "app")
-    exec(code.replace("what colour is the circle?", "is there a red square"), names)
+    kept = run_folder / "adapter"
+    assert "own private head" not in (kept / "README.md").read_text()
+    assert (imported(code_of(kept)) <= STOCK) == (adapter == "lora")
+    Image.effect_noise((40, 30), 90).convert("RGB").save(picture := tmp_path / "picture.png")
+    names, image = run_card(kept, picture), Image.open(picture)
 
     backbone = load_backbone(str(folder), head=head, prompt='it\'s "{}"')
     learner = learner_of(backbone, adapter)
     last = [m for way, m in clients.wire if way == "to client" and m.metadata.message_type == "evaluate"][-1]
     learner.receive(from_record(last.content["arrays"]))
-    inputs = backbone.processor.texts(["is there a red square"])
+    inputs = backbone.processor.texts(["what colour is the circle?"])
     inputs |= {"pixel_values": backbone.processor.image(image)[None]}
     inputs["answers"] = backbone.answers(["red", "green", "blue"])
     with torch.no_grad():
         torch.testing.assert_close(names["logits"], learner(inputs, "student"), atol=1e-5, rtol=0)
         plain = backbone.features(backbone.model, inputs)
+    assert names["answer"] == ["red", "green", "blue"][names["logits"].argmax()]
     assert (names["logits"] - plain).abs().max() > 1e-4
 
 

@@ -49,6 +49,11 @@ class Blip(Family):
         """Compute the first token's hidden states (batch, width) of the question that has seen the image."""
         return _asked(model, inputs)[:, 0]
 
+    def stock_code(self, model: Any, processor: Processor) -> str:
+        """Return lines to the first token's hidden states of the question that has seen the image."""
+        return """seen = model.vision_model(inputs.pop("pixel_values")).last_hidden_state
+features = model.text_encoder(**inputs, encoder_hidden_states=seen).last_hidden_state[:, 0]"""
+
     def width(self, config: Any) -> int:
         """Width of the features."""
         return config.text_config.hidden_size
@@ -75,6 +80,7 @@ class Decoding(Blip):
     losses = ("cross-entropy",)
     lora_targets = r"(vision_model|text_encoder|text_decoder)\..*\.(qkv|query|value)"
     left_alone = r"text_decoder\.cls\..*"
+    chosen_by = "An answer is chosen by how likely the backbone's decoder is to write it."
 
     def answers(self, texts: Sequence[str], model: Any, processor: Processor, device: torch.device) -> Tensor:
         """Return what is to be written for each answer, from the first token to its end, then -100."""
@@ -91,6 +97,16 @@ class Decoding(Blip):
         size = PIECE // (len(asked) * answers.shape[1] * decoder.config.vocab_size)
         parts = answers.split(max(1, size))
         return torch.cat([_log_likelihoods(decoder, asked, mask, part) for part in parts], dim=1)
+
+    def stock_code(self, model: Any, processor: Processor) -> str:
+        """Return lines to each answer's log-likelihood; a stock decoder reads past no padding."""
+        config = model.config.text_config
+        return f"""logits = []
+for answer in answers:  # the log-likelihood of its tokens and its end, of which the loss is the mean
+    tokens = tokenizer(answer, add_special_tokens=False)["input_ids"][:{config.max_position_embeddings - 2}]
+    labels = torch.tensor([[{config.bos_token_id}, *tokens, {config.sep_token_id}]])
+    logits.append(-model(**inputs, labels=labels).loss * (len(tokens) + 1))
+logits = torch.stack(logits)[None]"""
 
 
 # Logits of the decoder at a time: 64 MB of float32.

@@ -1,5 +1,6 @@
 """CLIP and SigLIP: two encoders, of an image and of a text."""
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -43,6 +44,7 @@ class DualEncoder(Family):
     words = "a CLIP or SigLIP"
     lora_targets: str | Sequence[str] = ("q_proj", "v_proj")
     heads = (*Family.heads, "prompts")
+    padded = True  # SigLIP reads a text at its last place, without a mask
 
     def processor(self, folder: str | Path, config: Any) -> Processor:
         """Say how its inputs are made; mean and deviation are CLIP's, where the folder names none."""
@@ -82,6 +84,12 @@ class DualEncoder(Family):
         images = [image, *(normalize(other.pooler_output, dim=-1) for other in others)]
         return torch.cat([*images, text, *(image * text for image in images)], dim=1)
 
+    def stock_code(self, model: Any, processor: Processor) -> str:
+        """Return lines to both embeddings and their product."""
+        return """output = model(**inputs)
+seen, read = output.image_embeds, output.text_embeds
+features = torch.cat([seen, read, seen * read], dim=1)"""
+
     def width(self, config: Any) -> int:
         """Width of the features of one image."""
         embedding = getattr(config, "projection_dim", None) or config.text_config.projection_size
@@ -117,6 +125,11 @@ class Prompted(DualEncoder):
     architectures = {}
     lora_targets = r"vision_model\..*\.(q_proj|v_proj)"
     left_alone = r"text_model\..*"
+    asks = False
+    chosen_by = (
+        "An answer is chosen by how near the picture is to its text, in the prompt {prompt}, which the frozen"
+        " text encoder reads; the question is not read."
+    )
 
     def __init__(self, prompt: str, losses: tuple[str, ...]) -> None:
         self.prompt, self.losses = prompt, losses
@@ -142,6 +155,19 @@ class Prompted(DualEncoder):
             logits = cosines * model.logit_scale.exp()
         bias = getattr(model, "logit_bias", None)
         return logits if bias is None else logits + bias
+
+    def stock_code(self, model: Any, processor: Processor) -> str:
+        """Return lines to the logits; in the text encoder there is no adapter."""
+        bias = " + model.logit_bias" if hasattr(model, "logit_bias") else ""
+        return f"""from torch.nn.functional import normalize
+from transformers import AutoTokenizer
+tokenizer = AutoTokenizer.from_pretrained(folder)
+prompt = {json.dumps(self.prompt)}
+texts = [made["text_template"].format(prompt.replace("{{}}", answer)) for answer in answers]
+how = dict(padding="max_length", padding_side="right", truncation=True, max_length={processor.text_length})
+told = model.get_text_features(tokenizer(texts, **how, return_tensors="pt")["input_ids"]).pooler_output
+seen = model.get_image_features(inputs["pixel_values"]).pooler_output
+logits = normalize(seen, dim=-1) @ normalize(told, dim=-1).T * model.logit_scale.exp(){bias}"""
 
     def adapted_width(self, config: Any) -> int:
         """Width of the image encoder's hidden states."""

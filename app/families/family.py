@@ -63,6 +63,13 @@ class Family(ABC):
         What `examples` makes.
     heads : tuple of str
         Kinds of heads that it can answer by, see `answering_by`.
+    asks : bool
+        Whether it reads the question, where its models read texts.
+    padded : bool
+        Whether a text's features depend on its padding, so that texts are of one length everywhere.
+    chosen_by : str
+        Of a kind that answers by the answers' texts: by what one is chosen, a sentence for a model card in
+        which ``{prompt}`` stands for the setting `answer-prompt`.
     """
 
     architectures: dict[str, str]
@@ -76,6 +83,8 @@ class Family(ABC):
     losses: tuple[str, ...] = ("bce-scores", "cross-entropy")
     kind_of_examples: type = Examples
     heads: tuple[str, ...] = TRAINED_HEADS
+    asks, padded = True, False
+    chosen_by = ""
 
     def architecture(self, config: Any) -> type[Any]:
         """Return the class of a model."""
@@ -165,6 +174,22 @@ class Family(ABC):
 
         Pixels are normalised. Where it answers by the answers' texts, these are the logits (batch, answers).
         """
+
+    def stock_code(self, model: Any, processor: Any) -> str:
+        """Return lines for a model card: `features` of ``inputs`` by a stock model, without this package.
+
+        They find ``model`` of `architecture` with the adapter inside, and ``inputs`` as `features` takes them
+        of one example, and set ``features``. Of a family that answers by the answers' texts they find
+        ``folder``, what `Processor.stock_code` set, and ``answers``, and set ``logits``.
+
+        Parameters
+        ----------
+        model : nn.Module
+            This package's, which may differ from a stock one.
+        processor : Processor
+            What makes its inputs.
+        """
+        return "features = model(**inputs).pooler_output"
 
     def width(self, config: Any) -> int:
         """Width of the features of one picture."""

@@ -42,6 +42,10 @@ class TextEncoder(Family):
         output = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
         return output.last_hidden_state[:, 0]
 
+    def stock_code(self, model: Any, processor: Processor) -> str:
+        """Return lines to the first token's hidden states."""
+        return "features = model(**inputs).last_hidden_state[:, 0]"
+
 
 class TextDecoder(Family):
     """A causal language model whose last token has read all of the text."""
@@ -66,3 +70,7 @@ class TextDecoder(Family):
         output = model(input_ids=inputs["input_ids"], attention_mask=mask, use_cache=False)
         last = mask.sum(1) - 1
         return output.last_hidden_state[torch.arange(len(last), device=last.device), last]
+
+    def stock_code(self, model: Any, processor: Processor) -> str:
+        """Return lines to the last token's hidden states; a text alone has no padding."""
+        return "features = model(**inputs).last_hidden_state[:, -1]"

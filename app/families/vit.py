@@ -58,6 +58,12 @@ class ViT(Family):
         """Compute the pooled class token (batch, width)."""
         return model(pixel_values=inputs["pixel_values"]).pooler_output
 
+    def stock_code(self, model: Any, processor: Processor) -> str:
+        """Return lines to the pooled class token; a stock model draws a pooler that is not there."""
+        if isinstance(model.pooler, FirstToken):
+            return "features = model(**inputs).last_hidden_state[:, 0]"
+        return super().stock_code(model, processor)
+
     def split(self, model: Any, processor: Processor) -> ViTBlocks | None:
         """Part it before the first adapter."""
         return ViTBlocks(model, processor).or_none()

@@ -23,24 +23,24 @@ from app.records import from_record
 from app.settings import read_settings
 from server_app.card import model_card
 from server_app.export import export_result
+from tests.cards import code_of
 
 # A stranger's process, which cannot import this project, and runs the card's own lines.
 STRANGER = r"""
-import re, sys
+import sys
 class Blocked:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in "feddat app strategies server_app client_app data_partitions".split():
             raise ImportError(f"{name} is not installed here")
 sys.meta_path.insert(0, Blocked())
 import torch
-from PIL import Image
 from safetensors.torch import save_file
-card, picture, out = sys.argv[1:]
-code = "\n".join(re.findall(r"```python\n(.*?)```", open(card, encoding="utf-8").read(), re.DOTALL))
-names = {"image": Image.open(picture), "head": lambda features: features}
+code, out = sys.argv[1:]
+names = {}
+exec(code, names)
 with torch.no_grad():
-    exec(code.replace("path/to/adapter", card.rpartition("/")[0]), names)
-    inputs = {**names["inputs"], "pixel_values": names["pixels"].permute(2, 0, 1)[None].contiguous().double()}
+    inputs = names["inputs"]
+    inputs["pixel_values"] = inputs["pixel_values"].contiguous().double()
     exact = names["model"].double()(**inputs).pooler_output
 save_file({**inputs, "features": names["features"], "exact": exact}, out)
 """
@@ -183,14 +183,13 @@ def test_a_lora_opens_in_stock_peft_without_this_package(settings, tmp_path, mon
         for key, value in adapter.state("shared").items()
     }
     facts = {**chosen.run_config(), "run-name": "a run"}
-    export_result(tmp_path / "adapter", chosen, shared, model_card(facts, []))
+    export_result(tmp_path / "adapter", chosen, shared, model_card(facts, [], open_backbone(chosen)))
     pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
     picture = Image.fromarray(pixels)
     picture.save(tmp_path / "picture.png")
-    paths = [tmp_path / "adapter" / "README.md", tmp_path / "picture.png", tmp_path / "out"]
-    subprocess.run(
-        [sys.executable, "-I", "-c", STRANGER, *map(str, paths)], cwd=tmp_path, check=True, timeout=120
-    )
+    code = code_of(tmp_path / "adapter", tmp_path / "picture.png")
+    given = ["-c", STRANGER, code, str(tmp_path / "out")]
+    subprocess.run([sys.executable, "-I", *given], cwd=tmp_path, check=True, timeout=120)
     backbone = open_backbone(chosen)
     processor = backbone.processor
     inputs = processor.texts(["what colour is the circle?"])

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
+from app.backbones import load_backbone
 from server_app import markdown
 from server_app.card import model_card
 from server_app.report import write_report
@@ -113,7 +114,8 @@ def test_nothing_of_a_client_or_a_setting_is_live_in_report_and_cards(tmp_path):
     rows.append({"round": 1, "partition": 1, "phase": "train", "refused": hostile})
     given = {**SETTINGS, "data-dir": hostile, "backbone": "a`b` <https://example.org>"}
     write_report(tmp_path, given, rows, 60)
-    cards = [model_card(given, rows, answers).split("---\n", 2)[2] for answers in ((), ("a",))]
+    backbone = load_backbone("tiny-vilt")
+    cards = [model_card(given, rows, backbone, answers).split("---\n", 2)[2] for answers in ((), ("a",))]
     for page in ((tmp_path / "report.md").read_text(encoding="utf-8"), *cards):
         # Our one picture.
         tokens = READER.parse(page.replace("![scores, losses and changes over the rounds](curves.png)", ""))

@@ -10,6 +10,7 @@ from PIL import Image
 from rich.console import Console
 from safetensors.numpy import save_file
 
+from app.backbones import load_backbone
 from server_app.card import model_card
 from server_app.report import (
     draw_curves,
@@ -265,7 +266,7 @@ def test_a_result_that_is_not_a_whole_adapter_is_said(tmp_path, method, note):
     said = [
         line for line in (tmp_path / "report.md").read_text().splitlines() if line.startswith("- **note**")
     ]
-    card = model_card({**settings, "writing.tokens": 1}, ROWS, ())
+    card = model_card(settings, ROWS, load_backbone("tiny-vilt"))
     if note:
         assert said[0].removeprefix("- **note**: ").strip("`").startswith(note)
         assert f"\n{note}" in card

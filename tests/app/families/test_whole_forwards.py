@@ -13,6 +13,7 @@ from app.dual_adapter import ROLES
 from app.examples import Examples
 from app.heads import answer_with_new_head
 from app.mkd import Distillation, make_optimizer, mkd_step, reference_step
+from tests.cards import run_card
 
 TOWER = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
 SEEN = {**TOWER, "image_size": 32, "patch_size": 16}
@@ -197,3 +198,10 @@ def test_a_run_ends_in_an_adapter_that_stock_peft_loads(federation, name, folder
         found = backbone.features(loaded.get_base_model(), batch)
         assert (expected - backbone.features(backbone.model, batch)).abs().max() > 1e-5
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    # By the card of the run, on its own picture and question.
+    names = run_card(run / "adapter")
+    asked = backbone.processor.texts([names["question"]])
+    if name in IMAGES:
+        asked["pixel_values"] = backbone.processor.image(names["image"])[None]
+    with torch.no_grad():
+        torch.testing.assert_close(names["features"], adapter(asked, "student"), atol=1e-5, rtol=0)

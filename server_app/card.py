@@ -32,13 +32,12 @@ def model_card(
     """
     whole, writes = METHODS[settings["method"]].artifact == "model", settings.get("loss") == "next-token"
     by_texts = backbone.family.chosen_by
-    chooses = "image-classification" if answers or not backbone.family.asks else "visual-question-answering"
     about = ModelCardData(
         library_name="transformers" if whole else "peft",
         license="apache-2.0",
         base_model=settings["backbone"],
         tags=["federated-learning", "feddat"],
-        pipeline_tag="image-text-to-text" if writes else chooses,
+        pipeline_tag="image-classification" if answers else backbone.family.purpose,
     )
     kind = "Weights" if whole else f"A {settings['adapter']} adapter"
     head = (

@@ -117,7 +117,10 @@ def test_the_cards_lines_give_the_students_logits(run, head, folder, adapter, tm
     clients = run(num_rounds=1, adapter=adapter, **{"answer_prompt": 'it\'s "{}"'})
     run_folder = clients.serve()
     kept = run_folder / "adapter"
-    assert "own private head" not in (kept / "README.md").read_text()
+    card = (kept / "README.md").read_text()
+    assert "own private head" not in card
+    purpose = {"prompts": "zero-shot-image-classification", "decoder": "visual-question-answering"}[head]
+    assert f"\npipeline_tag: {purpose}\n" in card
     assert (imported(code_of(kept)) <= STOCK) == (adapter == "lora")
     Image.effect_noise((40, 30), 90).convert("RGB").save(picture := tmp_path / "picture.png")
     names, image = run_card(kept, picture), Image.open(picture)

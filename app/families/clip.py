@@ -126,6 +126,7 @@ class Prompted(DualEncoder):
     lora_targets = r"vision_model\..*\.(q_proj|v_proj)"
     left_alone = r"text_model\..*"
     asks = False
+    purpose = "zero-shot-image-classification"
     chosen_by = (
         "An answer is chosen by how near the picture is to its text, in the prompt {prompt}, which the frozen"
         " text encoder reads; the question is not read."

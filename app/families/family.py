@@ -67,6 +67,8 @@ class Family(ABC):
         Whether it reads the question, where its models read texts.
     padded : bool
         Whether a text's features depend on its padding, so that texts are of one length everywhere.
+    purpose : str
+        What a model card says it is for, a pipeline of the hub.
     chosen_by : str
         Of a kind that answers by the answers' texts: by what one is chosen, a sentence for a model card in
         which ``{prompt}`` stands for the setting `answer-prompt`.
@@ -84,6 +86,7 @@ class Family(ABC):
     kind_of_examples: type = Examples
     heads: tuple[str, ...] = TRAINED_HEADS
     asks, padded = True, False
+    purpose = "visual-question-answering"
     chosen_by = ""
 
     def architecture(self, config: Any) -> type[Any]:

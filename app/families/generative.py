@@ -215,6 +215,7 @@ class Generative(Family):
     precisions = ("float32", "bfloat16")
     losses = ("next-token",)
     kind_of_examples = Conversations
+    purpose = "image-text-to-text"
     lora_targets = _LANGUAGE + r".*\.(q_proj|v_proj|qkv_proj|query_key_value|c_attn)"
     left_alone = rf"(?!{_LANGUAGE}).*"
 

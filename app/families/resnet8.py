@@ -106,6 +106,7 @@ class ResNet(Family):
     words = "a ResNet-8"
     built_in = {name: {"channels": channels} for name, channels in WIDTHS.items()}
     adapters = False
+    purpose = "image-classification"
 
     def architecture(self, config: Any) -> type[PreTrainedModel]:
         """Return the class, which transformers does not have."""

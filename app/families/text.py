@@ -19,6 +19,7 @@ class TextEncoder(Family):
     architectures = {"bert": "BertModel", "roberta": "RobertaModel", "distilbert": "DistilBertModel"}
     words = "a BERT, RoBERTa or DistilBERT"
     lora_targets = r".*\.(query|value|q_lin|v_lin)"
+    purpose = "text-classification"
 
     def missing(self, model: Any, keys: set[str]) -> set[str]:
         """Do without the pooler, which is not used."""
@@ -58,6 +59,7 @@ class TextDecoder(Family):
     }
     words = "a GPT-2, Llama, Mistral or Qwen2"
     lora_targets = r".*\.(q_proj|v_proj|c_attn)"
+    purpose = "text-classification"
 
     def processor(self, folder: str | Path, config: Any) -> Processor:
         """Say how its inputs are made."""

@@ -47,3 +47,10 @@ def test_a_classifiers_card_says_what_it_is(tiny_vilt):
     card = model_card({**SETTINGS, "method": "full"}, CENTRAL, tiny_vilt, ("a", "b"))
     assert front_matter(card)["pipeline_tag"] == "image-classification"
     assert front_matter(card)["library_name"] == "transformers"
+
+
+def test_a_card_says_what_its_family_is_for(small_vit):
+    vit = load_backbone(str(small_vit))
+    assert front_matter(model_card(SETTINGS, ROWS, vit))["pipeline_tag"] == "image-classification"
+    vlm, settings = load_backbone("tiny-vlm"), {**SETTINGS, "loss": "next-token", "writing.tokens": 4}
+    assert front_matter(model_card(settings, ROWS, vlm))["pipeline_tag"] == "image-text-to-text"

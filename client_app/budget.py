@@ -6,11 +6,10 @@ Roth & Su, "Gaussian Differential Privacy", 2022, https://arxiv.org/abs/1905.023
 least δ of that at an ε is known exactly (Balle & Wang, 2018, https://arxiv.org/abs/1805.06530, theorem 8).
 """
 
-import os
 from math import erfc, exp, log, sqrt
 from pathlib import Path
 
-from app.files import flush_folder
+from app.files import append_line
 from app.home import closed_folder
 from app.settings import SettingsError
 
@@ -60,13 +59,7 @@ def spend(ledger: Path, policy: Policy, squares: float, what: str) -> None:
 
     closed_folder("state-dir", ledger.parent)
     refuse_beyond(_spent(ledger) + squares)
-    descriptor = os.open(ledger, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    try:
-        os.write(descriptor, f"{squares!r} {what}\n".encode())
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    flush_folder(ledger.parent)
+    append_line(ledger, f"{squares!r} {what}")
     # Two processes at once each find the other's line, or their own is the later one.
     refuse_beyond(_spent(ledger))
 

@@ -21,7 +21,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
 
 from app import secure_sum
-from app.files import flush_folder, write_atomically
+from app.files import append_line, write_atomically
 from app.home import closed_folder
 from app.secure_sum import SEED_BYTES, SHARE_BYTES, Codes, Roster
 from app.settings import SettingsError
@@ -281,12 +281,6 @@ def _once(context: Context, about: Sequence[Any], came: Sequence[int]) -> None:
 
     if summed_before():
         return
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    try:
-        os.write(descriptor, f"{run} {server_round} {parties}\n".encode())
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    flush_folder(path.parent)
+    append_line(path, f"{run} {server_round} {parties}")
     # Two processes at once each find the other's line, or their own is the later one.
     summed_before()

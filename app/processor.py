@@ -93,21 +93,19 @@ class Processor:
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
 
-    def stock_code(self, *, question: bool, padded: bool) -> str:
+    def stock_code(self, *, question: bool) -> str:
         """Return lines for a model card: from what `save` wrote to ``inputs``, without this package.
 
-        They read ``folder``, and ``image`` and ``question``. Without `question` no text is read; `padded`
-        texts are as long as all others.
+        They read ``folder``, and ``image`` and ``question``. Without `question` no text is read.
         """
         lines = ["import json", 'made = json.load(open(f"{folder}/preprocessor_config.json"))', "inputs = {}"]
         if question:
-            padding = 'padding="max_length", padding_side="right", ' if padded else ""
             lines += [
                 "from transformers import AutoTokenizer",
                 "tokenizer = AutoTokenizer.from_pretrained(folder)",
-                f'how = dict({padding}truncation=True, max_length={self.text_length}, return_tensors="pt")',
+                f'how = dict(truncation=True, max_length={self.text_length}, return_tensors="pt")',
                 'text = tokenizer(made["text_template"].format(question), **how)',
-                'inputs |= {key: text[key] for key in ("input_ids", "attention_mask")}',
+                *self._stock_text(),
             ]
         if self.image_size:
             lines += [
@@ -119,6 +117,10 @@ class Processor:
                 'inputs["pixel_values"] = torch.tensor(pixels).float().permute(2, 0, 1)[None]',
             ]
         return "\n".join(lines)
+
+    def _stock_text(self) -> list[str]:
+        """Return lines from a tokenised ``text`` to what is read of it."""
+        return ['inputs |= {key: text[key] for key in ("input_ids", "attention_mask")}']
 
     def facts(self) -> tuple[Any, ...]:
         """Return all that decides what inputs are made, for a fingerprint."""

@@ -128,7 +128,7 @@ def _choosing(settings: Mapping[str, Any], backbone: Backbone, stock: bool, trav
     if by_texts:
         given += ['answers = ["red", "green", "blue"]  # what to choose from: any texts']
     if stock:
-        inputs = processor.stock_code(question=asks, padded=family.padded)
+        inputs = processor.stock_code(question=asks)
         computed = family.stock_code(backbone.model, processor)
     else:
         inputs = f"inputs = {'backbone.processor.texts([question])' if asks else '{}'}"

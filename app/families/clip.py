@@ -31,6 +31,13 @@ class PaddingRead(Processor):
         ids = pad(told, (0, self.padded - told.shape[1]), value=self.tokenizer.pad_token_id)
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
+    def _stock_text(self) -> list[str]:
+        return [
+            "from torch.nn.functional import pad",
+            f'rest = (0, {self.padded} - text["input_ids"].shape[1])  # padding is read',
+            'inputs["input_ids"] = pad(text["input_ids"], rest, value=tokenizer.pad_token_id)',
+        ]
+
 
 class DualEncoder(Family):
     """Two encoders into one space (Radford et al., 2021, arXiv 2103.00020; SigLIP: arXiv 2303.15343).
@@ -44,7 +51,6 @@ class DualEncoder(Family):
     words = "a CLIP or SigLIP"
     lora_targets: str | Sequence[str] = ("q_proj", "v_proj")
     heads = (*Family.heads, "prompts")
-    padded = True  # SigLIP reads a text at its last place, without a mask
 
     def processor(self, folder: str | Path, config: Any) -> Processor:
         """Say how its inputs are made; mean and deviation are CLIP's, where the folder names none."""
@@ -159,13 +165,14 @@ class Prompted(DualEncoder):
 
     def stock_code(self, model: Any, processor: Processor) -> str:
         """Return lines to the logits; in the text encoder there is no adapter."""
+        length = model.config.text_config.max_position_embeddings
         bias = " + model.logit_bias" if hasattr(model, "logit_bias") else ""
         return f"""from torch.nn.functional import normalize
 from transformers import AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained(folder)
 prompt = {json.dumps(self.prompt)}
-texts = [made["text_template"].format(prompt.replace("{{}}", answer)) for answer in answers]
-how = dict(padding="max_length", padding_side="right", truncation=True, max_length={processor.text_length})
+texts = [prompt.replace("{{}}", answer) for answer in answers]
+how = dict(padding="max_length", padding_side="right", truncation=True, max_length={length})
 told = model.get_text_features(tokenizer(texts, **how, return_tensors="pt")["input_ids"]).pooler_output
 seen = model.get_image_features(inputs["pixel_values"]).pooler_output
 logits = normalize(seen, dim=-1) @ normalize(told, dim=-1).T * model.logit_scale.exp(){bias}"""

@@ -65,8 +65,6 @@ class Family(ABC):
         Kinds of heads that it can answer by, see `answering_by`.
     asks : bool
         Whether it reads the question, where its models read texts.
-    padded : bool
-        Whether a text's features depend on its padding, so that texts are of one length everywhere.
     purpose : str
         What a model card says it is for, a pipeline of the hub.
     chosen_by : str
@@ -85,7 +83,7 @@ class Family(ABC):
     losses: tuple[str, ...] = ("bce-scores", "cross-entropy")
     kind_of_examples: type = Examples
     heads: tuple[str, ...] = TRAINED_HEADS
-    asks, padded = True, False
+    asks = True
     purpose = "visual-question-answering"
     chosen_by = ""
 

@@ -100,7 +100,13 @@ def test_every_method_that_trains_an_adapter_lowers_the_loss(run, home, adapter,
 
 @pytest.mark.parametrize("method", ["bias", "layernorm"])
 def test_part_of_the_model_is_trained_through_it(run, method):
-    folder = run(method=method).serve()
+    """And of no weight is sent what answers do not depend on, or what is to stay the backbone's."""
+    clients = run(method=method)
+    folder = clients.serve()
+    before, after = ([m for way, m in clients.wire if way == "to client"][n].content for n in (2, -1))
+    first, last = (from_record(one["arrays"]) for one in (before, after))
+    assert [name for name in first if torch.equal(first[name], last[name])] == []
+    assert not any(name.startswith(("text_model.", "text_decoder.cls.")) for name in first)
     exported = load_file(folder / "model" / "model.safetensors")
     assert exported
     assert "load_backbone(folder, head=" in (folder / "model" / "README.md").read_text()

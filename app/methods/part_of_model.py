@@ -1,5 +1,6 @@
 """Some of the backbone's own weights are trained and sent, and no adapter."""
 
+import re
 from abc import abstractmethod
 from collections.abc import Iterable
 from typing import Any
@@ -78,8 +79,12 @@ class PartOfModel(SharedAdapter):
         )
 
     def open(self, backbone: Backbone, adapter: Any, seed: int, device: torch.device) -> PartlyTrained:
-        """Make what is trained; ValueError if the backbone has none of it."""
-        names = self.names(backbone.model)
+        """Make what is trained; ValueError if the backbone has none of it.
+
+        What its family leaves alone stays as it is: most of that is not even computed.
+        """
+        alone = backbone.family.left_alone
+        names = [name for name in self.names(backbone.model) if not alone or not re.fullmatch(alone, name)]
         if self.trained and not names:
             kind = type(backbone.model).__name__
             raise ValueError(f"method = {self.name!r}: {kind} has no such weights; allowed: another method")

@@ -231,7 +231,8 @@ def test_some_of_the_backbones_own_weights_are_trained_and_sent(backbone, batch,
 
 
 def test_a_backbone_without_what_is_trained_is_refused():
-    backbone = SimpleNamespace(model=torch.nn.Conv2d(1, 1, 1, bias=False))
+    family = SimpleNamespace(left_alone=None)
+    backbone = SimpleNamespace(model=torch.nn.Conv2d(1, 1, 1, bias=False), family=family)
     for name in ("bias", "layernorm"):
         with pytest.raises(ValueError, match=f"^method = '{name}': Conv2d has no such weights; allowed: "):
             METHODS[name].open(backbone, None, 0, torch.device("cpu"))

@@ -13,8 +13,10 @@ from PIL import Image
 from safetensors.numpy import load
 
 import app.bottleneck  # noqa: F401
+from app import methods
 from app.backbones import load_backbone
 from benchmarks.real_processes import free_port, wait_for
+from client_app import client
 from tests.app.families.test_whole_forwards import make, save_small
 from tests.conftest import ROOT
 from tests.data_partitions.feddat_paper import given_sets as given
@@ -56,6 +58,9 @@ def test_a_run_ends_well_and_a_second_one_gives_the_same_bytes(lab, run_config, 
     assert all(row["delta-shared"] > 0 and row["delta-local"] > 0 and "teacher" in row for row in rows)
     assert adapter_of(folders[0]) == adapter_of(folders[1])
 
+    # As in a process that has done nothing before.
+    for kept in (methods._open, load_backbone, client._partition, client._examples):
+        kept.cache_clear()
     in_process = load(adapter_of(federation(2).serve()))
     across_processes = load(adapter_of(folders[0]))
     assert in_process.keys() == across_processes.keys()

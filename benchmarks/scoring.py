@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from app.backbones import choose_device
-from server_app.teachers.likelihood import log_likelihoods, reference_log_likelihoods
+from app.likelihood import log_likelihoods, reference_log_likelihoods
 
 from .figures import machine_of, verdict, write_figures
 

@@ -21,8 +21,7 @@ from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from app.backbones import choose_device
-
-from .likelihood import log_likelihoods
+from app.likelihood import log_likelihoods
 
 # What decides a model's answers, besides this code.
 _HASHED = (".json", ".safetensors", ".model", ".txt", ".jinja")

@@ -23,7 +23,7 @@ from transformers import (
     SmolVLMForConditionalGeneration,
 )
 
-from server_app.teachers.likelihood import log_likelihoods, reference_log_likelihoods
+from app.likelihood import log_likelihoods, reference_log_likelihoods
 
 IMAGE = 50
 LAYERS = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}

@@ -22,6 +22,8 @@ from ..step import count_flops
 from .plan import Cell
 
 BRANCHES = ("student", "local", "teacher", "mixed")
+# What always giving the most frequent training answer to the same question scores.
+QUESTION_ALONE = "text-only"
 
 
 @dataclass
@@ -96,9 +98,10 @@ def measure(cell: Cell, seed: int, given: Mapping[str, Any], defaults: Mapping[s
     Returns
     -------
     dict
-        ``scores``: mean and worst client of each branch; ``clients``: name → branch → score; ``curve``: the
-        same means after each round that was evaluated, with bytes and FLOPs up to it; ``rounds``, ``bytes``
-        (all clients, both ways), ``flops`` (all clients), ``train-seconds`` (all clients).
+        ``scores``: mean and worst client of each branch; ``clients``: name → branch → score, and
+        ``text-only``, the question's alone; ``curve``: the same means after each round that was evaluated,
+        with bytes and FLOPs up to it; ``rounds``, ``bytes`` (all clients, both ways), ``flops`` (all
+        clients), ``train-seconds`` (all clients).
     """
     common = {**defaults, "seed": seed, "run-name": "cell"}
     settings = {**common, **cell.settings(given)}
@@ -139,7 +142,7 @@ def summary(rows: Sequence[Mapping[str, Any]], local_epochs: int, cost: Cost) ->
             curve.append({"round": server_round, **means, "bytes": sent, "flops": flops + once * cost.after})
     last = max(row["round"] for row in good)
     clients = {
-        row["name"]: {branch: row[branch] for branch in BRANCHES if branch in row}
+        row["name"]: {kind: row[kind] for kind in (*BRANCHES, QUESTION_ALONE) if kind in row}
         for row in good
         if row["round"] == last
     }

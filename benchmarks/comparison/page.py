@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from .measuring import QUESTION_ALONE
 from .plan import BETWEEN, Budget, Comparison
 from .statistics import LEVEL, Difference, Scores, difference, holm
 
@@ -73,6 +74,16 @@ class Found:
             if branch in scores
         }
 
+    def question_alone(self, benchmark: str, budget: Budget) -> Scores:
+        """Return what the question alone gives by seed and client, in points, whatever the method."""
+        return {
+            (line["seed"], client): 100 * scores[QUESTION_ALONE]
+            for method in self.methods(benchmark, budget)
+            for line in self.of(benchmark, method, budget)
+            for client, scores in line["clients"].items()
+            if QUESTION_ALONE in scores
+        }
+
 
 def write_page(path: Path, plan: Comparison, lines: Lines) -> None:
     """Write a page in Markdown, and beside it the curves, ``<page>-<benchmark>-<budget>.svg``."""
@@ -127,6 +138,10 @@ def table(found: Found, benchmark: str, budget: Budget) -> str:
         row += [f"{np.mean([line['flops'] for line in lines]) / 1e12:.2f}"]
         row += [f"{np.mean([line['seconds'] for line in lines]) / 60:.1f}"]
         rows.append(row)
+    if alone := found.question_alone(benchmark, budget):
+        by_seed = [[v for (of, _), v in alone.items() if of == seed] for seed in {seed for seed, _ in alone}]
+        shown = [_mean(np.mean(s) / 100 for s in by_seed), _mean(min(s) / 100 for s in by_seed)]
+        rows.append(["question alone", str(len(by_seed)), *shown, *["–"] * (len(header) - 4)])
     return _markdown(header, rows)
 
 
@@ -146,17 +161,19 @@ def compared(
 
 
 def by_client(found: Found, benchmark: str, budget: Budget) -> str:
-    """Return the table of clients, a method a column."""
+    """Return the table of clients, what the question alone gives and a method a column."""
     methods = found.methods(benchmark, budget)
     each = {
         (method, what): found.scores(benchmark, method, budget, what)
         for method in methods
         for what in ("student", "personal")
     }
+    alone = found.question_alone(benchmark, budget)
     clients = list(dict.fromkeys(client for scores in each.values() for _, client in scores))
     rows = [
         [
             client,
+            _points(value for (_, name), value in alone.items() if name == client),
             *(
                 " / ".join(
                     _points(value for (_, name), value in each[method, what].items() if name == client)
@@ -167,7 +184,7 @@ def by_client(found: Found, benchmark: str, budget: Budget) -> str:
         ]
         for client in clients
     ]
-    return _markdown(["client", *methods], rows)
+    return _markdown(["client", "question alone", *methods], rows)
 
 
 def draw(found: Found, benchmark: str, budget: Budget) -> Figure:

@@ -89,8 +89,19 @@ def test_nothing_is_bold_that_is_worse_or_was_not_tested():
 
 def test_clients_by_hand():
     text = by_client(Found(PLAN, LINES), "b", "steps")
-    assert cells(text, "c0") == ["c0", "49.0 / 60.0", "48.0 / –", "48.0 / 39.0"]
+    assert cells(text, "c0") == ["c0", "–", "49.0 / 60.0", "48.0 / –", "48.0 / 39.0"]
     assert len(text.splitlines()) == 2 + 5
+
+
+def test_what_the_question_alone_gives_stands_beside_them_by_hand():
+    lines = [line("feddat", 0, 0.5, **{"text-only": 0.30}), line("adapter", 1, 0.5, **{"text-only": 0.34})]
+    # Whatever method told it, each seed counts once.
+    lines.append(line("adapter", 0, 0.5, **{"text-only": 0.30}))
+    found = Found(PLAN, lines)
+    row = cells(table(found, "b", "steps"), "question alone")
+    assert row == ["question alone", "2", "32.0 ± 2.8", "30.0 ± 2.8", *["–"] * 9]
+    assert cells(by_client(found, "b", "steps"), "c4")[:2] == ["c4", "34.0"]
+    assert "question alone | 2" not in table(Found(PLAN, LINES), "b", "steps")
 
 
 def test_a_page_has_each_benchmark_and_budget_and_its_curves(tmp_path):

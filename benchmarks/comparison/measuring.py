@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from app.backbones import open_backbone
+from app.conversations import Conversations
 from app.heads import answer_with_new_head
 from app.methods import METHODS, open_learner
 from app.mkd import Distillation, make_optimizer
@@ -70,8 +71,11 @@ def cost_of(settings: Settings, clients: int) -> Cost:
     backbone, learner, method = open_backbone(settings), open_learner(settings), METHODS[settings.method]
     first, answers = partition.train.select([0]), partition.answers
     examples = backbone.examples(first, learner.device, answers, partition.pictures)
-    width = backbone.all_width(examples.pictures)
-    answer_with_new_head(learner, width, len(answers), settings.seed, settings.head)
+    if isinstance(examples, Conversations):  # the backbone's own
+        learner.answer_with(None)
+    else:
+        width = backbone.all_width(examples.pictures)
+        answer_with_new_head(learner, width, len(answers), settings.seed, settings.head)
     learner.load_private({})
     inputs, targets = examples.batch(torch.tensor([0]), learner.device)
     optimizer = make_optimizer(learner, settings.learning_rate, settings.weight_decay, settings.optimizer)

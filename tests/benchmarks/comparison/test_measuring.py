@@ -76,6 +76,18 @@ def test_flops_of_a_step_and_of_what_follows(home, run_config):
     assert cost(method="local") == adapter
 
 
+def test_flops_of_backbones_that_write(home, run_config):
+    """A branch costs another pass, the teacher's a second adapter too; what the picture gives is kept."""
+
+    def cost(**settings):
+        writes = {"backbone": "tiny-vlm", "loss": "next-token", "adapter": "lora"}
+        return cost_of(read_settings(run_config(**writes, **settings)), 2)
+
+    adapter = cost(method="adapter")
+    assert 2 * adapter.step < cost(method="feddat").step < 2.1 * adapter.step
+    assert cost(method="local") == adapter
+
+
 def test_what_clients_of_several_ranks_cost_is_their_mean(home, run_config):
     plan = Comparison.model_validate(
         {

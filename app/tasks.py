@@ -27,6 +27,9 @@ class Task(Protocol):
             Their shapes or values do not fit each other, or nothing counts.
         """
 
+    def count(self, targets: Tensor) -> int | Tensor:
+        """Return n of `pair`: over how many rows a loss is the mean."""
+
     def loss(self, logits: Any, targets: Tensor) -> Tensor:
         """Return the mean loss of what `pair` returned."""
 
@@ -59,6 +62,12 @@ class Answers:
             return logits.flatten(0, -2), targets.flatten(0, -2)
         _check_indices(logits, targets)
         return _counted(logits.flatten(0, -2), targets.flatten())
+
+    def count(self, targets: Tensor) -> int | Tensor:
+        """Return how many rows of scores there are, or class indices that count."""
+        if targets.is_floating_point():
+            return targets.shape[:-1].numel()
+        return (targets != IGNORED).sum()
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the mean loss over the rows."""
@@ -96,6 +105,10 @@ class Tokens:
                 f"vocabulary), or (n, vocabulary) with n targets, at least one, which are {len(told)}"
             )
         return logits, told.long()
+
+    def count(self, targets: Tensor) -> Tensor:
+        """Return how many tokens are told."""
+        return (targets[:, 1:] != IGNORED).sum()
 
     def loss(self, logits: Any, targets: Tensor) -> Tensor:
         """Return the mean cross-entropy over the positions."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from app.accumulation import Accumulation
 from app.conversations import Conversations
 from app.examples import Examples
 from app.learner import Branch, Learner
@@ -31,9 +32,9 @@ def schedule(step: int, total: int, warmup: float, kind: str = "linear") -> floa
     Parameters
     ----------
     step : int
-        Batches trained on before, in all rounds.
+        Steps taken before, in all rounds.
     total : int
-        Batches in the whole run.
+        Steps in the whole run.
     warmup : float
         Share of the run to warm up in, in [0, 1).
     kind : str
@@ -64,6 +65,11 @@ def batch_sizes(num_examples: int, batch_size: int, least: int = 1) -> list[int]
     if whole and 0 < rest < least:
         return [size] * (whole - 1) + [size + rest]
     return [size] * whole + [rest] * (rest > 0)
+
+
+def num_steps(sizes: list[int], settings: Settings) -> int:
+    """Return how many steps the optimizer takes in an epoch of batches of these sizes."""
+    return math.ceil(len(sizes) / settings.gradient_accumulation)
 
 
 def shuffled(sizes: list[int], *key: int) -> tuple[Tensor, ...]:
@@ -125,8 +131,8 @@ def train_round(
     started = time.perf_counter()
     method = METHODS[settings.method]
     sizes = batch_sizes(len(examples), settings.batch_size, least)
-    batches = len(sizes) * settings.local_epochs
-    total, done = settings.num_rounds * batches, (server_round - 1) * batches
+    taken = num_steps(sizes, settings) * settings.local_epochs
+    total, done = settings.num_rounds * taken, (server_round - 1) * taken
     distillation = Distillation(
         alpha=settings.alpha,
         beta=settings.beta,
@@ -177,24 +183,35 @@ def steps(
     sizes : list of int
         Of the batches of an epoch.
     done, total : int
-        Batches before, and in all: where the schedule is.
+        The optimizer's steps before, and in all: where the schedule is.
     """
     optimizer = make_optimizer(learner, settings.learning_rate, settings.weight_decay, settings.optimizer)
+    task, together = TASKS[settings.loss], settings.gradient_accumulation
     for epoch in range(epochs):
         chance = generator(*key, epoch, 1)
-        for rows in shuffled(sizes, *key, epoch):
+        order = shuffled(sizes, *key, epoch)
+        for first in range(0, len(order), together):
             factor = schedule(done, total, settings.warmup, settings.schedule)
             for group in optimizer.param_groups:
                 group["lr"] = settings.learning_rate * factor
-            inputs, targets = examples.batch(rows, learner.device)
-            if settings.augment and "pixel_values" in inputs:
-                inputs["pixel_values"] = augmented(inputs["pixel_values"], chance)
+            gathering = Accumulation(optimizer) if together > 1 else None
+            for rows in order[first : first + together]:
+                inputs, targets = examples.batch(rows, learner.device)
+                if settings.augment and "pixel_values" in inputs:
+                    inputs["pixel_values"] = augmented(inputs["pixel_values"], chance)
+                if gathering:
+                    gathering.weigh(task.count(targets))
+                moved: Any = gathering or optimizer
 
-            def take(step: Step, inputs: Any = inputs, targets: Tensor = targets) -> Any:
-                with mixed_precision(learner.device):
-                    return step(optimizer, inputs, targets)
+                def take(
+                    step: Step, moved: Any = moved, inputs: Any = inputs, targets: Tensor = targets
+                ) -> Any:
+                    with mixed_precision(learner.device):
+                        return step(moved, inputs, targets)
 
-            yield len(rows), take
+                yield len(rows), take
+            if gathering:
+                gathering.finish()
             done += 1
 
 
@@ -230,7 +247,7 @@ class OwnTraining:
         """Call a step with optimizer, inputs and targets of each batch; the rate rises and falls once."""
         examples = self.load()
         sizes = batch_sizes(len(examples), self.settings.batch_size, self.least)
-        total = len(sizes) * epochs
+        total = num_steps(sizes, self.settings) * epochs
         with training(self.learner):
             for _, take in steps(self.learner, examples, self.settings, self._key, sizes, epochs, 0, total):
                 take(step)

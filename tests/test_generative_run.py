@@ -85,11 +85,15 @@ def test_no_head_is_kept_and_what_travels_is_the_shared_adapter_alone(writing, l
     assert all("lora_" in name and "language_model" in name for m in down for name in m.content["arrays"])
 
 
-def test_a_stopped_run_goes_on_to_the_same_bytes(writing, llava):
-    whole = writing(llava, num_rounds=2, run_name="whole").serve()
-    writing(llava, num_rounds=1, run_name="stopped", schedule="constant").serve()
-    straight = writing(llava, num_rounds=2, run_name="straight", schedule="constant").serve()
-    writing(llava, num_rounds=2, resume="stopped", run_name="", schedule="constant").serve()
+@pytest.mark.parametrize(
+    "overrides", [{}, {"batch_size": 2, "gradient_accumulation": 2}], ids=["batch by batch", "accumulated"]
+)
+def test_a_stopped_run_goes_on_to_the_same_bytes(writing, llava, overrides):
+    whole = writing(llava, num_rounds=2, run_name="whole", **overrides).serve()
+    overrides = {"schedule": "constant", **overrides}
+    writing(llava, num_rounds=1, run_name="stopped", **overrides).serve()
+    straight = writing(llava, num_rounds=2, run_name="straight", **overrides).serve()
+    writing(llava, num_rounds=2, resume="stopped", run_name="", **overrides).serve()
     runs = (straight, straight.with_name("stopped"), whole)
     files = [run / "adapter" / "adapter_model.safetensors" for run in runs]
     assert files[0].read_bytes() == files[1].read_bytes() != files[2].read_bytes()

@@ -28,6 +28,7 @@ class Ditto(SharedAdapter):
     name = "ditto"
     branches = ("student", "local")
     trained = ("shared", "local")
+    two_updates = True
 
     def step(
         self,

@@ -18,6 +18,7 @@ class FedDAT(Method):
     name = "feddat"
     branches = ("student", "local", "teacher")
     trained = ("shared", "local")
+    two_updates = True
 
     def problems(self, settings: Settings) -> Iterable[tuple[bool, str]]:
         """Refuse the joint update in the published step."""

@@ -82,6 +82,7 @@ class FedDPA(SharedAdapter):
     name = "feddpa"
     branches = ("student", "mixed")
     trained = ("shared", "local")
+    two_updates = True
 
     def problems(self, settings: Settings) -> Iterable[tuple[bool, str]]:
         """Refuse what has no features of a whole example."""

@@ -71,6 +71,11 @@ class Full(SharedAdapter):
             "normalisation, and a variance below 0; allowed: strategies without a server optimizer",
         )
         yield (
+            settings.gradient_accumulation > 1,
+            f"gradient-accumulation = {settings.gradient_accumulation} with method = 'full', whose batch"
+            " normalisation sees one batch at a time; allowed: 1",
+        )
+        yield (
             settings.wire_precision != "float32",
             f"wire-precision = {settings.wire_precision!r} with method = 'full' would round the statistics "
             "of batch normalisation, and a variance below 0; allowed: 'float32'",

@@ -43,6 +43,8 @@ class Method(ABC):
         Which branches an evaluation scores; the first is what is deployed.
     trained : tuple of str
         Roles whose weights move.
+    two_updates : bool
+        Whether a step is two updates, of which each also trains the head, if one is trained.
     artifact : str
         What a run exports: an ``adapter`` or a whole ``model``.
     note : str
@@ -55,6 +57,7 @@ class Method(ABC):
     name: str
     branches: tuple[Branch, ...] = ("student",)
     trained: tuple[Role, ...] = ("shared",)
+    two_updates = False
     artifact = "adapter"
     note = ""
     combine: Callable[[Arrays, Sequence[Arrays], Sequence[float]], Arrays] | None = None

@@ -79,12 +79,24 @@ class Settings(  # pydantic takes the last one's fields first
 
     @model_validator(mode="after")
     def _check_across(self) -> Self:
-        from ..methods import METHODS  # they import this folder
+        # They import this folder.
+        from ..heads import TRAINED_HEADS
+        from ..methods import METHODS
 
         dp, align = self.dp.mode, self.align
         central, writes = dp not in ("none", "local"), self.loss == "next-token"
         return self.refuse(
             *METHODS[self.method].problems(self),
+            (
+                self.gradient_accumulation > 1
+                and METHODS[self.method].two_updates
+                and self.update == "alternating"
+                and self.loss != "next-token"
+                and self.head in TRAINED_HEADS,
+                f"gradient-accumulation = {self.gradient_accumulation} with method = {self.method!r}, whose"
+                " second update takes the head as the first has moved it; allowed: 1, or update = 'joint'"
+                " with method = 'feddat'",
+            ),
             *self.secure.problems(self),
             *(
                 (

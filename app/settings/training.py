@@ -17,6 +17,7 @@ class TrainingSettings(Section):
     schedule: Literal["linear", "constant"]
     augment: bool
     batch_size: int = Field(gt=0)
+    gradient_accumulation: int = Field(gt=0)
     local_epochs: int = Field(gt=0)
     gradient_checkpointing: bool
     device: str

@@ -125,6 +125,21 @@ class ChatProcessor:
         pictures = {name: torch.cat([part[name] for part in shown]) for name in (shown[0] if shown else ())}
         return self._checked(Conversation(tokens, told, kinds, pictures))
 
+    def answer(self, text: str) -> list[int]:
+        """Return an answer's tokens as a conversation has them behind a question, with the one that ends it.
+
+        Raises
+        ------
+        ValueError
+            It has a token that the model has no word for.
+        """
+        asked, said = ([{"type": "text", "text": content}] for content in ("?", text.strip()))
+        messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
+        *_, (written, _, _) = self._segments(messages)
+        made = self._answer(written)
+        self._check_words(made.tokens)
+        return made.tokens[made.told].tolist()
+
     def _segments(self, messages: Sequence[Message]) -> Iterator[tuple[str, bool, int]]:
         """Yield what comes before each answer, with its number of pictures, and the answer."""
         written, shown = "", 0
@@ -181,12 +196,7 @@ class ChatProcessor:
     def _checked(self, made: Conversation) -> Conversation:
         if made.told.all():
             raise ValueError("a conversation that is an answer alone")
-        words = made.tokens[made.tokens != self.picture]
-        if int(words.max()) >= self.vocabulary:
-            raise ValueError(
-                f"token {int(words.max())} of a tokenizer whose vocabulary grew: the model knows "
-                f"{self.vocabulary}"
-            )
+        self._check_words(made.tokens)
         length, most = len(made.tokens), self.max_tokens
         if most and length > most:
             pictures = int((made.tokens == self.picture).nonzero().max()) + 1 if made.pictures else 0
@@ -202,6 +212,14 @@ class ChatProcessor:
                 "shorter ones, or max-tokens to cut them"
             )
         return made
+
+    def _check_words(self, tokens: Tensor) -> None:
+        words = tokens[tokens != self.picture]
+        if int(words.max()) >= self.vocabulary:
+            raise ValueError(
+                f"token {int(words.max())} of a tokenizer whose vocabulary grew: the model knows "
+                f"{self.vocabulary}"
+            )
 
     def cut(self, max_tokens: int) -> "ChatProcessor":
         """Return one that cuts conversations behind so many tokens."""

@@ -37,6 +37,9 @@ class Conversations:
         Where in `tokens` each conversation's last question ends, and it itself, shape (examples,).
     wanted : Tensor
         What each answer would be worth, as JSON, uint8: for each conversation a mapping of answers to [0, 1].
+    offered : Tensor
+        What each last answer may be chosen from, as JSON, uint8: for each conversation a list, of which most
+        are empty.
     features : Tensor
         What stands for the pictures of a conversation, bfloat16, shape (levels, picture tokens, width); those
         of all distinct ones, one after the other.
@@ -55,6 +58,7 @@ class Conversations:
     asked: Tensor
     ends: Tensor
     wanted: Tensor
+    offered: Tensor
     features: Tensor
     feature_ends: Tensor
     shown: Tensor
@@ -85,6 +89,10 @@ class Conversations:
     def answers(self) -> list[dict[str, float]]:
         """Return for each row what answers are worth."""
         return json.loads(bytes(self.wanted.tolist()))
+
+    def options(self) -> list[list[str]]:
+        """Return for each row what its answer may be chosen from; nothing where that is not said."""
+        return json.loads(bytes(self.offered.tolist()))
 
     def _padded(self, rows: Tensor, ends: Tensor, left: bool) -> tuple[Tensor, Tensor]:
         """Return where in `tokens` a batch's lie, (rows, longest), and which of them are no padding."""
@@ -119,7 +127,7 @@ def converse(
     encode: Callable[[Mapping[str, Tensor]], Tensor],
     dtype: torch.dtype = torch.bfloat16,
 ) -> Conversations:
-    """Make conversations of rows with columns images, messages, answers, answer_scores.
+    """Make conversations of rows with columns images, messages, answers, answer_scores, options.
 
     The first of a row's answers is told. Conversations about the same pictures share what stands for them.
 
@@ -140,14 +148,14 @@ def converse(
         A row cannot be used; the line says which.
     """
     columns = rows.with_format("arrow")[:]
-    names = ("images", "messages", "answers", "answer_scores")
-    made, wanted = [], []
+    names = ("images", "messages", "answers", "answer_scores", "options")
+    made, wanted, offered = [], [], []
     features: list[Tensor] = []
     grids: list[Tensor] = []
     known: dict[tuple[bytes, ...], int] = {}
     shown: list[int] = []
     for number, row in enumerate(zip(*(columns[name].to_pylist() for name in names), strict=True)):
-        images, messages, answers, scores = row
+        images, messages, answers, scores, options = row
         pictures = decoded(images, number, lambda opened: [upright(image) for image in opened])
         said = [*messages, {"role": "assistant", "content": answers[0]}]
         try:
@@ -162,6 +170,7 @@ def converse(
         shown.append(known[key] if key else -1)
         made.append(conversation)
         wanted.append(dict(zip(answers, scores, strict=True)))
+        offered.append([option.strip() for option in options])
     kinds = {name for one in made for name in one.kinds}
     with_grids = any(map(len, grids))
     return Conversations(
@@ -170,7 +179,8 @@ def converse(
         asked=_ends([len(one.tokens) for one in made])
         - torch.tensor([_last_answer(one.told) for one in made]),
         ends=_ends([len(one.tokens) for one in made]),
-        wanted=torch.tensor(list(json.dumps(wanted).encode()), dtype=torch.uint8),
+        wanted=_json(wanted),
+        offered=_json(offered),
         features=torch.cat(features, dim=1) if features else torch.empty(1, 0, 0, dtype=dtype),
         feature_ends=_ends([one.shape[1] for one in features]),
         shown=torch.tensor(shown),
@@ -197,6 +207,10 @@ def _last_answer(told: Tensor) -> int:
     last = int(told.nonzero()[-1])
     before = (~told[:last]).nonzero()[-1]
     return len(told) - 1 - int(before)
+
+
+def _json(value: Any) -> Tensor:
+    return torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8)
 
 
 def _ends(lengths: Sequence[int]) -> Tensor:

@@ -16,14 +16,8 @@ from transformers import PreTrainedModel
 AT_ONCE = 16
 
 
-@torch.inference_mode()
-def log_likelihoods(
-    model: PreTrainedModel,
-    inputs: Mapping[str, Tensor],
-    candidates: Sequence[Sequence[int]],
-    at_once: int = AT_ONCE,
-) -> Tensor:
-    """Sum each candidate's log-probabilities, token after token, behind each image and prompt.
+class Prefilled:
+    """Images and prompts that went through a model once.
 
     Parameters
     ----------
@@ -32,39 +26,82 @@ def log_likelihoods(
     inputs : Mapping
         What its processor makes of images and prompts, padded on the left: ``input_ids`` and
         ``attention_mask`` (images, tokens), and the pixels.
-    candidates : sequence of sequence of int
-        Token ids, at least one each.
+
+    Attributes
+    ----------
+    first : Tensor
+        Logits of the first token behind each prompt, shape (images, words).
+    """
+
+    def __init__(self, model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> None:
+        self._model, self._mask = model, inputs["attention_mask"]
+        positions = {} if _has_own_positions(model) else {"position_ids": _positions(self._mask)}
+        output = model(**inputs, **positions, use_cache=True, logits_to_keep=1)
+        # Where positions have several axes, the model says by how much they are ahead of the tokens' number.
+        self._ahead = getattr(model.base_model, "rope_deltas", None)
+        self._cache, self.first = output.past_key_values, output.logits[:, -1]
+
+    def behind(self, images: Sequence[int], texts: Sequence[Sequence[int]]) -> Tensor:
+        """Return logits (texts, longest - 1, words) of the texts' tokens from the second on.
+
+        Parameters
+        ----------
+        images : sequence of int
+            Which image each text is behind.
+        texts : sequence of sequence of int
+            Token ids. Logits past a text's end mean nothing.
+        """
+        chosen = torch.tensor(images, device=self._mask.device)
+        cache = copy.deepcopy(self._cache)
+        cache.batch_select_indices(chosen)
+        fed, valid = _pad([tokens[:-1] for tokens in texts], self._mask.device)
+        whole = torch.cat([self._mask[chosen], valid.to(self._mask)], dim=1)
+        where = _positions(whole)[:, self._mask.shape[1] :]
+        if self._ahead is not None:
+            where = (where + self._ahead.to(where)[chosen]).expand(3, -1, -1)
+        output = self._model(
+            input_ids=fed, attention_mask=whole, position_ids=where, past_key_values=cache, use_cache=True
+        )
+        return output.logits
+
+
+@torch.inference_mode()
+def log_likelihoods(
+    model: PreTrainedModel,
+    inputs: Mapping[str, Tensor],
+    candidates: Sequence[Sequence[Sequence[int]]],
+    at_once: int = AT_ONCE,
+) -> Tensor:
+    """Sum each candidate's log-probabilities, token after token, behind each image and prompt.
+
+    Parameters
+    ----------
+    model, inputs
+        As `Prefilled` takes them.
+    candidates : sequence of sequence of sequence of int
+        Of each image its candidates' token ids, at least one each.
     at_once : int
         Candidates that are scored in one forward, for each image.
 
     Returns
     -------
     Tensor
-        float32, shape (images, candidates).
+        float32, shape (images, most candidates); -inf where an image has fewer.
     """
-    mask = inputs["attention_mask"]
-    positions = {} if _has_own_positions(model) else {"position_ids": _positions(mask)}
-    output = model(**inputs, **positions, use_cache=True, logits_to_keep=1)
-    # Where positions have several axes, the model says by how much they are ahead of the number of tokens.
-    ahead = getattr(model.base_model, "rope_deltas", None)
-    scores = output.logits[:, -1].float().log_softmax(-1)[:, [tokens[0] for tokens in candidates]]
-
-    longer = [index for index, tokens in enumerate(candidates) if len(tokens) > 1]
-    for start in range(0, len(longer), at_once):
-        chosen = longer[start : start + at_once]
-        fed, targets, valid = _pad([candidates[index] for index in chosen], mask.device)
-        cache = copy.deepcopy(output.past_key_values)
-        cache.batch_repeat_interleave(len(chosen))
-        fed, targets, valid = (tensor.repeat(len(mask), 1) for tensor in (fed, targets, valid))
-        whole = torch.cat([mask.repeat_interleave(len(chosen), dim=0), valid.to(mask)], dim=1)
-        where = _positions(whole)[:, mask.shape[1] :]
-        if ahead is not None:
-            where = (where + ahead.to(where).repeat_interleave(len(chosen), dim=0)).expand(3, -1, -1)
-        logits = model(
-            input_ids=fed, attention_mask=whole, position_ids=where, past_key_values=cache, use_cache=True
-        ).logits
+    known = Prefilled(model, inputs)
+    first = known.first.float().log_softmax(-1)
+    scores = first.new_full((len(candidates), max(map(len, candidates))), -torch.inf)
+    for image, own in enumerate(candidates):
+        scores[image, : len(own)] = first[image, [tokens[0] for tokens in own]]
+    longer = [[index for index, tokens in enumerate(own) if len(tokens) > 1] for own in candidates]
+    for start in range(0, max(map(len, longer)), at_once):
+        pairs = [(image, index) for image, own in enumerate(longer) for index in own[start : start + at_once]]
+        rows, columns = ([pair[place] for pair in pairs] for place in (0, 1))
+        texts = [candidates[image][index] for image, index in pairs]
+        targets, valid = _pad([tokens[1:] for tokens in texts], scores.device)
+        logits = known.behind(rows, texts)
         found = logits.float().log_softmax(-1).gather(-1, targets[..., None])[..., 0]
-        scores[:, chosen] += (found * valid).sum(1).view(len(mask), len(chosen))
+        scores[rows, columns] += (found * valid).sum(1)
     return scores
 
 
@@ -72,7 +109,10 @@ def log_likelihoods(
 def reference_log_likelihoods(
     model: PreTrainedModel, inputs: Mapping[str, Tensor], candidates: Sequence[Sequence[int]]
 ) -> Tensor:
-    """Compute what `log_likelihoods` does, by a full forward of image, prompt and answer a candidate."""
+    """Compute what `log_likelihoods` does, by a full forward of image, prompt and answer a candidate.
+
+    All images have the same `candidates`.
+    """
     mask = inputs["attention_mask"]
     columns = []
     for tokens in candidates:
@@ -102,12 +142,9 @@ def _positions(mask: Tensor) -> Tensor:
     return (mask.cumsum(-1) - 1).clamp(min=0)
 
 
-def _pad(candidates: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Return tokens to feed, tokens to find and which are there, (candidates, longest - 1) each."""
-    shape = (len(candidates), max(len(tokens) for tokens in candidates) - 1)
-    fed, targets, valid = (torch.zeros(shape, dtype=torch.long) for _ in range(3))
-    for row, tokens in enumerate(candidates):
-        length = len(tokens) - 1
-        fed[row, :length], targets[row, :length] = torch.tensor(tokens[:-1]), torch.tensor(tokens[1:])
-        valid[row, :length] = 1
-    return fed.to(device), targets.to(device), valid.to(device)
+def _pad(texts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return tokens filled up with zeros, and which are there, both (texts, longest)."""
+    padded, valid = torch.zeros(2, len(texts), max(map(len, texts)), dtype=torch.long)
+    for row, tokens in enumerate(texts):
+        padded[row, : len(tokens)], valid[row, : len(tokens)] = torch.tensor(tokens), 1
+    return padded.to(device), valid.to(device)

@@ -70,13 +70,16 @@ def measure(candidates: int, images: int, repeats: int, device: torch.device) ->
     torch.manual_seed(0)
     model = build(device)
     inputs, answers = draw(images, candidates, torch.Generator().manual_seed(0), device)
-    ways = {"shared": log_likelihoods, "full": reference_log_likelihoods}
+    ways = {
+        "shared": lambda: log_likelihoods(model, inputs, [answers] * images),
+        "full": lambda: reference_log_likelihoods(model, inputs, answers),
+    }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     scores: dict[str, Tensor] = {}
     for repeat in range(repeats + 1):
         for name, score in ways.items():
             started = time.perf_counter()
-            scores[name] = score(model, inputs, answers).cpu()
+            scores[name] = score().cpu()
             if repeat:  # the first warms up
                 seconds[name].append(time.perf_counter() - started)
     medians = {name: statistics.median(values) for name, values in seconds.items()}

@@ -126,7 +126,14 @@ def evaluate_branches(message: Message, context: Context) -> Message:
         )
         if isinstance(examples, Conversations):
             processor = client.backbone.processor
-            metrics = evaluate_written(opened.learner, examples, processor, client.settings, own)
+            metrics = evaluate_written(
+                opened.learner,
+                examples,
+                processor,
+                client.settings,
+                own,
+                lambda: client.partition.answers,
+            )
         else:
             metrics = evaluate(opened.learner, examples, client.settings, own)
         return _record(client, metrics, opened.lost)

@@ -1,9 +1,11 @@
-"""An evaluation of a client's written answers, for each branch."""
+"""An evaluation of what a client's model writes, or would rather write, for each branch."""
 
 import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from app.chat import ChatProcessor
 from app.conversations import Conversations
@@ -13,6 +15,7 @@ from app.methods import METHODS
 from app.settings import Settings
 from app.text_scores import text_score
 
+from .chosen_answers import Choice
 from .local_training import EVALUATION_BATCH, OwnTraining, mixed_precision
 
 
@@ -22,22 +25,43 @@ def evaluate_written(
     processor: ChatProcessor,
     settings: Settings,
     own: OwnTraining,
+    answers: Callable[[], Sequence[str]],
 ) -> dict[str, Any]:
-    """Return what the answers that each branch of the run's method writes are worth, on average."""
+    """Return what the answers of each branch of the run's method are worth, on average.
+
+    By the setting `writing.score` these are written, or chosen; `answers` are then what there is to choose
+    from for examples without options of their own, see `Choice`.
+    """
     started = time.perf_counter()
-    wanted, method = conversations.answers(), METHODS[settings.method]
+    method = METHODS[settings.method]
     sums = dict.fromkeys(method.branches, 0.0)
+    scores: Callable[..., list[float]]
+    if settings.writing.score == "choice":
+        scores = Choice(conversations, processor, answers).scores
+    else:
+        scores = _written(conversations.answers(), processor, settings)
     for branches in method.scored(learner, own, settings):
         for rows in torch.arange(len(conversations)).split(EVALUATION_BATCH):
             questions = conversations.questions(rows, learner.device)
             for branch in branches:
                 with torch.no_grad(), mixed_precision(learner.device), learner.branch(branch):
-                    parts = AnswerPositions(learner.model)
-                    written = parts.write(parts.trunk(questions), processor.stops, settings.writing.tokens)
-                for row, tokens in zip(rows.tolist(), written, strict=True):
-                    sums[branch] += text_score(settings.writing.score, processor.decode(tokens), wanted[row])
+                    for score in scores(AnswerPositions(learner.model), rows, questions):
+                        sums[branch] += score
     return {
         "num-examples": len(conversations),
         **{branch: total / len(conversations) for branch, total in sums.items()},
         "evaluate-seconds": time.perf_counter() - started,
     }
+
+
+def _written(
+    wanted: Sequence[Mapping[str, float]], processor: ChatProcessor, settings: Settings
+) -> Callable[..., list[float]]:
+    kind, limit = settings.writing.score, settings.writing.tokens
+
+    def scores(parts: AnswerPositions, rows: Tensor, questions: Mapping[str, Tensor]) -> list[float]:
+        written = parts.write(parts.trunk(questions), processor.stops, limit)
+        pairs = zip(rows.tolist(), written, strict=True)
+        return [text_score(kind, processor.decode(tokens), wanted[row]) for row, tokens in pairs]
+
+    return scores

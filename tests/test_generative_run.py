@@ -13,6 +13,7 @@ from app.backbones import load_backbone
 from app.records import from_record
 from tests.app.tiny_generative import MODELS, made, pictures_alone
 from tests.cards import run_card
+from tests.data_partitions.given_files import picture, write
 
 FAST = ("LLaVA", "Qwen2.5-VL")
 EACH = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in MODELS]
@@ -116,6 +117,49 @@ def test_every_kind_of_run_trains_and_writes(writing, llava, overrides):
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert not any("refused" in row for row in rows)
     assert all(row[name] > 1e-5 for row in rows for name in row if name.startswith("delta-"))
+
+
+@pytest.fixture
+def choosing(writing, llava, tmp_path):
+    """Run on a file of questions with these columns, scored by choice; returns the rows."""
+
+    def run(name, columns):
+        for n in range(24):
+            picture(tmp_path / "data" / f"{n}.png", 10 * n)
+        records = [{"image": f"{n}.png", "question": "what color ?", **columns(n)} for n in range(24)]
+        for split in ("train", "test"):
+            write(tmp_path / "data" / f"{split}.jsonl", records)
+        given = {"benchmark": "files", "data_dir": str(tmp_path / "data"), "num_rounds": 1, "run_name": name}
+        folder = writing(llava, **given, test_examples=12, **{"writing.score": "choice"}).serve()
+        return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+    return run
+
+
+def test_among_an_examples_options_one_is_chosen(choosing):
+    """Of ten annotators two say the one and two the other."""
+    said = [*["grey"] * 6, *["red"] * 2, *["blue"] * 2]
+    rows = choosing("own", lambda _: {"answers": said, "options": ["red", "blue"]})
+    scores = [row[branch] for row in rows for branch in ("student", "local", "teacher")]
+    assert scores == [pytest.approx(0.6)] * 6
+
+
+def test_without_options_one_of_the_clients_answers_is_chosen(choosing):
+    answers = ("red", "blue", "yes")
+    own = choosing("own", lambda n: {"answer": answers[n % 3], "options": sorted(answers)})
+    listed = choosing("listed", lambda n: {"answer": answers[n % 3]})
+    scores = [[row[branch] for row in rows for branch in ("student", "teacher")] for rows in (own, listed)]
+    assert scores[0] == scores[1]
+    assert 0 < min(scores[0]) <= max(scores[0]) < 1
+
+
+def test_options_without_the_right_answer_are_refused_by_name(choosing):
+    rows = choosing("none", lambda _: {"answer": "red", "options": ["green", "dark red"]})
+    refused = [row["refused"] for row in rows if "refused" in row]
+    assert len(refused) == 2
+    assert all(
+        "example 0 with writing.score = 'choice': none of its 2 options is right" in r for r in refused
+    )
 
 
 @pytest.mark.parametrize(

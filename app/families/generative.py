@@ -4,7 +4,7 @@ None is known by name: each is what `AutoModelForImageTextToText` knows, a visio
 features take places in a text, and a language model that continues it.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,6 +18,7 @@ from transformers.models.auto.modeling_auto import (
 
 from ..chat import ChatProcessor, load_chat_processor
 from ..conversations import FEATURES, LABELS, Conversations, converse
+from ..likelihood import log_likelihoods
 from ..piecewise import logits_of
 from ..tasks import IGNORED
 from .family import Family, Inputs
@@ -123,6 +124,26 @@ class AnswerPositions:
                 use_cache=True,
             ).last_hidden_state
         return [[token for token in row if token >= 0] for row in torch.cat(written, dim=1).tolist()]
+
+    def likelihoods(
+        self, batch: Mapping[str, Tensor], candidates: Sequence[Sequence[Sequence[int]]]
+    ) -> Tensor:
+        """Sum the log-probabilities of answers, with whichever adapters are in place.
+
+        Parameters
+        ----------
+        batch : Mapping
+            As `trunk` takes it, of texts padded on the left.
+        candidates : sequence of sequence of sequence of int
+            Of each text its answers' tokens.
+
+        Returns
+        -------
+        Tensor
+            float32, shape (texts, most answers); -inf where a text has fewer.
+        """
+        # At a time one answer a text: as much as `write` holds.
+        return log_likelihoods(self.model, _inputs(batch), candidates, at_once=1)
 
     def _words(self, hidden: Tensor) -> Tensor:
         return self.head(hidden).float()

@@ -11,4 +11,4 @@ class WritingSettings(Section):
     """The section ``writing``."""
 
     tokens: int = Field(gt=0)
-    score: Literal["exact", "token-f1", "rouge-l"]
+    score: Literal["exact", "token-f1", "rouge-l", "choice"]

@@ -96,7 +96,7 @@ class LanguageModel:
     ) -> tuple[Tensor, Tensor]:
         """Sum each candidate's log-probabilities as the answer; the end of the answer is not counted."""
         tokens = self.candidate_tokens(prompts[0], candidates)
-        scores = log_likelihoods(self.model, self._inputs(images, prompts), tokens)
+        scores = log_likelihoods(self.model, self._inputs(images, prompts), [tokens] * len(images))
         return scores.cpu(), torch.tensor([len(ids) for ids in tokens])
 
     def candidate_tokens(self, prompt: str, candidates: Sequence[str]) -> list[list[int]]:

@@ -129,12 +129,21 @@ ARCHITECTURES = [llava, llava_onevision, qwen2_5_vl, qwen3_vl, smolvlm, internvl
 @pytest.mark.parametrize("at_once", [2, 16])
 def test_a_shared_prefill_gives_what_full_forwards_give(architecture, at_once):
     model, inputs = make(architecture)
-    fast = log_likelihoods(model, inputs, CANDIDATES, at_once)
+    fast = log_likelihoods(model, inputs, [CANDIDATES] * 2, at_once)
     plain = reference_log_likelihoods(model, inputs, CANDIDATES)
     assert (fast - plain).abs().max() <= 1e-5
     assert (plain[0] - plain[1]).abs().max() > 1e-2  # it depends on image and prompt
     assert (plain < 0).all()
     assert fast.dtype == torch.float32
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_each_image_may_have_candidates_of_its_own(architecture):
+    model, inputs = make(architecture)
+    plain = reference_log_likelihoods(model, inputs, CANDIDATES)
+    found = log_likelihoods(model, inputs, [CANDIDATES[3:], CANDIDATES[:3]], at_once=1)
+    expected = torch.stack([torch.cat([plain[0, 3:], torch.tensor([-torch.inf])]), plain[1, :3]])
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
 @torch.no_grad()
@@ -152,12 +161,14 @@ def test_each_token_is_scored_behind_those_before_it():
                 model(input_ids=ids, pixel_values=row["pixel_values"]).logits[0, -1].log_softmax(-1)[token]
             )
         expected.append(total)
-    assert log_likelihoods(model, inputs, CANDIDATES)[1] == pytest.approx(torch.tensor(expected), abs=1e-5)
+    assert log_likelihoods(model, inputs, [CANDIDATES] * 2)[1] == pytest.approx(
+        torch.tensor(expected), abs=1e-5
+    )
 
 
 def test_an_image_goes_through_the_model_once():
     model, inputs = make(llava)
     seen = []
     model.model.vision_tower.register_forward_hook(lambda *_: seen.append(1))
-    log_likelihoods(model, inputs, CANDIDATES, at_once=2)
+    log_likelihoods(model, inputs, [CANDIDATES] * 2, at_once=2)
     assert len(seen) == 1

@@ -47,7 +47,7 @@ def test_a_branch_is_scored_by_what_it_writes(backbone, conversations, run_confi
     told = torch.tensor(list(json.dumps(wanted).encode()), dtype=torch.uint8)
     asked = dataclasses.replace(conversations, wanted=told)
     own = OwnTraining(adapter, lambda: conversations, settings, 1, 0)
-    scores = evaluate_written(adapter, asked, backbone.processor, settings, own)
+    scores = evaluate_written(adapter, asked, backbone.processor, settings, own, tuple)
     assert scores["num-examples"] == 3
     for branch, answers in written.items():
         worth = [text_score("exact", a, w) for a, w in zip(answers, wanted, strict=True)]

@@ -31,12 +31,13 @@ def picture(seed):
     return buffer.getvalue()
 
 
-def rows(pictures=(0, 1, 0)):
+def rows(pictures=(0, 1, 0), answers=ANSWERS):
     columns = {
         "images": [[{"bytes": picture(seed), "path": None}] for seed in pictures],
         "messages": [[{"role": "user", "content": f"<image>\n{question}"}] for question in QUESTIONS],
-        "answers": [[answer] for answer in ANSWERS],
+        "answers": [[answer] for answer in answers],
         "answer_scores": [[1.0]] * 3,
+        "options": [[], ["a blue circle", "a red square", "a"], []],
     }
     return datasets.Dataset.from_dict(columns)
 
@@ -199,6 +200,30 @@ def test_with_kept_features_no_vision_is_computed(backbone, batches):
         flops[key] = counter.get_total_flops()
     assert flops["kept"] < 0.1 * flops["pixels"]
     assert not trunk.arguments["inputs_embeds"].requires_grad
+
+
+@pytest.mark.parametrize("branch", ["student", "teacher", "local"])
+def test_an_answers_likelihood_is_that_of_the_whole_conversation(backbone, conversations, branch):
+    """Unequal questions and options at once, from one prefill; plain forwards see pixels, one text each."""
+    kept, given = conversations
+    adapter = differing(backbone)
+    options = [["blue", "a red square", "red"], ["no"], ["a blue circle", "what is there ?"]]
+    expected = torch.full((3, 3), -torch.inf)
+    for place in range(3):
+        answered = [own[min(place, len(own) - 1)] for own in options]
+        whole = converse(rows(answers=answered), backbone.processor, lambda _: torch.zeros(1, 1, 1))
+        for row in range(3):
+            batch, targets = whole.batch(torch.tensor([row]), CPU)
+            batch = {key: value for key, value in batch.items() if key != FEATURES} | given[kept.shown[row]]
+            with torch.no_grad():
+                logits, told = METHODS.task.pair(adapter(batch, branch), targets)
+            if place < len(options[row]):
+                expected[row, place] = logits.log_softmax(-1).gather(1, told[:, None]).sum()
+    tokens = [[backbone.processor.answer(option) for option in own] for own in options]
+    with adapter.branch(branch):
+        found = AnswerPositions(adapter.model).likelihoods(kept.questions(torch.arange(3), CPU), tokens)
+    torch.testing.assert_close(found, expected, atol=5e-5, rtol=0)
+    assert (found[0, 0] - found[0, 2]).abs() > 1e-2
 
 
 @pytest.mark.parametrize("branch", ["student", "teacher"])

@@ -100,6 +100,10 @@ def _run(root: Path, home: Path, words: list[str], machine: Machine, compare: Se
             f" allowed: at least {LEAST_FREE // 10**6} MB"
         )
     given = read_given(root, words)
+    if machine.superlink:
+        from .superlink import check_superlink
+
+        check_superlink(machine.superlink)
     settings, runs = given.settings, home / "runs"
     name = settings.resume or settings.run_name or _name(settings)
     if not settings.resume and (runs / name).exists():

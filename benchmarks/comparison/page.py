@@ -140,7 +140,7 @@ def table(found: Found, benchmark: str, budget: Budget) -> str:
         rows.append(row)
     if alone := found.question_alone(benchmark, budget):
         by_seed = [[v for (of, _), v in alone.items() if of == seed] for seed in {seed for seed, _ in alone}]
-        shown = [_mean(np.mean(s) / 100 for s in by_seed), _mean(min(s) / 100 for s in by_seed)]
+        shown = [_mean(float(np.mean(s)) / 100 for s in by_seed), _mean(min(s) / 100 for s in by_seed)]
         rows.append(["question alone", str(len(by_seed)), *shown, *["–"] * (len(header) - 4)])
     return _markdown(header, rows)
 

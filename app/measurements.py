@@ -13,14 +13,30 @@ _LOSS: Range = (-1e-3, 1e9)
 _NORM: Range = (0, 1e9)
 _SECONDS: Range = (0, 1e8)
 
+# How many local epochs of a round, its first, are told one by one: a row does not grow with them.
+EPOCHS = 10
+EPOCH = ".epoch-"
+_OF_STEPS: dict[str, Range] = {
+    **dict.fromkeys(("ce-student", "kl-student", "ce-teacher", "kl-teacher", "ce-local", "ce-mixed"), _LOSS),
+    **dict.fromkeys(("train-student", "train-teacher"), _SCORE),
+}
+
+
+def of_epoch(name: str, epoch: int) -> str:
+    """Name what was measured in one local epoch, counted from 1."""
+    return f"{name}{EPOCH}{epoch}"
+
+
 IN_BOTH = {"num-examples": _COUNT, "state-recovered": _COUNT}
 MEASURED: dict[str, dict[str, Range]] = {
     "train": {
         **IN_BOTH,
-        **dict.fromkeys(
-            ("ce-student", "kl-student", "ce-teacher", "kl-teacher", "ce-local", "ce-mixed"), _LOSS
-        ),
-        **dict.fromkeys(("train-student", "train-teacher"), _SCORE),
+        **_OF_STEPS,
+        **{
+            of_epoch(name, epoch): allowed
+            for name, allowed in _OF_STEPS.items()
+            for epoch in range(1, EPOCHS + 1)
+        },
         **dict.fromkeys(("delta-shared", "delta-local"), _NORM),
         "train-seconds": _SECONDS,
         # Of Flower's mod for adaptive clipping: whether the change was longer than the norm.

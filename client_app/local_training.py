@@ -15,6 +15,7 @@ from app.accumulation import Accumulation
 from app.conversations import Conversations
 from app.examples import Examples
 from app.learner import Branch, Learner
+from app.measurements import EPOCHS, of_epoch
 from app.methods import METHODS
 from app.mkd import Distillation, make_optimizer
 from app.settings import Settings
@@ -126,12 +127,14 @@ def train_round(
     Returns
     -------
     dict
-        Mean losses and training scores, norms of the changes of both adapters, examples and seconds.
+        Mean losses and training scores; of several local epochs also those of each of the first
+        `EPOCHS`. Norms of the changes of both adapters, examples and seconds.
     """
     started = time.perf_counter()
     method = METHODS[settings.method]
     sizes = batch_sizes(len(examples), settings.batch_size, least)
-    taken = num_steps(sizes, settings) * settings.local_epochs
+    epochs = settings.local_epochs
+    taken = num_steps(sizes, settings) * epochs
     total, done = settings.num_rounds * taken, (server_round - 1) * taken
     distillation = Distillation(
         alpha=settings.alpha,
@@ -145,20 +148,28 @@ def train_round(
     if learner.head is not None and learner.head_travels:
         shared += learner.head.parameters()
     sums: dict[str, Tensor] = {}
+    by_epoch: list[dict[str, Tensor]] = [{} for _ in range(min(epochs, EPOCHS) if epochs > 1 else 0)]
     key = (settings.seed, partition_id, server_round)
 
     def step(optimizer: Optimizer, inputs: Any, targets: Tensor) -> dict[str, Tensor]:
         return method.step(learner, optimizer, inputs, targets, distillation, settings)
 
     with training(learner), pulled(shared, settings.proximal_mu):
-        for count, take in steps(learner, examples, settings, key, sizes, settings.local_epochs, done, total):
+        batches = steps(learner, examples, settings, key, sizes, epochs, done, total)
+        for number, (count, take) in enumerate(batches):
             measured = take(step)
-            for name, value in measured.items():
-                sums[name] = sums.get(name, 0) + value * count
-    seen = len(examples) * settings.local_epochs
+            epoch = number // len(sizes)
+            for added in (sums, *by_epoch[epoch : epoch + 1]):
+                for name, value in measured.items():
+                    added[name] = added.get(name, 0) + value * count
     return {
         "num-examples": len(examples),
-        **{name: float(value) / seen for name, value in sums.items()},
+        **{name: float(value) / (len(examples) * epochs) for name, value in sums.items()},
+        **{
+            of_epoch(name, epoch): float(value) / len(examples)
+            for epoch, added in enumerate(by_epoch, start=1)
+            for name, value in added.items()
+        },
         **{f"delta-{role}": _distance(before[role], learner.state(role)) for role in method.trained},
         "train-seconds": time.perf_counter() - started,
     }

@@ -15,7 +15,7 @@ from flwr.clientapp.typing import ClientAppCallable
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
 
-from app.measurements import MEASURED, SAID
+from app.measurements import EPOCH, MEASURED, SAID
 from app.settings import Settings, SettingsError, one_line_of
 
 log = logging.getLogger("flwr")
@@ -90,7 +90,8 @@ class Policy(BaseModel):
     def _known(cls, text: str) -> str:
         names = [name.strip() for name in text.split(",")]
         if text not in ("", "all", "none") and not set(names) <= set(_NAMES):
-            allowed = f"Input should be 'all', 'none', or of {', '.join(_NAMES)}"
+            short = ", ".join(name for name in _NAMES if EPOCH not in name)
+            allowed = f"Input should be 'all', 'none', or of {short}; of an epoch such as ce-student{EPOCH}1"
             raise PydanticCustomError("names", "{allowed}", {"allowed": allowed})
         return ",".join(names)
 

@@ -227,6 +227,25 @@ def test_losses_are_means_over_examples_not_over_batches(client, examples, setti
     assert metrics["num-examples"] == 10
 
 
+def test_of_several_local_epochs_the_first_ten_are_measured_one_by_one(
+    client, examples, settings, monkeypatch
+):
+    """Ten examples make batches of 4, 4 and 2 an epoch; the loss is the number of the step."""
+    taken = []
+
+    def step(learner, optimizer, inputs, scores, *rest):
+        taken.append(len(scores))
+        return {"ce-student": torch.tensor(float(len(taken)))}
+
+    monkeypatch.setattr(METHODS["feddat"], "step", step)
+    metrics = train_round(client(), examples, settings(local_epochs=12), 1, 0)
+    # Of an epoch that begins after n steps: ((n + 1) 4 + (n + 2) 4 + (n + 3) 2) / 10.
+    by_hand = {f"ce-student.epoch-{epoch}": 3 * (epoch - 1) + 1.8 for epoch in range(1, 11)}
+    assert {key: value for key, value in metrics.items() if "epoch" in key} == pytest.approx(by_hand)
+    assert metrics["ce-student"] == pytest.approx(3 * 5.5 + 1.8)
+    assert metrics["num-examples"] == 10
+
+
 def test_training_learns(client, examples, settings):
     adapter = client()
     chosen = settings(local_epochs=30, learning_rate=0.01, num_rounds=1)

@@ -245,6 +245,10 @@ def test_a_site_says_which_numbers_may_leave(asked):
     assert set(replies["evaluate"].content["metrics"]) == {"num-examples", "student"}
     assert replies["train"].content["metrics"]["num-examples"] == 1
     assert "text-only" not in replies["query"].content["handshake"]
+    several = {"local_epochs": 2, "test_examples": 12}
+    for named in ("ce-student", "ce-student.epoch-2"):
+        told = asked({"share-metrics": named}, **several)["train"].content["metrics"]
+        assert set(told) == {"num-examples", named}
     replies = asked({"share-metrics": "none"}, test_examples=12)
     for kind in ("train", "evaluate"):
         assert dict(replies[kind].content["metrics"]) == {"num-examples": 1}

@@ -101,7 +101,7 @@ def tracked(request, federation, home, monkeypatch):
         monkeypatch.delitem(sys.modules, name)  # it takes its folder when it is imported
     for name in ("MLFLOW_TRACKING_URI", "WANDB_MODE", "TRACKIO_DIR", "TRACKIO_SPACE_ID"):
         monkeypatch.delenv(name, raising=False)
-    clients = federation(2, num_rounds=2, tracker=request.param, test_examples=12)
+    clients = federation(2, num_rounds=2, tracker=request.param, test_examples=12, local_epochs=2)
     folder = clients.serve()
     clients.run_config |= {"resume": folder.name, "run-name": "", "num-rounds": 3}
     clients.serve()
@@ -112,9 +112,10 @@ def test_a_tool_has_the_rows_of_the_runs_own_record_and_goes_on_with_it(tracked)
     folder, values, _ = tracked
     rows = rows_in(folder)
     assert {row["round"] for row in rows} == {1, 2, 3}
+    assert all("ce-student.epoch-2" in row and "metrics-dropped" not in row for row in rows)
     for row in rows:
         who = f"{row['partition']} {row['name']}"
-        for key in ("ce-student", "student", "delta-shared", "bytes-up"):
+        for key in ("ce-student", "ce-student.epoch-2", "student", "delta-shared", "bytes-up"):
             assert (key in row) == (row["round"] in values.get(f"{key}/{who}", {}))
             if key in row:
                 assert values[f"{key}/{who}"][row["round"]] == pytest.approx(row[key], rel=1e-6)

@@ -82,13 +82,14 @@ class Adapter:
                 f"backbone = {backbone.name!r} has no Transformer blocks for adapters; "
                 "allowed with method = 'full'"
             )
+        bottleneck = self.kind == "bottleneck"
         return adapter_config(
             self.kind,
             reduction_factor=self.reduction_factor,
             lora_rank=self.lora_rank,
             width=family.adapted_width(backbone.model.config),
-            lora_targets=family.lora_targets,
-            left_alone=family.left_alone,
+            lora_targets=() if bottleneck else family.lora_places(backbone.model),
+            left_alone=family.places_left_alone(backbone.model) if bottleneck else None,
             task_type=family.task_type,
         )
 

@@ -41,6 +41,8 @@ class Backbone:
         SHA-256 over configuration and weights, in hexadecimal. Equal fingerprints compute equal features.
     head, prompt : str
         What it answers by, see `families.Family.answering_by`.
+    parts : str
+        Where its adapters go, see `families.Family.adapting`.
     """
 
     name: str
@@ -49,12 +51,13 @@ class Backbone:
     fingerprint: str
     head: str = "private"
     prompt: str = "{}"
+    parts: str = "language"
 
     @property
     def family(self) -> Family:
-        """What its kind needs, as it answers here."""
+        """What its kind needs, as it answers and is adapted here."""
         config = self.model.config
-        return family_of(config.model_type).answering_by(self.head, config, self.prompt)
+        return family_of(config.model_type).answering_by(self.head, config, self.prompt).adapting(self.parts)
 
     @property
     def width(self) -> int:
@@ -117,6 +120,7 @@ def open_backbone(settings: Settings) -> Backbone:
         settings.max_tokens,
         settings.head,
         settings.answer_prompt,
+        settings.adapted_parts,
     )
 
 
@@ -134,6 +138,7 @@ def load_backbone(
     max_tokens: int = 0,
     head: str = "private",
     prompt: str = "{}",
+    parts: str = "language",
 ) -> Backbone:
     """Load a frozen backbone, once a process.
 
@@ -151,13 +156,13 @@ def load_backbone(
         What weights are held in: ``"float32"``, or what the family allows.
     max_tokens : int
         Tokens of a text at most; 0: as many as the model reads.
-    head, prompt : str
-        The settings `head` and `answer-prompt`.
+    head, prompt, parts : str
+        The settings `head`, `answer-prompt` and `adapted-parts`.
 
     Raises
     ------
     ValueError
-        If nothing of that name can be loaded from safetensors, or it has no such head.
+        If nothing of that name can be loaded from safetensors, or it has no such head or no such parts.
     """
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -169,7 +174,7 @@ def load_backbone(
                 )
             config = family.configure(**family.built_in[name])
             backbone = _frozen(name, family.draw(config, seed), family.processor("", config))
-            return _answering_by(backbone, head, prompt)
+            return _chosen(backbone, head, prompt, parts)
     folder = builtin_folder(name) if name in BUILTIN else Path(name).expanduser() if "~" in name else name
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -194,14 +199,15 @@ def load_backbone(
             f" safetensors, or the id of one on the hub if it can be reached ({reason})"
         ) from None
     processor = processor.cut(max_tokens) if max_tokens else processor
-    return _answering_by(_frozen(name, family.prepare(model), processor), head, prompt)
+    return _chosen(_frozen(name, family.prepare(model), processor), head, prompt, parts)
 
 
-def _answering_by(backbone: Backbone, head: str, prompt: str) -> Backbone:
+def _chosen(backbone: Backbone, head: str, prompt: str, parts: str) -> Backbone:
     if head not in (heads := backbone.family.heads):
         allowed = ", ".join(map(repr, heads))
         raise ValueError(f"head = {head!r} with backbone = {backbone.name!r}; allowed: {allowed}")
-    return replace(backbone, head=head, prompt=prompt)
+    backbone.family.adapting(parts)
+    return replace(backbone, head=head, prompt=prompt, parts=parts)
 
 
 def _frozen(name: str, model: PreTrainedModel, processor: Any) -> Backbone:

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import load, save
 from torch import Tensor
+from torch.nn.functional import pad
 
 from .chat import KINDS, ChatProcessor
 from .examples import decoded, send
@@ -42,11 +44,15 @@ class Conversations:
         are empty.
     features : Tensor
         What stands for the pictures of a conversation, bfloat16, shape (levels, picture tokens, width); those
-        of all distinct ones, one after the other.
+        of all distinct ones, one after the other. Empty where they are computed in each step.
     feature_ends : Tensor
         Where in `features` each ends, shape (pictures,).
     shown : Tensor
         Which of them each conversation shows, shape (examples,); -1 for none.
+    pixels, pixel_ends : Tensor, optional
+        In place of features: what the vision tower is given for the pictures of a conversation, one
+        safetensors file after the other, uint8, and where each ends, shape (pictures,). Pixels are float16,
+        which has all of their eight bits.
     grids, grid_ends : Tensor, optional
         Rows and columns of the pictures, and where each ends, for models whose positions follow them.
     token_type_ids, mm_token_type_ids : Tensor, optional
@@ -62,6 +68,8 @@ class Conversations:
     features: Tensor
     feature_ends: Tensor
     shown: Tensor
+    pixels: Tensor | None = None
+    pixel_ends: Tensor | None = None
     grids: Tensor | None = None
     grid_ends: Tensor | None = None
     token_type_ids: Tensor | None = None
@@ -110,7 +118,11 @@ class Conversations:
             if (kinds := getattr(self, name)) is not None:
                 inputs[name] = kinds[index]
         shown = [picture for picture in self.shown[rows].tolist() if picture >= 0]
-        if shown:
+        if shown and self.pixels is not None and self.pixel_ends is not None:
+            files = (_part(self.pixels, self.pixel_ends, picture, 0) for picture in shown)
+            seen = [load(file.numpy().tobytes()) for file in files]
+            inputs |= {name: _one_after_the_other([one[name] for one in seen]) for name in seen[0]}
+        elif shown:
             inputs[FEATURES] = torch.cat(
                 [_part(self.features, self.feature_ends, i, 1) for i in shown], dim=1
             )
@@ -124,7 +136,7 @@ class Conversations:
 def converse(
     rows: "Dataset",
     processor: ChatProcessor,
-    encode: Callable[[Mapping[str, Tensor]], Tensor],
+    encode: Callable[[Mapping[str, Tensor]], Tensor] | None,
     dtype: torch.dtype = torch.bfloat16,
 ) -> Conversations:
     """Make conversations of rows with columns images, messages, answers, answer_scores, options.
@@ -137,10 +149,10 @@ def converse(
         The rows; ``<image>`` in a message is a picture's place.
     processor : ChatProcessor
         Makes conversations.
-    encode : callable
-        Makes features (levels, tokens, width) of a conversation's pictures.
+    encode : callable or None
+        Makes features (levels, tokens, width) of a conversation's pictures; None: pixels are kept instead.
     dtype : torch.dtype
-        How they are kept.
+        How features are kept.
 
     Raises
     ------
@@ -152,6 +164,7 @@ def converse(
     made, wanted, offered = [], [], []
     features: list[Tensor] = []
     grids: list[Tensor] = []
+    pixels: list[Tensor] = []
     known: dict[tuple[bytes, ...], int] = {}
     shown: list[int] = []
     for number, row in enumerate(zip(*(columns[name].to_pylist() for name in names), strict=True)):
@@ -164,9 +177,12 @@ def converse(
             raise ValueError(f"example {number}: {error}") from None
         key = tuple(hashlib.sha256(image["bytes"]).digest() for image in images)
         if key and key not in known:
-            known[key] = len(features)
-            features.append(encode(conversation.pictures).to("cpu", dtype))
-            grids.append(conversation.pictures.get(GRIDS, torch.empty(0, 3)))
+            known[key] = len(known)
+            if encode is None:
+                pixels.append(_file(conversation.pictures))
+            else:
+                features.append(encode(conversation.pictures).to("cpu", dtype))
+                grids.append(conversation.pictures.get(GRIDS, torch.empty(0, 3)))
         shown.append(known[key] if key else -1)
         made.append(conversation)
         wanted.append(dict(zip(answers, scores, strict=True)))
@@ -184,6 +200,8 @@ def converse(
         features=torch.cat(features, dim=1) if features else torch.empty(1, 0, 0, dtype=dtype),
         feature_ends=_ends([one.shape[1] for one in features]),
         shown=torch.tensor(shown),
+        pixels=torch.cat(pixels) if pixels else None,
+        pixel_ends=_ends([len(file) for file in pixels]) if pixels else None,
         grids=torch.cat(grids) if with_grids else None,
         grid_ends=_ends([len(grid) for grid in grids]) if with_grids else None,
         **{
@@ -211,6 +229,25 @@ def _last_answer(told: Tensor) -> int:
 
 def _json(value: Any) -> Tensor:
     return torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8)
+
+
+def _file(pictures: Mapping[str, Tensor]) -> Tensor:
+    """Return what a vision tower is given as bytes, uint8."""
+    kept = {name: v.half() if v.is_floating_point() else v for name, v in pictures.items()}
+    return torch.frombuffer(
+        bytearray(save({name: v.contiguous() for name, v in kept.items()})), dtype=torch.uint8
+    )
+
+
+def _one_after_the_other(parts: Sequence[Tensor]) -> Tensor:
+    """Join pictures; smaller ones are filled up with zeros, as processors do where one text has several."""
+    largest = torch.tensor([part.shape[1:] for part in parts]).amax(0).tolist()
+
+    def filled(part: Tensor) -> Tensor:
+        missing = [most - own for most, own in zip(largest, part.shape[1:], strict=True)]
+        return pad(part, [side for amount in reversed(missing) for side in (0, amount)])
+
+    return torch.cat([filled(part) for part in parts])
 
 
 def _ends(lengths: Sequence[int]) -> Tensor:

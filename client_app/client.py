@@ -320,6 +320,7 @@ def _examples(share: Share, split: str, backbone: Backbone, device: torch.device
     key = {**asdict(share), "split": split, "backbone": backbone.fingerprint}
     key["options"] = {name: str(value) for name, value in key["options"].items()}
     key["answers"] = [backbone.head, backbone.prompt]
+    key["parts"] = backbone.parts
 
     def build() -> tuple[Any, Sources]:
         partition = _partition(share)

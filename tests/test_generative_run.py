@@ -41,8 +41,11 @@ def writing(federation):
         yield build
 
 
-def test_a_run_ends_in_an_adapter_that_stock_peft_loads(writing, folder):
-    clients = writing(folder, **{"writing.tokens": 4})
+@pytest.mark.parametrize("parts", ["language", "language connector vision"])
+def test_a_run_ends_in_an_adapter_that_stock_peft_loads(writing, folder, parts):
+    if "Gemma3" in (folder / "config.json").read_text():  # its connector has no layer
+        parts = parts.replace(" connector", "")
+    clients = writing(folder, **{"writing.tokens": 4, "adapted_parts": parts})
     run = clients.serve()
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [(row["round"], row["partition"]) for row in rows] == [(1, 0), (1, 1), (2, 0), (2, 1)]
@@ -59,7 +62,7 @@ def test_a_run_ends_in_an_adapter_that_stock_peft_loads(writing, folder):
     )
     inputs = processor(images=[Image.new("RGB", (40, 24), "red")], text=[text], return_tensors="pt")
     sent = [m for way, m in clients.wire if way == "to client" and m.metadata.message_type == "evaluate"][-1]
-    backbone = load_backbone(str(folder))
+    backbone = load_backbone(str(folder), parts=parts)
     ours = adapt(backbone, Adapter("lora", lora_rank=3).config(backbone))
     ours.receive(from_record(sent.content["arrays"]))
     with torch.no_grad():
@@ -87,7 +90,9 @@ def test_no_head_is_kept_and_what_travels_is_the_shared_adapter_alone(writing, l
 
 
 @pytest.mark.parametrize(
-    "overrides", [{}, {"batch_size": 2, "gradient_accumulation": 2}], ids=["batch by batch", "accumulated"]
+    "overrides",
+    [{}, {"batch_size": 2, "gradient_accumulation": 2}, {"adapted_parts": "language connector vision"}],
+    ids=["batch by batch", "accumulated", "with pictures"],
 )
 def test_a_stopped_run_goes_on_to_the_same_bytes(writing, llava, overrides):
     whole = writing(llava, num_rounds=2, run_name="whole", **overrides).serve()
@@ -106,6 +111,8 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(writing, llava, overrides):
         {"backbone_precision": "bfloat16"},
         {"gradient_checkpointing": True},
         {"adapter": "bottleneck"},
+        {"adapter": "bottleneck", "adapted_parts": "language vision", "gradient_checkpointing": True},
+        {"adapted_parts": "connector", "backbone_precision": "bfloat16"},
         {"method": "adapter"},
         {"method": "local"},
         {"update": "joint", "writing.score": "rouge-l", "max_tokens": 100},
@@ -173,6 +180,18 @@ def test_options_without_the_right_answer_are_refused_by_name(choosing):
         (
             {"backbone": "tiny-vilt"},
             "loss = 'next-token' with backbone = 'tiny-vilt'; allowed: 'bce-scores', ",
+        ),
+        (
+            {"adapted_parts": "language vision", "loss": "bce-scores"},
+            "adapted-parts = 'language vision' with loss = 'bce-scores'; allowed: 'language', or",
+        ),
+        (
+            {"adapted_parts": "vision language"},
+            "adapted-parts = 'vision language'; allowed: 'language', 'con",
+        ),
+        (
+            {"adapted_parts": "connector", "adapter": "bottleneck"},
+            "adapter = 'bottleneck' with adapted-parts = 'connector': no place .* LlavaForCond.*; allowed",
         ),
         ({"backbone": "tiny-vilt", "backbone_precision": "bfloat16"}, "backbone-precision = 'bfloat16'"),
     ],

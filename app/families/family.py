@@ -160,6 +160,31 @@ class Family(ABC):
         """
         return self
 
+    def adapting(self, parts: str) -> "Family":
+        """Return the family as it puts adapters into parts of its models.
+
+        Parameters
+        ----------
+        parts : str
+            The setting `adapted-parts`. Kinds that know no parts take its default alone.
+
+        Raises
+        ------
+        ValueError
+            There are no such parts.
+        """
+        if parts != "language":
+            raise ValueError(f"adapted-parts = {parts!r}; allowed: 'language', or a backbone that writes")
+        return self
+
+    def lora_places(self, model: Any) -> str | Sequence[str]:
+        """Return `lora_targets` for a model; ValueError if it has none in a part that was chosen."""
+        return self.lora_targets
+
+    def places_left_alone(self, model: Any) -> str | None:
+        """Return `left_alone` for a model; ValueError if it has no block in a part that was chosen."""
+        return self.left_alone
+
     def answers(
         self, texts: Sequence[str], model: Any, processor: Any, device: torch.device
     ) -> Tensor | None:

@@ -4,6 +4,7 @@ None is known by name: each is what `AutoModelForImageTextToText` knows, a visio
 features take places in a text, and a language model that continues it.
 """
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as IMAGE_TEXT_TO_TEXT,
 )
 
+from ..bottleneck.places import as_expression, feed_forward_places
 from ..chat import ChatProcessor, load_chat_processor
 from ..conversations import FEATURES, LABELS, Conversations, converse
 from ..likelihood import log_likelihoods
@@ -71,7 +73,7 @@ class AnswerPositions:
             ``labels`` (batch, length), -100 where nothing is told; without them nothing is.
             ``image_features``, see `image_features`, in the order of the texts, in place of ``pixel_values``.
         """
-        inputs = _inputs(batch)
+        inputs = _inputs(self.model, batch)
         told = batch[LABELS][:, 1:] != IGNORED if LABELS in batch else None
         return Entered(self._entering(inputs), inputs["attention_mask"], told)
 
@@ -143,7 +145,7 @@ class AnswerPositions:
             float32, shape (texts, most answers); -inf where a text has fewer.
         """
         # At a time one answer a text: as much as `write` holds.
-        return log_likelihoods(self.model, _inputs(batch), candidates, at_once=1)
+        return log_likelihoods(self.model, _inputs(self.model, batch), candidates, at_once=1)
 
     def _words(self, hidden: Tensor) -> Tensor:
         return self.head(hidden).float()
@@ -165,6 +167,18 @@ class AnswerPositions:
         raise ValueError(f"{type(self.model).__name__} does not call its language model")
 
 
+class AdaptedPictures(AnswerPositions):
+    """The same where adapters change what stands for a picture: branches have nothing in common."""
+
+    def trunk(self, batch: Mapping[str, Tensor]) -> Any:
+        """Return the batch, with pixels, as it is."""
+        return batch
+
+    def features(self, trunk: Any) -> Any:
+        """Compute the logits (n, words) of the n tokens that are told, and what leads to them."""
+        return super().features(super().trunk(trunk))
+
+
 class _Reached(Exception):  # noqa: N818
     def __init__(self, arguments: dict[str, Any]) -> None:
         super().__init__()
@@ -178,9 +192,12 @@ class _Pictures(list):
         return torch.cat(self).to(*where)
 
 
-def _inputs(batch: Mapping[str, Tensor]) -> dict[str, Any]:
+def _inputs(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Any]:
     """Return what a model takes of a batch; without `image_features`, that is all but the labels."""
-    inputs: dict[str, Any] = {name: value for name, value in batch.items() if name not in (LABELS, FEATURES)}
+    given = {name: value for name, value in batch.items() if name not in (LABELS, FEATURES)}
+    inputs: dict[str, Any] = {
+        name: value.to(model.dtype) if value.is_floating_point() else value for name, value in given.items()
+    }
     if FEATURES in batch:
         inputs["mm_encoder_outputs"] = {"image": _encoded(batch[FEATURES])}
     return inputs
@@ -221,14 +238,40 @@ def image_features(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
     return torch.stack([torch.cat(list(level)) for level in levels])
 
 
-# Where a language model stands in its model; no other part has a module of these names at this place.
-_LANGUAGE = r"(model\.)?(language_model|text_model)\."
+# Query and value of an attention, or both in one, by their last name.
+_QUERY_VALUE = {"q_proj", "v_proj", "qkv", "qkv_proj", "query", "value", "query_key_value", "c_attn"}
+
+
+def parts_of(model: Any) -> dict[str, list[str]]:
+    """Find the parts of a generative model, by transformers' common interface.
+
+    Returns
+    -------
+    dict
+        ``language``, ``vision`` and ``connector`` → names of modules in the model. A connector is what else
+        the model has beside the two, or of the vision tower what is called a merger. A part that is not
+        found has no names.
+    """
+    base, decoder, encoder = model.base_model, model.get_decoder(), model.get_encoder(modality="image")
+    found = {"language": [decoder], "vision": [], "connector": []}
+    if encoder not in (model, base):  # what transformers returns where it finds none
+        known = {decoder, encoder}
+        others = [part for part in base.children() if known.isdisjoint(part.modules())]
+        mergers = [part for name, part in encoder.named_children() if "merger" in name]
+        found |= {"vision": [encoder], "connector": others or mergers}
+    name_of = {module: name for name, module in model.named_modules()}
+    return {part: [name_of[module] for module in modules] for part, modules in found.items()}
 
 
 class Generative(Family):
     """A vision tower, a connector and a language model that writes the answer (arXiv 2304.08485).
 
-    It has no head but its own, which stays as it is; adapters go into the language model alone.
+    It has no head but its own, which stays as it is.
+
+    Parameters
+    ----------
+    parts : str
+        Which of its parts get adapters, see the setting `adapted-parts`.
     """
 
     words = "a vision-language model with a chat template (LLaVA, SmolVLM, Qwen-VL, InternVL, Gemma 3, ...)"
@@ -237,11 +280,46 @@ class Generative(Family):
     losses = ("next-token",)
     kind_of_examples = Conversations
     purpose = "image-text-to-text"
-    lora_targets = _LANGUAGE + r".*\.(q_proj|v_proj|qkv_proj|query_key_value|c_attn)"
-    left_alone = rf"(?!{_LANGUAGE}).*"
 
     # All of `AutoModelForImageTextToText` but what a family of its own takes.
     architectures = {kind: name for kind, name in IMAGE_TEXT_TO_TEXT.items() if kind != "blip"}
+
+    def __init__(self, parts: str = "language") -> None:
+        self.parts = parts
+
+    def adapting(self, parts: str) -> "Generative":
+        """Return the family as it adapts these parts."""
+        return Generative(parts)
+
+    def lora_places(self, model: Any) -> str:
+        """Name query and value of each attention, and in a connector every linear layer."""
+        modules = dict(model.named_modules())
+        query_value = [name for name in modules if name.rpartition(".")[2] in _QUERY_VALUE]
+        linear = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
+        places = {"language": query_value, "vision": query_value, "connector": linear}
+        return as_expression(self._in_chosen_parts(places, model, "lora"), model)
+
+    def places_left_alone(self, model: Any) -> str:
+        """Say that what lies outside the chosen parts gets none."""
+        blocks = feed_forward_places(model)
+        self._in_chosen_parts(dict.fromkeys(_CALLED, blocks), model, "bottleneck")
+        found = parts_of(model)
+        chosen = [re.escape(name) for part in self.parts.split() for name in found[part]]
+        return rf"(?!({'|'.join(chosen)})\.).*"
+
+    def _in_chosen_parts(self, places: Mapping[str, list[str]], model: Any, kind: str) -> list[str]:
+        """Return, of each chosen part's places, those that lie in it."""
+        found, own = parts_of(model), []
+        for part in self.parts.split():
+            beginnings = tuple(f"{name}." for name in found[part])
+            inside = [place for place in places[part] if place.startswith(beginnings)]
+            if not inside:
+                raise ValueError(
+                    f"adapter = {kind!r} with adapted-parts = {self.parts!r}: no place for it is found in a"
+                    f" {_CALLED[part]} of {type(model).__name__}; allowed: parts that have some"
+                )
+            own += inside
+        return own
 
     def processor(self, folder: str | Path, config: Any) -> ChatProcessor:
         """Say how its inputs are made; ValueError if it cannot converse about pictures."""
@@ -252,7 +330,12 @@ class Generative(Family):
     def examples(
         self, rows: "Dataset", model: Any, processor: ChatProcessor, device: torch.device, pictures: int = 0
     ) -> Conversations:
-        """Make conversations, with what vision tower and connector give for their pictures, however many."""
+        """Make conversations, with what vision tower and connector give for their pictures, however many.
+
+        Where adapters change that, they have the pictures themselves.
+        """
+        if self.parts != "language":
+            return converse(rows, processor, None)
         model.to(device)
 
         def encode(pictures: Mapping[str, Tensor]) -> Tensor:
@@ -265,7 +348,7 @@ class Generative(Family):
 
     def features(self, model: Any, inputs: Inputs) -> Tensor:
         """Compute the logits at every position (batch, length, words) by one plain forward."""
-        return model(**_inputs(inputs)).logits
+        return model(**_inputs(model, inputs)).logits
 
     def passes(self, model: Any, inputs: Inputs) -> list[Inputs]:
         """Return the inputs as they are: all pictures of a text stand in it."""
@@ -280,9 +363,10 @@ class Generative(Family):
         return config.get_text_config().hidden_size
 
     def split(self, model: Any, processor: Any) -> AnswerPositions:
-        """Part it before its language model."""
-        return AnswerPositions(model)
+        """Part it before its language model, if no adapter comes before that."""
+        return AnswerPositions(model) if self.parts == "language" else AdaptedPictures(model)
 
 
+_CALLED = {"language": "language model", "vision": "vision tower", "connector": "connector"}
 # PaliGemma reads what is of kind 0 both ways: pictures and question, not the answer.
 _ANSWER_KIND = {"paligemma": 1}

@@ -17,6 +17,15 @@ class ModelSettings(Section):
     adapter: Literal["bottleneck", "lora"]
     reduction_factor: int = Field(gt=0)
     lora_rank: int = Field(gt=0)
+    adapted_parts: Literal[
+        "language",
+        "connector",
+        "vision",
+        "language connector",
+        "language vision",
+        "connector vision",
+        "language connector vision",
+    ]
     head: Literal["private", "shared", "prompts", "decoder"]
     answer_prompt: str
 

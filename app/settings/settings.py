@@ -141,8 +141,13 @@ class Settings(  # pydantic takes the last one's fields first
                     ),
                     (align.when != "none", f"align.when = {align.when!r}", "'none'"),
                     (self.pretrain.part != "none", f"pretrain.part = {self.pretrain.part!r}", "'none'"),
-                    (self.augment, "augment = true, though pictures are kept as features", "false"),
+                    (self.augment, "augment = true", "false"),
                 )
+            ),
+            (
+                not writes and self.adapted_parts != "language",
+                f"adapted-parts = {self.adapted_parts!r} with loss = {self.loss!r}; allowed: 'language', or"
+                " loss = 'next-token'",
             ),
             (
                 0 < self.num_clients < self.min_clients,

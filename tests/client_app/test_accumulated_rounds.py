@@ -64,6 +64,7 @@ def client(settings):
             "messages": [[{"role": "user", "content": "<image>\nwhat is there ?"}]] * len(ANSWERS),
             "answers": [[answer] for answer in ANSWERS],
             "answer_scores": [[1.0]] * len(ANSWERS),
+            "options": [[]] * len(ANSWERS),
         }
         learner.answer_with(None)
         examples = backbone.examples(Dataset.from_dict(columns), CPU)

@@ -24,8 +24,8 @@ ANSWERS = ("blue", "a red square", "no")
 QUESTIONS = ("what color is the circle ?", "is there a square ?", "what color ?")
 
 
-def picture(seed):
-    pixels = torch.randint(0, 256, (24, 40, 3), generator=torch.Generator().manual_seed(seed))
+def picture(seed, size=(24, 40)):
+    pixels = torch.randint(0, 256, (*size, 3), generator=torch.Generator().manual_seed(seed))
     buffer = io.BytesIO()
     Image.fromarray(pixels.to(torch.uint8).numpy()).save(buffer, "PNG")
     return buffer.getvalue()

@@ -2,8 +2,8 @@
 
 An answer of eight tokens has logits over 150,000 words; with their softmax and both gradients, for two
 branches, they would be most of a step's memory. What is asked of logits is a mean over their rows: it is
-computed some rows at a time, together with its gradient, so that no row's logits are made twice (as in
-Liger's fused linear cross-entropy: Hsu et al., 2024, arXiv 2410.10989).
+computed some rows at a time, together with its gradient, in as few tensors as it can be (as in Liger's fused
+linear cross-entropy: Hsu et al., 2024, arXiv 2410.10989).
 """
 
 from collections.abc import Callable, Sequence
@@ -11,9 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import log_softmax, nll_loss
 
 # Logits at a time: 4 MB of float32.
 PIECE = 2**20
+# Takes logits (rows, classes), which it may write over, and what belongs to them; gives its mean over the
+# rows, and that mean's gradient.
+MeanWithGradient = Callable[..., tuple[Tensor, Tensor]]
 
 
 class PiecewiseLogits:
@@ -44,10 +48,11 @@ class PiecewiseLogits:
 
     def pieces(self) -> Sequence[Tensor]:
         """Return which rows are computed at a time."""
-        return torch.arange(len(self), device=self.hidden.device).split(max(1, PIECE // self.shape[1]))
+        most = max(1, PIECE // self.shape[1])
+        return torch.arange(len(self), device=self.hidden.device).chunk(-(-len(self) // most))
 
-    def mean(self, function: Callable[..., Tensor], *others: Any) -> Tensor:
-        """Compute the mean over all rows of a function that gives the mean over those it is given.
+    def mean(self, function: MeanWithGradient, *others: Any) -> Tensor:
+        """Compute the mean over all rows of a function, given with its gradient.
 
         Parameters
         ----------
@@ -66,19 +71,19 @@ class PiecewiseLogits:
 class _Mean(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, hidden: Tensor, logits: PiecewiseLogits, function: Callable[..., Tensor], others: Any
+        ctx: Any, hidden: Tensor, logits: PiecewiseLogits, function: MeanWithGradient, others: Any
     ) -> Tensor:
-        wanted = ctx.needs_input_grad[0]
-        total, gradient = torch.zeros((), device=hidden.device), torch.zeros_like(hidden) if wanted else None
+        total, gradient = torch.zeros((), device=hidden.device), torch.empty_like(hidden)
         for rows in logits.pieces():
-            piece = hidden[rows].detach().requires_grad_(wanted)
-            with torch.set_grad_enabled(wanted):
+            piece = hidden[rows].detach().requires_grad_()
+            with torch.enable_grad():
                 # A view, for what hooks modules, such as torch's counter of FLOPs, cannot take a leaf here.
-                share = function(logits.head(piece.view_as(piece)), *(other[rows] for other in others))
-                share = share * (len(rows) / len(hidden))
-            if gradient is not None:
-                gradient[rows] = torch.autograd.grad(share, piece)[0]
-            total = total + share.detach()
+                made = logits.head(piece.view_as(piece))
+            share, slope = function(made.detach(), *(other[rows] for other in others))
+            part = len(rows) / len(hidden)
+            total = total + share * part
+            if ctx.needs_input_grad[0]:
+                gradient[rows] = torch.autograd.grad(made, piece, slope)[0] * part
         ctx.gradient = gradient
         return total
 
@@ -87,6 +92,25 @@ class _Mean(torch.autograd.Function):
         return ctx.gradient * grad, None, None, None
 
 
+def cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute the cross-entropy with class indices (rows,), mean over the rows, and its gradient."""
+    logs = log_softmax(logits, dim=1)
+    loss = nll_loss(logs, targets)
+    slope = logs.exp_()
+    slope[torch.arange(len(targets), device=targets.device), targets] -= 1
+    return loss, slope.div_(len(targets))
+
+
+def divergence(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Compute T² · KL(teacher ‖ student) as `tasks.divergence`, and its gradient; both are written over."""
+    for logits in (student, teacher):
+        logits.copy_(log_softmax(logits.div_(temperature), dim=1))
+    shares = teacher.exp()
+    scale = temperature / len(student)
+    loss = teacher.sub_(student).mul_(shares).sum() * (temperature * scale)
+    return loss, student.exp_().sub_(shares).mul_(scale)
+
+
 def logits_of(hidden: Tensor, head: Callable[[Tensor], Tensor], classes: int) -> Any:
     """Return the logits (n, classes) of hidden states: where they are few, as a tensor."""
-    return head(hidden) if len(hidden) * classes <= PIECE else PiecewiseLogits(hidden, head, classes)
+    return head(hidden) if len(hidden) * classes <= PIECE // 4 else PiecewiseLogits(hidden, head, classes)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, kl_div, log_softmax, softmax
 
+from . import piecewise
 from .piecewise import PiecewiseLogits
 
 IGNORED = -100  # a class index that counts in nothing, as in PyTorch's cross-entropy
@@ -113,7 +114,7 @@ class Tokens:
     def loss(self, logits: Any, targets: Tensor) -> Tensor:
         """Return the mean cross-entropy over the positions."""
         if isinstance(logits, PiecewiseLogits):
-            return logits.mean(cross_entropy, targets)
+            return logits.mean(piecewise.cross_entropy, targets)
         return cross_entropy(logits, targets)
 
     def score(self, logits: Any, targets: Tensor) -> Tensor:
@@ -146,7 +147,7 @@ TASKS: dict[str, Task] = {
 def divergence(student: Any, teacher: Any, temperature: float) -> Tensor:
     """Compute T² · KL(teacher ‖ student) from logits (n, classes), mean over n; the teacher is a constant."""
     if isinstance(student, PiecewiseLogits):
-        return student.mean(lambda z, other: divergence(z, other, temperature), teacher.detach())
+        return student.mean(lambda z, other: piecewise.divergence(z, other, temperature), teacher.detach())
     target = softmax(teacher.detach() / temperature, dim=-1)
     return kl_div(log_softmax(student / temperature, dim=-1), target, reduction="batchmean") * temperature**2
 

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 
 from app import piecewise
@@ -64,7 +63,7 @@ def test_each_row_has_its_logits_made_once(head, monkeypatch):
     _, _, parts, _ = both(head)
     pieces = PiecewiseLogits(parts, head, WORDS)
     with FlopCounterMode(display=False) as counter:
-        pieces.mean(cross_entropy, torch.zeros(ROWS, dtype=torch.long)).backward()
+        pieces.mean(piecewise.cross_entropy, torch.zeros(ROWS, dtype=torch.long)).backward()
     assert counter.get_total_flops() == 2 * (2 * ROWS * WIDTH * WORDS)
 
 
@@ -81,11 +80,32 @@ def test_memory_is_that_of_a_piece_whatever_the_rows(monkeypatch):
     pieces = most(lambda hidden: logits_of(hidden, head, words))
     whole = most(head)
     assert whole > 2 * 4 * rows * words
-    assert pieces < 8 * 4 * 8 * words + 4 * 4 * rows * width
+    other = drawn(rows, width, seed=1)
+
+    def distil(hidden):
+        student, teacher = (logits_of(of, head, words) for of in (hidden, other))
+        return divergence(student, teacher, 2.0)
+
+    hidden = drawn(rows, width).requires_grad_()
+    distilled = peak_memory(lambda: distil(hidden).backward(), torch.device("cpu"))[0]
+    beside = 4 * 4 * rows * width + 2**12
+    assert pieces < 2 * 4 * 8 * words + beside
+    assert distilled < 3 * 4 * 8 * words + beside
+
+
+@pytest.mark.parametrize(("rows", "sizes"), [(6, [6]), (8, [4, 4]), (13, [5, 5, 3])])
+def test_pieces_are_about_as_large(head, monkeypatch, rows, sizes):
+    monkeypatch.setattr(piecewise, "PIECE", 6 * WORDS + 1)
+    assert [len(piece) for piece in PiecewiseLogits(drawn(rows, WIDTH), head, WORDS).pieces()] == sizes
+
+
+def test_logits_wider_than_a_piece_are_one_row_at_a_time(head, monkeypatch):
+    monkeypatch.setattr(piecewise, "PIECE", WORDS - 1)
+    assert [len(piece) for piece in PiecewiseLogits(drawn(3, WIDTH), head, WORDS).pieces()] == [1, 1, 1]
 
 
 def test_few_logits_are_a_tensor(head, monkeypatch):
-    monkeypatch.setattr(piecewise, "PIECE", 3 * WORDS)
+    monkeypatch.setattr(piecewise, "PIECE", 4 * 3 * WORDS)
     hidden = drawn(4, WIDTH)
     assert torch.equal(logits_of(hidden[:3], head, WORDS), head(hidden[:3]))
     assert isinstance(logits_of(hidden, head, WORDS), PiecewiseLogits)

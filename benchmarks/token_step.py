@@ -83,7 +83,7 @@ def make_variants(backbone: Backbone, batch: int, device: torch.device) -> dict[
         return lambda: take(learner, optimizer, inputs, targets, method)
 
     one, optimizer = trained()
-    whole = SimpleNamespace(trunk=lambda given: given, features=one, classify=lambda logits: logits)
+    whole = whole_forwards(one)
     return {
         FORWARD: forward,
         ONE: step(adapter_step, whole, optimizer, pixels),
@@ -91,6 +91,11 @@ def make_variants(backbone: Backbone, batch: int, device: torch.device) -> dict[
         OURS: step(mkd_step, *trained(), pixels),
         KEPT: step(mkd_step, *trained(), kept),
     }
+
+
+def whole_forwards(learner: Any) -> Any:
+    """Return a learner that is not parted: all of its model is computed, vision and all logits."""
+    return SimpleNamespace(trunk=lambda given: given, features=learner, classify=lambda logits: logits)
 
 
 def draw(

@@ -32,7 +32,7 @@ OWN = {
 }
 
 
-# The study's lines, in a checkout, and its cells of default settings at equal steps. What FedAvg with
+# The study's lines, which the app is sent with, and its cells of default settings at equal steps. What FedAvg with
 # fine-tuning shares is FedAvg's one adapter: it is tuned when the federation is over.
 STUDY = CHECKOUT / "docs" / "results" / "rivals.jsonl"
 FROM_STUDY = "*"  # marks their headings
@@ -71,6 +71,13 @@ def runs_beside(folder: Path, settings: Mapping[str, Any], rows: Rows) -> dict[s
             heading, branch = _shown(method)
             found[heading] = last_scores(rows_in(path.parent / "metrics.jsonl"), branch)
     return found or _of_the_study(settings, {name: number for number, name in names_of(rows).items()})
+
+
+def note_on(beside: Mapping[str, Any]) -> list[str]:
+    """Say where scores that stand beside a run's are from, if no run of one's own made them."""
+    if any(heading.endswith(FROM_STUDY) for heading in beside):
+        return [f"{FROM_STUDY} From the study in docs/results/rivals.md, with the same seed."]
+    return []
 
 
 def are_alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
+from .comparison import note_on
 from .curves import as_svg, draw_branches, draw_training
 from .defaults import default_settings
 from .page_template import PAGE
@@ -76,7 +77,7 @@ class RunShown:
     @property
     def says(self) -> list[str]:
         """What they say in words."""
-        return verdict(self.rows)
+        return [*verdict(self.rows), *note_on(self.beside)]
 
     @property
     def measured_on(self) -> str:

@@ -14,7 +14,7 @@ from rich.table import Table
 from app.files import write_atomically
 
 from . import markdown
-from .comparison import FROM_STUDY, runs_beside
+from .comparison import note_on, runs_beside
 from .curves import draw_curves
 from .facts import facts_of, refusals
 from .page import RunShown, html_report
@@ -47,10 +47,7 @@ def show_result(console: Console, folder: Path, settings: Mapping[str, Any], row
     """Print the table of scores, with those of the runs beside it, and what it says."""
     beside = runs_beside(folder, settings, rows)
     console.print(results_table(rows, beside))
-    said = verdict(rows)
-    if any(heading.endswith(FROM_STUDY) for heading in beside):
-        said.append(f"{FROM_STUDY} of the study in docs/results/rivals.md, with this seed.")
-    for sentence in said:
+    for sentence in (*verdict(rows), *note_on(beside)):
         console.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -108,19 +105,21 @@ def write_report(folder: Path, settings: Mapping[str, Any], rows: Rows, seconds:
     draw_curves(rows).savefig(picture, format="png")
     write_atomically(folder / "curves.png", picture.getvalue())
     facts = facts_of(folder, settings, rows, seconds)
-    page = RunShown(settings, rows, facts, refusals(rows), runs_beside(folder, settings, rows))
+    beside = runs_beside(folder, settings, rows)
+    page = RunShown(settings, rows, facts, refusals(rows), beside)
     write_atomically(folder / "report.html", html_report([page]))
-    write_atomically(folder / "report.md", _report(folder, settings, rows, facts))
+    write_atomically(folder / "report.md", _report(settings, rows, facts, beside))
 
 
-def _report(folder: Path, settings: Mapping[str, Any], rows: Rows, facts: Mapping[str, str]) -> str:
+def _report(settings: Mapping[str, Any], rows: Rows, facts: Mapping[str, str], beside: Beside) -> str:
     refused = refusals(rows)
     parts = [
         f"# {markdown.text(settings['run-name'])}",
         what_ran(settings, rows),
         measured_on(rows),
-        markdown.table(*scores(rows, runs_beside(folder, settings, rows)), align="---:"),
+        markdown.table(*scores(rows, beside), align="---:"),
         " ".join(verdict(rows, markdown.text)),
+        " ".join(note_on(beside)).replace("*", r"\*"),
         "![scores, losses and changes over the rounds](curves.png)",
         "\n".join(f"- **{key}**: {markdown.text(value)}" for key, value in facts.items()),
     ]

@@ -11,6 +11,7 @@ import pytest
 from flwr.common.constant import FAB_INCLUDE_PATTERNS
 
 from app import __version__
+from server_app.comparison import STUDY
 from tests.conftest import ROOT
 from tests.wheel import build, environment_with
 
@@ -56,6 +57,12 @@ def test_flower_packs_every_file_of_the_app_but_weights():
         if path.is_file() and path.suffix not in packed and not {"__pycache__", "assets"} & {*path.parts}
     }
     assert {Path(name).name for name in left_out} == {"py.typed"}
+
+
+def test_flower_packs_the_study_that_the_default_runs_report_shows():
+    asked = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["fab-include"]
+    assert STUDY.relative_to(ROOT).as_posix() in asked
+    assert STUDY.suffix in {Path(pattern).suffix for pattern in FAB_INCLUDE_PATTERNS}
 
 
 def test_what_an_extra_is_missing_for_is_said(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 
 from server_app.comparison import STUDY, is_over, runs_beside
 from server_app.defaults import default_settings
+from server_app.report import write_report
 from server_app.scores import scores
 from tests.conftest import ROOT
 
@@ -102,6 +103,29 @@ def test_a_run_of_ones_own_comes_before_the_studys(write):
     folder = write("mine", **settings)
     write("mine.local", "local", **{**settings, "method": "local", "run-name": "mine.local"})
     assert runs_beside(folder, settings, ROWS) == {"local\nonly": {0: 0.5, 1: 0.25}}
+
+
+@pytest.mark.parametrize(
+    ("method", "headings", "note"),
+    [
+        ("adapter", ["one adapter (FedAvg)"], False),
+        ("", ["one adapter (FedAvg)*", "local only*"], True),
+    ],
+)
+def test_the_report_in_the_folder_has_the_columns_too(write, method, headings, note):
+    """Of a run of one's own; or, of default settings, the study's, with a note where they are from."""
+    settings = {**default_settings(), "run-name": "mine", "backbone-weights": "pretrained"}
+    folder = write("mine", over=False, **settings)
+    if method:
+        write(f"mine.{method}", **{**settings, "method": method})
+    write_report(folder, settings, ROWS, 60)
+    text, page = ((folder / f"report.{kind}").read_text() for kind in ("md", "html"))
+    cells = [cell.replace("\n", " ") for cell in re.findall(r'<th scope="col">([^<]*)', page)]
+    for heading in headings:
+        assert heading in cells
+        assert f"| {heading} |" in text.replace("`", "")
+    for written, star in ((text, r"\*"), (page, "*")):
+        assert (f"{star} From the study in docs/results/rivals.md, with the same seed." in written) == note
 
 
 def test_the_study_was_made_with_what_is_the_default_now():

@@ -69,19 +69,19 @@ class Asked:
 
     @classmethod
     def of_run(cls, folder: Path, partition_id: int, num_partitions: int) -> "Asked":
-        """Put a client of a run together: the run's exported adapter and this machine's private state.
+        """Put a client of a run together: what the run exported, and this machine's private state.
 
         Parameters
         ----------
         folder : Path
-            The run's, with ``settings.json`` and ``adapter``.
+            The run's, with ``settings.json``, and ``adapter`` or ``model`` if its method shares anything.
         partition_id, num_partitions : int
             Which client, from 0, of how many.
 
         Raises
         ------
         ValueError
-            One line: the run has no adapter, or the client no private state here, or its data cannot be had.
+            One line: the run is not over, or the client has no private state here, or no data.
         """
         kept = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
         # A setting that came after the run was as it is by default.
@@ -95,21 +95,17 @@ class Asked:
         }
         config |= {"private-state": "files", "resume": "", "run-name": folder.name}
         client = Client.of(Context(0, 0, node, RecordDict(), config))
-        artifact = METHODS[client.settings.method].artifact
-        if artifact != "adapter":
-            raise SettingsError(
-                f"method = {client.settings.method!r} leaves a whole {artifact};"
-                " allowed: a method with an adapter"
-            )
         shelf = client.shelf({"run": folder.name, "run-token": kept.get("run-token")})
         if not shelf.rounds():
             raise SettingsError(
                 f"client = {partition_id} has no private state of {folder.name!r} on this machine"
                 f" ({shelf.folder}); allowed: {_there(shelf)}"
             )
-        travelled = open_learner(client.settings).parameters_of["shared"]
-        exported = _exported(folder / "adapter").items()
-        arrays = {name: v for name, v in exported if name in travelled or name.startswith(CLASSIFIER)}
+        learner, method = open_learner(client.settings), METHODS[client.settings.method]
+        arrays: dict[str, torch.Tensor] = {}
+        if method.travelling(learner) or client.settings.head == "shared":
+            exported, travelled = _exported(folder / method.artifact).items(), learner.parameters_of["shared"]
+            arrays = {name: v for name, v in exported if name in travelled or name.startswith(CLASSIFIER)}
         partition, device = client.partition, choose_device(client.settings.device)
         rows, answers = partition.train.select([0]), partition.answers
         first = client.backbone.examples(rows, device, answers, partition.pictures)
@@ -244,12 +240,13 @@ def _read(image: Path) -> bytes:
 
 
 def _exported(folder: Path) -> dict[str, torch.Tensor]:
-    """Return what was shared, by its names on the wire, of an exported adapter."""
+    """Return what was shared, by its names on the wire; of a model with what else it has."""
+    weights = {"adapter": "adapter_model.safetensors", "model": "model.safetensors"}[folder.name]
     try:
-        arrays = load_file(folder / "adapter_model.safetensors")
+        arrays = load_file(folder / weights)
     except OSError:
         raise SettingsError(
-            f"{folder.parent.name!r} has no adapter yet; allowed: a run that is over"
+            f"{folder.parent.name!r} has no {folder.name} yet; allowed: a run that is over"
         ) from None
     head = folder / "classifier.safetensors"
     travelling = load_file(head) if head.exists() else {}

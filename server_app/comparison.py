@@ -32,7 +32,7 @@ OWN = {
 }
 
 
-# The study's lines, which the app is sent with, and its cells of default settings at equal steps. What FedAvg with
+# The study's lines, packed with the app, and its cells of default settings at equal steps. What FedAvg with
 # fine-tuning shares is FedAvg's one adapter: it is tuned when the federation is over.
 STUDY = CHECKOUT / "docs" / "results" / "rivals.jsonl"
 FROM_STUDY = "*"  # marks their headings

@@ -7,8 +7,10 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 
 from app.files import write_atomically
@@ -18,21 +20,25 @@ from .comparison import note_on, runs_beside
 from .curves import draw_curves
 from .facts import facts_of, refusals
 from .page import RunShown, html_report
-from .rows import ALL, GROUPS, Rows, central, names_of
+from .rows import ALL, BRANCHES, GROUPS, Rows, central, names_of
 from .scores import Beside, measured_on, scores, what_ran
 from .verdict import verdict
 
 _LINES = 20  # of clients, on a screen
 
 
-def results_table(rows: Rows, beside: Beside = MappingProxyType({})) -> Table:
+def results_table(rows: Rows, beside: Beside = MappingProxyType({}), *, narrow: bool = False) -> Table:
     """Show each client's last scores in points, then the mean and the worst of each column.
 
     Of many clients the lowest 20 have a line. Where the server evaluates, show its last accuracies by groups
-    of classes, then over all. `beside` is as in `scores`.
+    of classes, then over all. `beside` is as in `scores`. A `narrow` table has no lines between its columns,
+    and their names without what is in brackets.
     """
     header, lines = scores(rows, beside, most=_LINES)
     table = Table(title="score on the test split, in points")
+    if narrow:
+        table.box, table.padding = SIMPLE, 0
+        header = [column.split("\n(")[0] for column in header]
     for column in header:
         # In a narrow terminal names go on in the next line: what is cut off cannot be read.
         table.add_column(column, justify="left" if column == header[0] else "right", overflow="fold")
@@ -46,7 +52,10 @@ def results_table(rows: Rows, beside: Beside = MappingProxyType({})) -> Table:
 def show_result(console: Console, folder: Path, settings: Mapping[str, Any], rows: Rows) -> None:
     """Print the table of scores, with those of the runs beside it, and what it says."""
     beside = runs_beside(folder, settings, rows)
-    console.print(results_table(rows, beside))
+    table = results_table(rows, beside)
+    if Measurement.get(console, console.options.update(width=10_000), table).minimum > console.width:
+        table = results_table(rows, beside, narrow=True)
+    console.print(table)
     for sentence in (*verdict(rows), *note_on(beside)):
         console.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
@@ -67,17 +76,19 @@ def progress_line(
     """
     names = names_of(rows)
     now = [row for row in rows if row["round"] == server_round]
-    scored = [row for row in now if "student" in row]
+    branch = next((one for one in BRANCHES if any(one in row for row in now)), "student")
+    scored = [row for row in now if branch in row]
+    trained = next((one for one in BRANCHES if any(f"ce-{one}" in row for row in now)), "")
     if evaluated := central(now):
         groups = (f", {100 * evaluated[0][key]:.1f} {key}" for key in GROUPS if key in evaluated[0])
         state = f"student {100 * evaluated[0]['student']:.1f} over {ALL}" + "".join(groups)
     elif scored:
-        scores = [100 * row["student"] for row in scored]
+        scores = [100 * row[branch] for row in scored]
         worst = int(np.argmin(scores))
         name = names[scored[worst]["partition"]]
-        state = f"student {np.mean(scores):.1f} mean, {scores[worst]:.1f} worst ({name})"
-    elif losses := [row["ce-student"] for row in now if "ce-student" in row]:
-        state = f"student loss {np.mean(losses):.3f} mean"
+        state = f"{branch} {np.mean(scores):.1f} mean, {scores[worst]:.1f} worst ({name})"
+    elif losses := [row[f"ce-{trained}"] for row in now if f"ce-{trained}" in row]:
+        state = f"{trained} loss {np.mean(losses):.3f} mean"
     else:
         state = "nothing measured"
     if refused := sum("refused" in row for row in now):

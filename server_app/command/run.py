@@ -135,11 +135,12 @@ def _federate(root: Path, home: Path, given: "Given", name: str, machine: Machin
 
     with ExitStack() as stack:
         screen = Screen(settings.num_rounds, settings.evaluate_every)
-        who = f"{clients} simulated clients" if clients else f"clients of {superlink}"
+        who = _counted(clients, "simulated client") if clients else f"clients of {superlink}"
         screen.line(
-            f"{settings.benchmark}: {who}, {settings.method}, {settings.num_rounds} rounds, in {folder}"
+            f"{settings.benchmark}: {who}, method {settings.method},"
+            f" {_counted(settings.num_rounds, 'round')}, in {folder}"
         )
-        screen.line(f"all that is said on the way: {log}")
+        screen.line(f"the full log: {log}")
         try:
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".flower-", dir=home)))
             config = scratch / "run-config.toml"
@@ -290,6 +291,10 @@ def _gpus(settings: "Settings") -> float:
     import torch
 
     return float(settings.device != "cpu" and torch.cuda.is_available())
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" + "s" * (number != 1)
 
 
 def _how_on(folder: Path) -> str:

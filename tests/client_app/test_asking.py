@@ -5,7 +5,9 @@ import io
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
+from app.backbones import load_backbone
 from app.settings import read_settings
 from client_app.asking import Asked
 from client_app.client import data_options
@@ -61,6 +63,55 @@ def test_answers_are_those_that_the_evaluation_scored(federation, tmp_path, seen
         assert [answer for answer, _ in chosen] == [answers[index] for index in indices.tolist()]
         assert [p for _, p in chosen] == pytest.approx(values.tolist(), abs=1e-5)
     assert said["student"] != said["local"]
+
+
+def test_a_whole_model_and_its_head_can_be_asked(long_tailed, tmp_path):
+    """Against what anybody computes of the exported model; a question is not read."""
+    protocol = {"method": "full", "backbone": "resnet8-narrow", "backbone_weights": "random"}
+    folder = long_tailed(**protocol).serve()
+    Image.new("RGB", (32, 32), "red").save(path := tmp_path / "red.png")
+    said = Asked.of_run(folder, 1, 3).answer("which is it ?", path, top=4)
+    whole = load_backbone(str(folder / "model"))
+    head = load_file(folder / "model" / "classifier.safetensors")
+    pixels = whole.processor.normalise(whole.processor.image(Image.open(path))[None])
+    with torch.no_grad():
+        features = whole.features(whole.model, {"pixel_values": pixels})
+        shares = (features @ head["weight"].T + head["bias"])[0].softmax(-1).tolist()
+    assert said.keys() == {"student"}
+    by_hand = dict(zip(("red", "green", "blue", "grey"), shares, strict=True))
+    assert dict(said["student"]) == pytest.approx(by_hand, abs=1e-5)
+
+
+@pytest.mark.parametrize(("method", "branch"), [("bias", "student"), ("head", "student"), ("local", "local")])
+def test_whatever_a_method_leaves_can_be_asked(federation, tmp_path, monkeypatch, method, branch):
+    """Parts of a model, or nothing at all, against the client's own evaluation."""
+    from client_app import messages
+
+    seen, evaluated = {}, messages.evaluate
+
+    def evaluate(learner, examples, settings, own):
+        inputs, _ = examples.batch(torch.tensor([0]), learner.device)
+        with torch.no_grad():
+            seen[int(inputs["pixel_values"][0].sum())] = learner(inputs, branch)[0].sigmoid()
+        return evaluated(learner, examples, settings, own)
+
+    monkeypatch.setattr(messages, "evaluate", evaluate)
+    clients = federation(2, method=method)
+    folder = clients.serve()
+    question, answers = example_of(clients, 1, path := tmp_path / "picture.png")
+    asked = Asked.of_run(folder, 1, 2)
+    ((said, chosen),) = asked.answer(question, path, top=2).items()
+    values, indices = seen[int(asked.client.backbone.processor.image(Image.open(path)).sum())].topk(2)
+    assert said == branch
+    assert [answer for answer, _ in chosen] == [answers[index] for index in indices.tolist()]
+    assert [p for _, p in chosen] == pytest.approx(values.tolist(), abs=1e-5)
+
+
+def test_a_run_that_is_not_over_is_refused(federation):
+    folder = federation(2).serve()
+    (folder / "adapter" / "adapter_model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"^'test' has no adapter yet; allowed: a run that is over$"):
+        Asked.of_run(folder, 1, 2)
 
 
 def test_it_is_asked_about_as_many_pictures_as_its_examples_have(federation, tmp_path, seen):

@@ -1,6 +1,7 @@
 """What people read of a run: values by hand on two clients and two rounds."""
 
 import io
+import json
 import math
 import re
 
@@ -16,6 +17,7 @@ from server_app.report import (
     draw_curves,
     progress_line,
     results_table,
+    show_result,
     write_report,
 )
 from server_app.scores import scores as scores_of
@@ -80,6 +82,28 @@ def test_a_narrow_table_goes_on_in_the_next_line_and_cuts_no_name():
     rows = [{**row, "name": "low-resolution"} for row in ROWS]
     first = "".join(line[0] for line in lines_of(rows, width=60))
     assert first == "client" + 2 * "low-resolution" + "meanworst"
+
+
+def test_a_table_with_other_methods_fits_into_60_columns_word_by_word(tmp_path):
+    """As `feddat run --compare adapter,local` shows it."""
+    rows = [{**row, "name": "low-resolution"} for row in ROWS]
+    for name, method in (("mine.adapter", "adapter"), ("mine.local", "local")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "settings.json").write_text(json.dumps({**SETTINGS, "method": method}))
+        (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+        (tmp_path / name / "report.md").touch()
+    console = Console(file=io.StringIO(), width=60)
+    show_result(console, tmp_path / "mine", SETTINGS, rows)
+    printed = console.file.getvalue().splitlines()
+    (heading,) = (line for line in printed if line.lstrip().startswith("client"))
+    assert heading.split() == ["client", "student", "local", "teacher", "only", "adapter", "only", "gain"]
+    assert [line.split()[1:3] for line in printed if line.lstrip().startswith(("mean", "worst"))] == [
+        ["62.5", "47.5"],
+        ["50.0", "45.0"],
+    ]
+    console = Console(file=io.StringIO(), width=100)
+    show_result(console, tmp_path / "mine", SETTINGS, rows)
+    assert "(A_s, deployed)" in console.file.getvalue()
 
 
 def test_the_table_shows_points_mean_worst_and_gain():
@@ -201,6 +225,20 @@ def test_a_name_is_not_read_as_markup():
     [
         (ROWS, 2, 4, 45, "round 2/4: student 62.5 mean, 50.0 worst (sketch); 0:45 left"),
         (ROWS, 2, 2, 65.4, "round 2/2: student 62.5 mean, 50.0 worst (sketch); 1:05 in all"),
+        (
+            [row(1, 0, local=0.5) | {"ce-local": 1.0}],
+            1,
+            1,
+            5,
+            "round 1/1: local 50.0 mean, 50.0 worst (clean); 0:05 in all",
+        ),
+        (
+            [{"round": 1, "partition": 0, "ce-local": 1.5}],
+            1,
+            2,
+            5,
+            "round 1/2: local loss 1.500 mean; 0:05 left",
+        ),
         (ROWS, 1, 3, 1830, "round 1/3: student loss 2.250 mean; 1:01:00 left"),
         ([row(1, 0), REFUSED], 1, 2, 5, "round 1/2: student loss 2.000 mean; 1 refused; 0:05 left"),
         ([REFUSED], 1, 2, 59.6, "round 1/2: nothing measured; 1 refused; 1:00 left"),

@@ -1,4 +1,4 @@
-"""The recipes: each is a run-config that can be used, and opens with the command that runs it."""
+"""The recipes: each is a run-config that can be used, and opens with the commands that run it."""
 
 import re
 import shlex
@@ -8,6 +8,7 @@ import pytest
 from flwr.common.config import get_fused_config_from_dir, parse_config_args
 
 from app.settings import read_settings
+from server_app.command.given import read_given
 from tests.conftest import ROOT
 
 RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
@@ -31,6 +32,12 @@ class TestRecipe:
         command = shlex.split(first.removeprefix("# "))
         assert first.startswith("# flwr run . ")
         assert command[command.index("--run-config") + 1] == f"recipes/{path.name}"
+
+    def test_its_second_line_is_the_projects_own_command_for_the_same(self, path):
+        second = path.read_text(encoding="utf-8").splitlines()[1]
+        feddat, run, *words = shlex.split(second.removeprefix("# "))
+        assert (feddat, run) == ("feddat", "run")
+        assert read_given(ROOT, words).overrides == parse_config_args([str(path)])
 
     def test_as_many_clients_are_simulated_as_the_run_waits_for(self, path):
         own = parse_config_args([str(path)])

@@ -22,6 +22,8 @@ class Task(Protocol):
     def pair(self, logits: Any, targets: Tensor) -> tuple[Any, Tensor]:
         """Return the logits that count, shape (n, classes), and their targets, (n,) or (n, classes).
 
+        Logits are in float32 at least, whatever a forward computes in.
+
         Raises
         ------
         ValueError
@@ -60,7 +62,7 @@ class Answers:
                     f"{tuple(logits.shape)}; allowed: the same shape, or class indices"
                 )
             _check_scores(targets)
-            return logits.flatten(0, -2), targets.flatten(0, -2)
+            return _precise(logits.flatten(0, -2)), targets.flatten(0, -2)
         _check_indices(logits, targets)
         return _counted(logits.flatten(0, -2), targets.flatten())
 
@@ -105,7 +107,7 @@ class Tokens:
                 f"loss = 'next-token' with logits of shape {tuple(logits.shape)}; allowed: (batch, length, "
                 f"vocabulary), or (n, vocabulary) with n targets, at least one, which are {len(told)}"
             )
-        return logits, told.long()
+        return logits if isinstance(logits, PiecewiseLogits) else _precise(logits), told.long()
 
     def count(self, targets: Tensor) -> Tensor:
         """Return how many tokens are told."""
@@ -152,6 +154,11 @@ def divergence(student: Any, teacher: Any, temperature: float) -> Tensor:
     return kl_div(log_softmax(student / temperature, dim=-1), target, reduction="batchmean") * temperature**2
 
 
+def _precise(logits: Tensor) -> Tensor:
+    """Return logits in float32 at least; which losses autocast computes so depends on the device."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
 def _check_tensors(logits: Tensor, targets: Tensor) -> None:
     if not isinstance(logits, Tensor) or logits.ndim < 2:
         given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -176,7 +183,7 @@ def _check_indices(logits: Tensor, targets: Tensor) -> None:
 
 def _counted(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     counted = targets != IGNORED
-    logits, targets = logits[counted], targets[counted].long()
+    logits, targets = _precise(logits[counted]), targets[counted].long()
     if not len(targets):
         raise ValueError(f"targets: all are {IGNORED}, nothing counts; allowed: at least one that does")
     # A GPU would be waited for.

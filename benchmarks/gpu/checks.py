@@ -13,10 +13,11 @@ from .log import Log
 from .subjects import Make, Subject
 
 STEPS, BATCH, RATE = 2, 2, 0.05
-# Of the largest logit and loss, and of the length of what the weights changed by. In float32 sums are only
-# taken in another order, some 1e-6 a sum; bfloat16 keeps 8 bits, 4e-3 an operation, over a dozen layers.
+# Of the largest logit and loss, and of the length of what the weights changed by. In float32 sums are taken
+# in another order, some 1e-6 a sum. bfloat16 keeps 8 bits, over a dozen blocks and back: on the CPU, by
+# autocast, ViLT-B/32 differed by 0.03, 0.006 and 0.16, SmolVLM-256M by less.
 FLOAT32 = {"logits": 1e-4, "losses": 1e-4, "changes": 1e-3}
-BFLOAT16 = {"logits": 0.05, "losses": 0.05, "changes": 0.2}
+BFLOAT16 = {"logits": 0.1, "losses": 0.05, "changes": 0.3}
 # How many checks one model has: these, and what losses are computed in.
 EACH = len(FLOAT32) + len(BFLOAT16) + 1
 

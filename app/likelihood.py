@@ -106,6 +106,67 @@ def log_likelihoods(
 
 
 @torch.inference_mode()
+def likeliest_words(
+    model: PreTrainedModel,
+    inputs: Mapping[str, Tensor],
+    texts: Sequence[Sequence[int]],
+    words: int,
+    most: int,
+    temperature: float = 1.0,
+) -> list[tuple[Tensor, Tensor]]:
+    """Return, at each token of a text behind each image and prompt, how likely the likeliest words are.
+
+    Parameters
+    ----------
+    model, inputs
+        As `Prefilled` takes them.
+    texts : sequence of sequence of int
+        Of each image the text's token ids, at least one.
+    words : int
+        Only words below this number count.
+    most : int
+        How many are told.
+    temperature : float
+        Softens the distribution.
+
+    Returns
+    -------
+    list of tuple of Tensor
+        For each text their log-probabilities as `with_others` gives them, float32, (tokens, most + 1), and
+        the words' numbers, the likeliest first, (tokens, most).
+    """
+    known = Prefilled(model, inputs)
+    logits = known.first[:, None]
+    if max(map(len, texts)) > 1:
+        logits = torch.cat([logits, known.behind(range(len(texts)), texts)], dim=1)
+    found = (logits[..., :words].float() / temperature).log_softmax(-1)
+    chosen = found.topk(min(most, found.shape[-1])).indices
+    told = with_others(found, chosen)
+    return [(told[row, : len(text)].cpu(), chosen[row, : len(text)].cpu()) for row, text in enumerate(texts)]
+
+
+def with_others(log_probabilities: Tensor, words: Tensor) -> Tensor:
+    """Return the log-probabilities of some words, and of all others together.
+
+    Parameters
+    ----------
+    log_probabilities : Tensor
+        Of all words, shape (..., words).
+    words : Tensor
+        Some words' numbers, shape (..., some).
+
+    Returns
+    -------
+    Tensor
+        Shape (..., some + 1).
+    """
+    some = log_probabilities.gather(-1, words)
+    # Not -inf: where there are no others, its gradient would be no number.
+    others = log_probabilities.scatter(-1, words, -1e4).logsumexp(-1, keepdim=True)
+    return torch.cat([some, others], dim=-1)
+
+
+@torch.inference_mode()
 def reference_log_likelihoods(
     model: PreTrainedModel, inputs: Mapping[str, Tensor], candidates: Sequence[Sequence[int]]
 ) -> Tensor:

@@ -36,6 +36,11 @@ class PiecewiseLogits:
     def __init__(self, hidden: Tensor, head: Callable[[Tensor], Tensor], classes: int) -> None:
         self.hidden, self.head, self.shape = hidden, head, (len(hidden), classes)
 
+    @property
+    def device(self) -> torch.device:
+        """Where they are computed."""
+        return self.hidden.device
+
     def __len__(self) -> int:
         return len(self.hidden)
 

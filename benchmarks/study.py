@@ -37,10 +37,12 @@ from app.records import from_record, to_record
 from app.settings import Settings, feddat_home, read_settings
 from app.tasks import TASKS
 from data_partitions.benchmarks import DataOptions, Partition, load_partition
-from server_app.alignment import PoolAligner, open_aligner
+from server_app.alignment import open_aligner
 from server_app.central_evaluation import CentralEvaluation, accuracies, common_test
 from server_app.checkpoints import Checkpoints
+from server_app.global_model import GlobalModel
 from server_app.opening import open_run
+from server_app.public_pool import Pool
 from server_app.teachers.annotating import annotate
 from server_app.teachers.teacher import open_teacher
 
@@ -76,10 +78,16 @@ def run_alignment(settings: Settings, clients: int, start: ArrayRecord | None = 
         arrays, _ = aligner.align(server_round, arrays)
     if test:
         return CentralEvaluation(aligner.model, test, backbone.processor)(from_record(arrays))
+    if not isinstance(aligner.train, Pool):
+        raise ValueError(f"loss = {settings.loss!r} for the server alone; allowed: losses with answer lists")
     aligner.model.load(from_record(arrays))
     aligner.fit_head()
+    classes = aligner.train.classes
     return mean_and_worst(
-        [_answered(aligner, partition, backbone) for partition in _partitions(settings, clients)]
+        [
+            _answered(aligner.model, classes, partition, backbone)
+            for partition in _partitions(settings, clients)
+        ]
     )
 
 
@@ -109,12 +117,11 @@ def _partitions(settings: Settings, clients: int) -> list[Partition]:
     return [load_partition(settings.benchmark, index, clients, options) for index in range(clients)]
 
 
-def _answered(aligner: PoolAligner, partition: Partition, backbone: Backbone) -> float:
+def _answered(model: GlobalModel, classes: Sequence[str], partition: Partition, backbone: Backbone) -> float:
     """Score the server's own head on a client's test split; it chooses among the client's answers."""
     rows = partition.test
-    examples = backbone.examples(rows, aligner.model.learner.device, aligner.train.classes)
-    logits = aligner.model.all_logits(examples)
-    known = {answer: index for index, answer in enumerate(aligner.train.classes)}
+    logits = model.all_logits(backbone.examples(rows, model.learner.device, classes))
+    known = {answer: index for index, answer in enumerate(classes)}
     never = torch.full((len(logits),), float("-inf"))
     own = torch.stack(
         [logits[:, known[answer]] if answer in known else never for answer in partition.answers], dim=1

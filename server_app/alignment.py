@@ -5,19 +5,19 @@ model p takes a few steps of
 
     L_align = CE(y, p) + β · T² · KL(q ‖ p)
 
-where q is what the multimodal LLM, the teacher model, says about each example. Around it stand two guards of
+where q is what the multimodal LLM, the teacher model, says about each example: of its answer, or where the
+model writes, of each token of a text, see `public_texts`. Around it stand two guards of
 this project's own: the model stays within a radius of the aggregate, and is not changed at all if that loss
 gets worse on held-out public examples.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, Literal
+from dataclasses import fields
+from typing import Any
 
 import torch
 from flwr.app import ArrayRecord
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
 
 from app.backbones import open_backbone
 from app.heads import answer_with_new_head
@@ -25,86 +25,11 @@ from app.learner import Learner
 from app.records import from_record, to_record
 from app.settings import Settings
 
-from .global_model import GlobalModel, Part
+from .alignment_loss import Alignment, Losses
+from .global_model import GlobalModel
 from .pooled_target import pooled_target
 from .public_pool import Pool, load_pools
-
-
-@dataclass(frozen=True)
-class Alignment:
-    """Settings of the alignment.
-
-    Attributes
-    ----------
-    steps : int
-        K, batches to train on after an aggregation. 0: every aggregate stays as it is.
-    batch_size : int
-        Public examples a batch.
-    learning_rate : float
-        Of AdamW, constant.
-    labels : {"true", "none"}
-        "none" leaves CE out: the teacher model alone supervises; classes are balanced by its first choice.
-    beta : float
-        β, weight of the teacher model. 0 leaves KL out.
-    temperature : float
-        T, softens both distributions.
-    target : {"teacher", "pooled"}
-        What q is: the teacher model's distribution, as published, or `pooled_target`'s, in which what the
-        clients know counts as well.
-    part : {"all", "head"}
-        "all" trains all that is shared, as published; "head" the travelling head alone, on features that stay
-        what the clients made of them.
-    radius : float
-        Trust region: largest distance from the aggregate, in multiples of the aggregate's norm.
-    seed : int
-        With the round it decides the batches.
-    """
-
-    steps: int = 20
-    batch_size: int = 64
-    learning_rate: float = 1e-3
-    labels: Literal["true", "none"] = "true"
-    beta: float = 1.0
-    temperature: float = 1.0
-    target: Literal["teacher", "pooled"] = "teacher"
-    part: Part = "all"
-    radius: float = 0.1
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Losses:
-    """The loss of some examples and its two terms: CE(y, p), and T² · KL(q ‖ p) before β."""
-
-    total: Tensor
-    ce: Tensor
-    kl: Tensor
-
-
-def alignment_loss(logits: Tensor, labels: Tensor, target: Tensor, settings: Alignment) -> Losses:
-    """Compute L_align.
-
-    Parameters
-    ----------
-    logits : Tensor
-        Of the model, shape (batch, answers).
-    labels : Tensor
-        True answers, int64, shape (batch,); -1 where unknown, which counts in no CE.
-    target : Tensor
-        q, shape (batch, answers); a row of zeros, from a teacher model that abstained, counts in no KL.
-    settings : Alignment
-        labels, β, T.
-    """
-    nothing = logits.square().sum() * 0  # never -0.0
-    known = labels >= 0
-    ce = cross_entropy(logits[known], labels[known]) if settings.labels == "true" and known.any() else nothing
-    sure = target.sum(1) > 0
-    kl = nothing
-    if settings.beta and sure.any():
-        t = settings.temperature
-        q = softmax(target[sure].clamp_min(1e-12).log() / t, dim=-1)
-        kl = kl_div(log_softmax(logits[sure] / t, dim=-1), q, reduction="batchmean") * t**2
-    return Losses(ce + settings.beta * kl, ce, kl)
+from .public_texts import TextPool, load_text_pools
 
 
 def balanced_batches(classes: Tensor, size: int, steps: int, generator: torch.Generator) -> Iterator[Tensor]:
@@ -133,13 +58,15 @@ class PoolAligner:
     model : GlobalModel
         The server's copy of what clients train. Where their heads are private, it has a head of the server's
         own: what is learnt through it moves the shared adapter, and the head itself goes nowhere.
-    train, held_out : Pool
+    train, held_out : Pool or TextPool
         What to align on, and what decides whether the result counts; no example in both.
     settings : Alignment
         How.
     """
 
-    def __init__(self, model: GlobalModel, train: Pool, held_out: Pool, settings: Alignment) -> None:
+    def __init__(
+        self, model: GlobalModel, train: Pool | TextPool, held_out: Pool | TextPool, settings: Alignment
+    ) -> None:
         self.model, self.train, self.held_out, self.settings = model, train, held_out, settings
 
     def align(self, server_round: int, arrays: ArrayRecord) -> tuple[ArrayRecord, dict[str, float]]:
@@ -158,16 +85,14 @@ class PoolAligner:
         before = self._measure(held_out_target)
 
         generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + server_round)
-        answers = self.train.answers(settings.labels)
-        classes = torch.where(answers.sum(1) > 0, answers.argmax(1), -1)
+        classes = self.train.classes_by(settings.labels)
         answer = self.model.answering(self.train.examples, settings.part)
         trained = self.model.trained(settings.part)
         optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=0.0)
         for rows in balanced_batches(classes, settings.batch_size, settings.steps, generator):
-            logits = answer(rows)
-            labels, target = (x[rows].to(logits.device) for x in (self.train.labels, train_target))
+            losses = self.train.losses(answer(rows), rows, train_target, settings)
             optimizer.zero_grad(set_to_none=True)
-            alignment_loss(logits, labels, target, settings).total.backward()
+            losses.total.backward()
             optimizer.step()
             self.model.keep_within(aggregate, settings.radius)
 
@@ -186,19 +111,20 @@ class PoolAligner:
         return to_record(aligned) if accepted else arrays, {k: float(v) for k, v in measured.items()}
 
     def fit_head(self) -> None:
-        """Fit a head of the server's own to the model as it is."""
-        answers = self.train.answers(self.settings.labels)
-        self.model.fit_own_head(self.train.examples, answers, self.settings.seed)
+        """Fit a head of the server's own, if it has one, to the model as it is."""
+        if isinstance(self.train, Pool):
+            answers = self.train.answers(self.settings.labels)
+            self.model.fit_own_head(self.train.examples, answers, self.settings.seed)
 
-    def _targets(self) -> tuple[Tensor, Tensor]:
-        if self.settings.target == "teacher":
-            return self.train.target, self.held_out.target
-        known = [self.model.all_logits(pool.examples) for pool in (self.train, self.held_out)]
-        return pooled_target(self.train, self.held_out, *known)
+    def _targets(self) -> tuple[Any, Any]:
+        train, held_out = self.train, self.held_out
+        if self.settings.target == "teacher" or isinstance(train, TextPool) or isinstance(held_out, TextPool):
+            return train.target, held_out.target
+        known = [self.model.all_logits(pool.examples) for pool in (train, held_out)]
+        return pooled_target(train, held_out, *known)
 
-    def _measure(self, target: Tensor) -> Losses:
-        logits = self.model.all_logits(self.held_out.examples)
-        return alignment_loss(logits, self.held_out.labels, target, self.settings)
+    def _measure(self, target: Any) -> Losses:
+        return self.held_out.measured(self.model, target, self.settings)
 
 
 def open_aligner(
@@ -223,10 +149,15 @@ def open_aligner(
         If the pool or the teacher model cannot be used.
     """
     backbone = open_backbone(settings)
-    train, held_out = load_pools(settings, backbone, classes)
-    if not learner.head_travels:
-        answer_with_new_head(learner, backbone.width, len(train.classes), settings.seed, settings.head)
-    if learner.head is None:  # features are logits: the pool's answers are told by their texts
+    train: Pool | TextPool
+    held_out: Pool | TextPool
+    if settings.loss == "next-token":
+        train, held_out = load_text_pools(settings, backbone)
+    else:
+        train, held_out = load_pools(settings, backbone, classes)
+        if not learner.head_travels:
+            answer_with_new_head(learner, backbone.width, len(train.classes), settings.seed, settings.head)
+    if learner.head is None:  # features are logits: it writes, or the pool's answers are told by their texts
         learner.answer_with(nn.Identity())
     names = {field.name for field in fields(Alignment)} - {"seed"}
     given = {name: getattr(settings.align, name) for name in names}

@@ -2,12 +2,13 @@
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from app.conversations import Conversations
 from app.examples import Examples
 from app.learner import Learner
 
@@ -27,7 +28,7 @@ class GlobalModel:
     is trained as what it is. Where heads are private, as in FedDAT, the server has one of its own, which it
     fits to each new aggregate before it is used: its features have moved. Candidate scoring by text
     embeddings is no way there: nothing ties an encoder's pooled feature to the space of its word embeddings.
-    Where the backbone answers by the answers' texts, it does so here as well, and nothing is fitted.
+    Where the backbone answers by the answers' texts, or writes, it does so here too, and nothing is fitted.
 
     Parameters
     ----------
@@ -59,15 +60,18 @@ class GlobalModel:
         shared = self.learner.parameters_of["shared"].values() if part == "all" else ()
         return [*(array for array in shared if isinstance(array, nn.Parameter)), *self.head.parameters()]
 
-    def answering(self, examples: Examples, part: Part) -> Callable[[Tensor], Tensor]:
-        """Return what computes logits (rows, answers) of rows, with gradients to what `part` trains."""
+    def answering(self, examples: Examples | Conversations, part: Part) -> Callable[[Tensor], Any]:
+        """Return what computes logits of rows, with gradients to what `part` trains.
+
+        They have a line for each row and its answers, or each token of a row's text and its words.
+        """
         if part == "all":
             return lambda rows: self.head(self._features(examples, rows))
         features = self.all_features(examples)
         return lambda rows: self.head(features[rows])
 
     @torch.no_grad()
-    def all_features(self, examples: Examples) -> Tensor:
+    def all_features(self, examples: Examples | Conversations) -> Tensor:
         """Compute features (examples, width)."""
         batches = torch.arange(len(examples)).split(_BATCH)
         return torch.cat([self._features(examples, rows) for rows in batches])
@@ -111,6 +115,6 @@ class GlobalModel:
             share = limit / moved
             self.load({name: center[name] + share * (now[name] - center[name]) for name in center})
 
-    def _features(self, examples: Examples, rows: Tensor) -> Tensor:
+    def _features(self, examples: Examples | Conversations, rows: Tensor) -> Tensor:
         inputs, _ = examples.batch(rows, self.learner.device)
         return self.learner.features(self.learner.trunk(inputs), "student")

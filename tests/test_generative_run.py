@@ -176,6 +176,27 @@ def test_options_without_the_right_answer_are_refused_by_name(choosing):
         ({"method": "full"}, "method = 'full' with loss = 'next-token', whose pictures"),
         ({"head": "shared"}, "head = 'shared' with loss = 'next-token'; allowed: 'private'"),
         ({"augment": True}, "augment = true.* with loss = 'next-token'; allowed: false"),
+        ({"align.when": "end"}, "teacher.model = '' with align.when = 'end'; allowed: a folder"),
+        (
+            {"align.when": "end", "align.labels": "none", "align.beta": 0.0},
+            "teacher.model = '', align.labels = 'none' and align.when = 'end' with loss = 'next-token'",
+        ),
+        (
+            {"align.when": "end", "teacher.model": "x", "align.target": "pooled"},
+            "align.target = 'pooled' and align.when = 'end' with loss = 'next-token'; allowed: 'teacher'",
+        ),
+        (
+            {"align.when": "end", "teacher.model": "x", "align.part": "head"},
+            "align.part = 'head' with head = 'private'",
+        ),
+        (
+            {"align.when": "end", "teacher.model": "x", "teacher.margin": 0.1},
+            "teacher.margin = 0.1 and align.when = 'end' with loss = 'next-token'; allowed: 0.0",
+        ),
+        (
+            {"align.when": "end", "teacher.model": "x", "teacher.temperature": 2.0},
+            "teacher.temperature = 2.0 and align.when = 'end' with loss = 'next-token'; allowed: 1.0",
+        ),
         ({"pretrain.part": "adapter", "pretrain.encoder": "x"}, "pretrain.part = 'adapter' with loss = "),
         (
             {"backbone": "tiny-vilt"},

@@ -25,10 +25,6 @@ class AlignSettings(Section):
     def _check_alignment(self) -> Self:
         return self.refuse(
             (
-                self.when != "none" and self.beta == 0 and self.labels == "none",
-                "align.labels = 'none' with align.beta = 0.0 leaves nothing to align by; allowed: one alone",
-            ),
-            (
                 self.target == "pooled" and self.labels == "none",
                 "align.target = 'pooled' measures reliability on labels; allowed with align.labels = 'true'",
             ),

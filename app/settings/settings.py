@@ -122,6 +122,10 @@ class Settings(  # pydantic takes the last one's fields first
                 )
             ),
             (
+                align.when != "none" and align.beta == 0 and align.labels == "none" and not writes,
+                "align.labels = 'none' with align.beta = 0.0 leaves nothing to align by; allowed: one alone",
+            ),
+            (
                 align.when != "none" and align.beta > 0 and not self.teacher.model,
                 f"teacher.model = '' with align.when = {align.when!r}; allowed: a folder, a hub id, a parquet"
                 " file of annotations, or align.beta = 0.0 to align by labels alone",
@@ -139,7 +143,27 @@ class Settings(  # pydantic takes the last one's fields first
                         f"head = {self.head!r}",
                         "'private': the backbone's own stays as it is",
                     ),
-                    (align.when != "none", f"align.when = {align.when!r}", "'none'"),
+                    *(
+                        (align.when != "none" and wrong, f"{what} and align.when = {align.when!r}", allowed)
+                        for wrong, what, allowed in (
+                            (align.target != "teacher", f"align.target = {align.target!r}", "'teacher'"),
+                            (
+                                align.labels == "none" and not self.teacher.model,
+                                "teacher.model = '', align.labels = 'none'",
+                                "a teacher model that writes, or align.labels = 'true'",
+                            ),
+                            (
+                                self.teacher.margin > 0,
+                                f"teacher.margin = {self.teacher.margin}",
+                                "0.0: there are no candidates",
+                            ),
+                            (
+                                self.teacher.temperature != 1,
+                                f"teacher.temperature = {self.teacher.temperature}",
+                                "1.0; align.temperature softens both",
+                            ),
+                        )
+                    ),
                     (self.pretrain.part != "none", f"pretrain.part = {self.pretrain.part!r}", "'none'"),
                     (self.augment, "augment = true", "false"),
                 )

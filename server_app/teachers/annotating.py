@@ -70,14 +70,19 @@ def annotate(
 
 
 def annotate_captions(
-    teacher: Teacher, images: Sequence[Image.Image], prompt: str, *, cache: Path | None = None
+    teacher: Teacher,
+    images: Sequence[Image.Image],
+    prompts: str | Sequence[str],
+    *,
+    cache: Path | None = None,
 ) -> list[str]:
-    """Ask a teacher for a caption of each image; as `annotate`, which has the parameters and errors."""
+    """Ask a teacher for a text about each image; as `annotate`, which has the parameters and errors."""
 
     def ask(some: Sequence[Image.Image], asked: Sequence[str]) -> list[Answer | None]:
-        return [text.strip() or None for text in teacher.captions(some, prompt)]
+        return [text.strip() or None for text in teacher.captions(some, asked)]
 
-    return [str(text) for text in _ask_once(teacher, images, [prompt] * len(images), "", "", ask, cache)]
+    asked = [prompts] * len(images) if isinstance(prompts, str) else prompts
+    return [str(text) for text in _ask_once(teacher, images, asked, "", "", ask, cache)]
 
 
 def _ask_once(

@@ -14,6 +14,7 @@ from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
     AutoProcessor,
+    AutoTokenizer,
     CLIPModel,
     PreTrainedModel,
 )
@@ -21,7 +22,7 @@ from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from app.backbones import choose_device
-from app.likelihood import log_likelihoods
+from app.likelihood import likeliest_words, log_likelihoods
 
 # What decides a model's answers, besides this code.
 _HASHED = (".json", ".safetensors", ".model", ".txt", ".jinja")
@@ -30,8 +31,8 @@ _HASHED = (".json", ".safetensors", ".model", ".txt", ".jinja")
 class TeacherModel(Protocol):
     """A loaded model."""
 
-    def captions(self, images: Sequence[Image.Image], prompt: str) -> list[str]:
-        """Write a text about each image."""
+    def captions(self, images: Sequence[Image.Image], prompts: str | Sequence[str]) -> list[str]:
+        """Write a text about each image; `prompts` is one for all, or one for each."""
 
     def log_likelihoods(
         self, images: Sequence[Image.Image], prompts: Sequence[str], candidates: Sequence[str]
@@ -44,6 +45,17 @@ class TeacherModel(Protocol):
             Log-likelihoods up to a constant a row, float32 (images, candidates) on the CPU; and the number of
             tokens of each candidate (candidates,).
         """
+
+    def likeliest_words(
+        self,
+        images: Sequence[Image.Image],
+        prompts: Sequence[str],
+        texts: Sequence[Sequence[int]],
+        words: int,
+        most: int,
+        temperature: float = 1.0,
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Say how likely the likeliest words are at each token of texts, see `app.likelihood`."""
 
 
 def render(processor: Any, prompt: str) -> str:
@@ -75,9 +87,9 @@ class LanguageModel:
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
 
-    def captions(self, images: Sequence[Image.Image], prompt: str) -> list[str]:
+    def captions(self, images: Sequence[Image.Image], prompts: str | Sequence[str]) -> list[str]:
         """Write a text about each image, the most likely token at each place."""
-        inputs = self._inputs(images, [prompt] * len(images))
+        inputs = self._inputs(images, [prompts] * len(images) if isinstance(prompts, str) else prompts)
         with torch.inference_mode():
             written = self.model.generate(  # type: ignore[operator]
                 **inputs,
@@ -98,6 +110,18 @@ class LanguageModel:
         tokens = self.candidate_tokens(prompts[0], candidates)
         scores = log_likelihoods(self.model, self._inputs(images, prompts), [tokens] * len(images))
         return scores.cpu(), torch.tensor([len(ids) for ids in tokens])
+
+    def likeliest_words(
+        self,
+        images: Sequence[Image.Image],
+        prompts: Sequence[str],
+        texts: Sequence[Sequence[int]],
+        words: int,
+        most: int,
+        temperature: float = 1.0,
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Say how likely the likeliest words are at each token of texts."""
+        return likeliest_words(self.model, self._inputs(images, prompts), texts, words, most, temperature)
 
     def candidate_tokens(self, prompt: str, candidates: Sequence[str]) -> list[list[int]]:
         """Tokenise candidates as they continue a prompt, behind a space unless the prompt ends in one."""
@@ -135,9 +159,13 @@ class Clip:
         self.model, self.processor = model, processor
         self._directions = functools.lru_cache(maxsize=4096)(self._text_directions)
 
-    def captions(self, images: Sequence[Image.Image], prompt: str) -> list[str]:
+    def captions(self, images: Sequence[Image.Image], prompts: str | Sequence[str]) -> list[str]:
         """Refuse: CLIP writes nothing."""
         raise ValueError("a CLIP teacher writes no captions; give a teacher that is a language model")
+
+    def likeliest_words(self, *asked: Any) -> list[tuple[Tensor, Tensor]]:
+        """Refuse, for the same reason."""
+        raise ValueError("a CLIP teacher has no words to write; give a teacher that is a language model")
 
     @torch.inference_mode()
     def log_likelihoods(
@@ -215,9 +243,7 @@ def load_model(name: str, device: str = "auto", max_new_tokens: int = 128) -> Te
     source, revision = locate(name)
     where = choose_device(device)
     on_cuda = where.type == "cuda"
-    keywords: dict[str, Any] = {"trust_remote_code": False}
-    if not Path(source).is_dir():
-        keywords["revision"] = revision
+    keywords = _keywords(source, revision)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
@@ -244,6 +270,20 @@ def load_model(name: str, device: str = "auto", max_new_tokens: int = 128) -> Te
         raise _unloadable(name, error) from None
     model.eval().requires_grad_(False)
     return Clip(model, processor) if is_clip else LanguageModel(model, processor, max_new_tokens)
+
+
+def load_tokenizer(name: str) -> Any:
+    """Load a model's tokenizer, without its weights; errors as `load_model`."""
+    source, revision = locate(name)
+    try:
+        return AutoTokenizer.from_pretrained(source, **_keywords(source, revision))
+    except (OSError, ValueError, ImportError) as error:
+        raise _unloadable(name, error) from None
+
+
+def _keywords(source: str, revision: str) -> dict[str, Any]:
+    pinned = {} if Path(source).is_dir() else {"revision": revision}
+    return {"trust_remote_code": False, **pinned}
 
 
 def _unloadable(name: str, error: Exception) -> ValueError:

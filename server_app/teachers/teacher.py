@@ -40,8 +40,8 @@ class Teacher(Protocol):
     def revision(self) -> str:
         """Tells which weights answer: the same for the same, found without loading them."""
 
-    def captions(self, images: Sequence[Image.Image], prompt: str) -> list[str]:
-        """Write a text about each image."""
+    def captions(self, images: Sequence[Image.Image], prompts: str | Sequence[str]) -> list[str]:
+        """Write a text about each image; `prompts` is one for all, or one for each."""
 
     def log_probabilities(
         self, images: Sequence[Image.Image], prompts: Sequence[str], candidates: Sequence[str]
@@ -82,9 +82,9 @@ class ModelTeacher:
         """The model, loaded at the first use."""
         return load_model(self.name, self._device)
 
-    def captions(self, images: Sequence[Image.Image], prompt: str) -> list[str]:
+    def captions(self, images: Sequence[Image.Image], prompts: str | Sequence[str]) -> list[str]:
         """Write a text about each image."""
-        return self.model.captions(images, prompt)
+        return self.model.captions(images, prompts)
 
     def log_probabilities(
         self, images: Sequence[Image.Image], prompts: Sequence[str], candidates: Sequence[str]
@@ -96,6 +96,24 @@ class ModelTeacher:
         elif self.normalise == "pmi":
             scores = scores - self._blank_scores(prompts, candidates)
         return scores.log_softmax(-1)
+
+    def likeliest_words(
+        self,
+        images: Sequence[Image.Image],
+        prompts: Sequence[str],
+        texts: Sequence[Sequence[int]],
+        words: int,
+        most: int,
+        temperature: float = 1.0,
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Say how likely the likeliest words are at each token of texts, see `app.likelihood`."""
+        found = []
+        for start in range(0, len(images), self.batch_size):
+            part = slice(start, start + self.batch_size)
+            found += self.model.likeliest_words(
+                images[part], prompts[part], texts[part], words, most, temperature
+            )
+        return found
 
     def _blank_scores(self, prompts: Sequence[str], candidates: Sequence[str]) -> Tensor:
         keys = [(prompt, tuple(candidates)) for prompt in prompts]
@@ -132,9 +150,10 @@ class RecordedTeacher:
         self.revision, self.normalise = revisions.pop(), next(iter(normalisations), "")
         self._answers = {key[:3]: answer for key, answer in kept.items()}
 
-    def captions(self, images: Sequence[Image.Image], prompt: str) -> list[str]:
+    def captions(self, images: Sequence[Image.Image], prompts: str | Sequence[str]) -> list[str]:
         """Look up each image's caption."""
-        return [str(text) for text in self._find(images, [prompt] * len(images), "")]
+        asked = [prompts] * len(images) if isinstance(prompts, str) else prompts
+        return [str(text) for text in self._find(images, asked, "")]
 
     def log_probabilities(
         self, images: Sequence[Image.Image], prompts: Sequence[str], candidates: Sequence[str]

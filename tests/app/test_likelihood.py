@@ -23,7 +23,7 @@ from transformers import (
     SmolVLMForConditionalGeneration,
 )
 
-from app.likelihood import log_likelihoods, reference_log_likelihoods
+from app.likelihood import likeliest_words, log_likelihoods, reference_log_likelihoods, with_others
 
 IMAGE = 50
 LAYERS = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
@@ -172,3 +172,37 @@ def test_an_image_goes_through_the_model_once():
     model.model.vision_tower.register_forward_hook(lambda *_: seen.append(1))
     log_likelihoods(model, inputs, [CANDIDATES] * 2, at_once=2)
     assert len(seen) == 1
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("most", [5, IMAGE])
+def test_the_likeliest_words_at_each_token_of_a_text(architecture, most):
+    """How likely a word is at a token is told by full forwards of the text up to it and of that word."""
+    model, inputs = make(architecture)
+    texts = [[13, 14, 15], [20]]
+    found = likeliest_words(model, inputs, texts, IMAGE, most, temperature=2.0)
+    for image, text in enumerate(texts):
+        for place in range(len(text)):
+            every = reference_log_likelihoods(model, inputs, [[*text[:place], word] for word in range(IMAGE)])
+            chances = (every[image] / 2).softmax(-1)
+            highest = chances.topk(most)
+            expected = torch.cat([highest.values, 1 - highest.values.sum()[None]])
+            told, words = (of_each[place] for of_each in found[image])
+            torch.testing.assert_close(told.exp(), expected, atol=1e-5, rtol=0)
+            torch.testing.assert_close(chances[words], highest.values, atol=1e-5, rtol=0)
+        assert len(found[image][0]) == len(text)
+
+
+def test_words_past_the_vocabulary_are_not_told_of():
+    """Models of one tokenizer may have more rows than it has words, and not equally many."""
+    model, inputs = make(llava)
+    for told, words in likeliest_words(model, inputs, [[13, 14], [20]], 30, 60):
+        assert words.max() < 30
+        torch.testing.assert_close(told.exp().sum(-1), torch.ones(len(told)))
+        assert (told[:, -1] < -100).all()
+
+
+def test_others_count_together():
+    chances = torch.tensor([[0.1, 0.2, 0.3, 0.4]])
+    found = with_others(chances.log(), torch.tensor([[3, 0]]))
+    torch.testing.assert_close(found.exp(), torch.tensor([[0.4, 0.1, 0.5]]))

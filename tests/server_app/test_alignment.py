@@ -1,4 +1,4 @@
-"""The aligner: its loss by hand, its batches, its guards."""
+"""The aligner: its batches, its guards."""
 
 import math
 from dataclasses import replace
@@ -12,7 +12,8 @@ from app.backbones import load_backbone
 from app.examples import Examples
 from app.heads import answer_with_new_head, new_head
 from app.records import from_record, to_record
-from server_app.alignment import Alignment, PoolAligner, alignment_loss, balanced_batches
+from server_app.alignment import PoolAligner, balanced_batches
+from server_app.alignment_loss import Alignment
 from server_app.global_model import GlobalModel
 from server_app.public_pool import Pool
 
@@ -56,36 +57,6 @@ def aligner(adapter):
         return PoolAligner(model, pool_of(30, 0), held_out or pool_of(18, 1), Alignment(**own))
 
     return build
-
-
-def test_the_loss_by_hand():
-    logits = torch.tensor([[0.0, math.log(3.0)], [0.0, 0.0]])
-    labels = torch.tensor([1, -1])
-    target = torch.tensor([[0.5, 0.5], [0.0, 0.0]])
-    losses = alignment_loss(logits, labels, target, Alignment(beta=2.0))
-    # p = (1/4, 3/4), the second row has no label, and its teacher model abstained.
-    ce, kl = -math.log(0.75), 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)
-    torch.testing.assert_close(torch.stack([losses.ce, losses.kl]), torch.tensor([ce, kl]))
-    torch.testing.assert_close(losses.total, torch.tensor(ce + 2 * kl))
-
-
-def test_temperature_softens_both_and_is_squared():
-    logits, target = torch.tensor([[0.0, 2 * math.log(3.0)]]), torch.tensor([[0.9, 0.1]])
-    loss = alignment_loss(logits, torch.tensor([-1]), target, Alignment(temperature=2.0))
-    # At T = 2: q = (3/4, 1/4) for 0.9 : 0.1 = 3² : 1, p = (1/4, 3/4).
-    kl = 0.75 * math.log(3) + 0.25 * math.log(1 / 3)
-    torch.testing.assert_close(loss.kl, torch.tensor(4 * kl))
-
-
-def test_labels_or_the_teacher_model_can_be_left_out():
-    logits, labels, target = torch.randn(4, 2), torch.tensor([0, 1, 1, 0]), torch.full((4, 2), 0.5)
-    both, without_labels, without_teacher = (
-        alignment_loss(logits, labels, target, Alignment(**settings))
-        for settings in ({}, {"labels": "none"}, {"beta": 0.0})
-    )
-    assert without_labels.ce == 0
-    assert without_labels.total == without_labels.kl == both.kl
-    assert without_teacher.total == without_teacher.ce == both.ce
 
 
 def test_every_class_is_drawn_as_often_whatever_its_share():

@@ -19,8 +19,8 @@ class Writer:
     def __init__(self):
         self.asked = []
 
-    def captions(self, images, prompt):
-        self.asked += [prompt] * len(images)
+    def captions(self, images, prompts):
+        self.asked += prompts
         return [f"picture {number}" for number in range(len(self.asked) - len(images), len(self.asked))]
 
 

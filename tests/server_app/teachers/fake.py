@@ -25,8 +25,8 @@ class FakeTeacher:
         self.asked.append(len(images))
         return [float(image.getpixel((0, 0))[0]) for image in images]
 
-    def captions(self, images, prompt):
-        return [f"{prompt} {value:.0f}" for value in self._ask(images)]
+    def captions(self, images, prompts):
+        return [f"{prompt} {value:.0f}" for prompt, value in zip(prompts, self._ask(images), strict=True)]
 
     def log_probabilities(self, images, prompts, candidates):
         logits = [[value / 100 * index for index in range(len(candidates))] for value in self._ask(images)]

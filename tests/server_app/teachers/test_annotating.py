@@ -116,7 +116,7 @@ class TestRefused:
 
     def test_an_empty_caption(self, pictures):
         class Silent(FakeTeacher):
-            def captions(self, images, prompt):
+            def captions(self, images, prompts):
                 return ["a text", " \n"]
 
         with pytest.raises(ValueError, match=f"an empty caption for image {image_sha256(pictures[1])}"):

@@ -132,7 +132,7 @@ def test_an_integer_for_a_number_becomes_one():
 
 def test_an_unknown_key_is_refused_with_the_known_ones():
     message = refusal(learning_rat=0.1)
-    assert message.startswith("learning-rat = 0.1 is not a setting; allowed: adapter, align.batch-size, ")
+    assert message.startswith("learning-rat = 0.1 is not a setting; allowed: adapted-parts, adapter, ")
     assert "learning-rate" in message
     # The name of the field is not its key.
     with pytest.raises(SettingsError, match=r"^learning_rate = 0\.1 is not a setting"):
@@ -143,7 +143,7 @@ def test_an_unknown_key_is_refused_with_the_known_ones():
     "key", ["align.stepz", "Align.steps", "align.steps.more", "seed.steps", "public", "align."]
 )
 def test_a_key_that_only_looks_like_one_of_a_section_is_refused_as_it_was_written(key):
-    assert refusal(**{key: 5}).startswith(f"{key} = 5 is not a setting; allowed: adapter, ")
+    assert refusal(**{key: 5}).startswith(f"{key} = 5 is not a setting; allowed: adapted-parts, adapter, ")
 
 
 @pytest.mark.parametrize(

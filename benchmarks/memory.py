@@ -7,7 +7,8 @@ proportional set sizes (PSS: a page that n processes share counts an n-th in eac
 step with and one without gradient checkpointing and prints the most memory that each had allocated at once.
 It exits with 1 when the workers need more than 1.5 backbones in all. Needs Linux.
 
-The backbone is ViLT-B/32 with random weights, saved in float32, or that of ``--backbone``.
+The backbone is ViLT-B/32 with random weights, saved in float32, or that of ``--backbone``. ``smolvlm-256m``,
+a backbone that writes, has LoRA for adapters and a limit of 1.3; `benchmarks.step` weighs its step.
 """
 
 import argparse
@@ -21,30 +22,45 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from peft import PeftConfig
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+from transformers import LlavaProcessor
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from app.adapters import adapt, adapter_config
+from app.adapters import Adapter, adapt, adapter_config
 from app.backbones import Backbone, load_backbone
+from app.chat import ChatProcessor
 from app.dual_adapter import DualAdapter
 from app.families.blocks import Blocks, Trunk
 from app.heads import answer_with_new_head
 from app.learner import Branch
 from app.mkd import Distillation, make_optimizer, mkd_step
 
+from . import token_step
 from .figures import machine_of, verdict, write_figures
 from .step import ANSWERS, draw, make_backbone, peak_memory
 
-LIMIT = 1.5
+LIMIT, LIMIT_WRITES = 1.5, 1.3
 CPU = torch.device("cpu")
 
 
 def save(backbone: Backbone, folder: Path) -> None:
     """Write a backbone as a folder that `load_backbone` takes."""
     backbone.model.save_pretrained(folder)
-    backbone.processor.tokenizer.save_pretrained(folder)
+    if isinstance(backbone.processor, ChatProcessor):
+        # Any that is loaded without a package for videos: nothing is read by it.
+        tokenizer = load_backbone("tiny-vilt").processor.tokenizer
+        LlavaProcessor(CLIPImageProcessorPil(), tokenizer, chat_template="-").save_pretrained(folder)
+    else:
+        backbone.processor.tokenizer.save_pretrained(folder)
+
+
+def adapter_of(backbone: Backbone) -> PeftConfig:
+    """Return what clients train: the default of such a backbone."""
+    return Adapter("lora" if isinstance(backbone.processor, ChatProcessor) else "bottleneck").config(backbone)
 
 
 def proportional_set_size() -> int:
@@ -62,7 +78,7 @@ def work(folder: str, together: Barrier, results: Any) -> None:
     before = proportional_set_size()
     together.wait()
     backbone = load_backbone(folder)
-    adapter = adapt(backbone, adapter_config("bottleneck", width=backbone.width))
+    adapter = adapt(backbone, adapter_of(backbone))
     together.wait()
     results.put((before, proportional_set_size() - before))
     together.wait()
@@ -142,12 +158,15 @@ def activations(backbone: Backbone, batch: int) -> dict[str, dict[str, Any]]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print the tables, return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__.splitlines()[0])
-    parser.add_argument("--backbone", default="vilt-b32", help="vilt-b32, tiny-vilt, or a folder")
+    parser.add_argument(
+        "--backbone", default="vilt-b32", help="vilt-b32, tiny-vilt, smolvlm-256m, or a folder"
+    )
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4, 8], help="processes, a row each")
     parser.add_argument("--batch-size", type=int, default=8, help="of the step")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args(arguments)
-    backbone = make_backbone(options.backbone)
+    writes = options.backbone == "smolvlm-256m"
+    backbone = token_step.make_backbone() if writes else make_backbone(options.backbone)
     size = sum(tensor.nbytes for tensor in backbone.model.parameters())
     with tempfile.TemporaryDirectory() as folder:
         save(backbone, Path(folder))
@@ -161,11 +180,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         megabytes = (f"{value / 1e6:.0f} MB" for value in (before / number, total / number, total))
         table.add_row(str(number), *megabytes, f"{total / size:.2f}")
     Console().print(table)
-    steps = activations(backbone, options.batch_size)
-    table = Table("activations", "peak of a step", title=f"{options.backbone}, batch {options.batch_size}")
-    for name, row in steps.items():
-        table.add_row(name, f"{row['peak-bytes'] / 1e6:.0f} MB")
-    Console().print(table)
+    steps = {} if writes else activations(backbone, options.batch_size)
+    if steps:
+        table = Table(
+            "activations", "peak of a step", title=f"{options.backbone}, batch {options.batch_size}"
+        )
+        for name, row in steps.items():
+            table.add_row(name, f"{row['peak-bytes'] / 1e6:.0f} MB")
+        Console().print(table)
     figures = {
         "backbone-bytes": size,
         "worker-bytes": workers,
@@ -174,7 +196,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     write_figures(options.json, machine_of(), figures)
     most = max(sum(added for _, added in sizes) for sizes in workers.values()) / size
-    return verdict(most <= LIMIT, f"at most {most:.2f} backbones in all, limit {LIMIT}")
+    limit = LIMIT_WRITES if writes else LIMIT
+    return verdict(most <= limit, f"at most {most:.2f} backbones in all, limit {limit}")
 
 
 if __name__ == "__main__":

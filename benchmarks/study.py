@@ -284,9 +284,9 @@ def compare(
         write_page(page, plan, lines)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m benchmarks.study") -> int:
     """Run what is missing of a plan, then print its table or write its page; 1 if the plan cannot be used."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.study", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__.splitlines()[0])
     parser.add_argument("--plan", help=f"a TOML file, or one of {', '.join(sorted(PLANS))}")
     parser.add_argument("--out", type=Path, help="file of the cells, one JSON object a line")
     parser.add_argument("--page", type=Path, help="page of a plan of methods, with its curves beside it")
@@ -294,7 +294,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--methods", nargs="+", help="of a plan of methods, these alone")
     parser.add_argument("--data-dir", default="", help="as the setting of that name")
     parser.add_argument("--teacher", default="", help="as the setting teacher.model")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="other settings, as JSON")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="other settings")
     parser.add_argument("--quick", action="store_true", help="recipes/study/quick.toml, in a new folder")
     options = parser.parse_args(arguments)
     quick = Path(tempfile.mkdtemp(prefix="study-")) if options.quick else None
@@ -303,7 +303,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.out, options.page = options.out or quick / "quick.jsonl", options.page or quick / "quick.md"
     if not options.plan or not options.out:
         parser.error("--plan and --out are needed, or --quick")
-    given = {key: json.loads(value) for key, _, value in (pair.partition("=") for pair in options.set)}
+    given = {key: _value(text) for key, _, text in (pair.partition("=") for pair in options.set)}
     TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1  # as inside a Flower task
     logging.getLogger("flwr").setLevel(logging.WARNING)
     if options.plan in PLANS:
@@ -330,6 +330,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if quick:
         print(f"the page is {options.page}")
     return 0
+
+
+def _value(text: str) -> Any:
+    """Read a setting's value as JSON, or else as the text that it is."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 if __name__ == "__main__":

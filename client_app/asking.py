@@ -197,9 +197,9 @@ class Asked:
         return answer, exp(-float(task.loss(logits, told)) * len(told))
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, prog: str = "python -m client_app.asking") -> int:
     """Print a table of the answers; what cannot be asked is one line, and the code is 1."""
-    parser = argparse.ArgumentParser("python -m client_app.asking", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog, description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, required=True, help="the run's")
     parser.add_argument("--client", type=int, required=True, help="which one, from 0")
     parser.add_argument("--of", type=int, required=True, help="of how many")

@@ -39,11 +39,9 @@ _WEIGHTS = {
 }
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, prog: str = "python -m client_app.check") -> int:
     """Print the checks' lines; return the exit code."""
-    parser = argparse.ArgumentParser(
-        "python -m client_app.check", description="Check a site before it joins."
-    )
+    parser = argparse.ArgumentParser(prog, description="Check a site before it joins.")
     parser.add_argument("--node-config", required=True, help="as flower-supernode gets it")
     parser.add_argument("--run-config", default="", help="as flwr run gets it")
     parser.add_argument("--superlink", help="HOST:PORT; without it no SuperLink is asked")
@@ -60,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
             return found
         except (ValueError, OSError) as error:
             failed = True
-            print(f"FAIL  {name}: {' '.join(str(error).split())}", flush=True)
+            print(f"FAIL  {name}: {' '.join(str(error).split()).removeprefix(f'{name}: ')}", flush=True)
             return None
 
     if site := line("node-config", open_site, given.node_config, given.run_config):

@@ -89,11 +89,9 @@ def _data_url(picture: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, prog: str = "python -m client_app.shown_examples") -> int:
     """Write the page and say where; what cannot be had is one line, and the code is 1."""
-    parser = argparse.ArgumentParser(
-        "python -m client_app.shown_examples", description=__doc__.splitlines()[0]
-    )
+    parser = argparse.ArgumentParser(prog, description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, required=True, help="the run's")
     parser.add_argument("--client", type=int, required=True, help="which one, from 0")
     parser.add_argument("--of", type=int, required=True, help="of how many")

@@ -26,4 +26,4 @@ def answer(
         if not one.expanduser().is_file():
             raise Refusal(f"image = {str(one)!r} is not a file; allowed: a picture")
     about = (*(f"--image={one.expanduser()}" for one in image), f"--question={question}")
-    run_program("client_app.asking", [*which, f"--top={top}", *about])
+    run_program("answer", "client_app.asking", [*which, f"--top={top}", *about])

@@ -202,8 +202,7 @@ def report(
         if len(found) > 1:
             raise Refusal(f"--client = {client} with {len(found)} runs; allowed: one")
         which = which_client(found[0], client)
-        run_program("client_app.shown_examples", [*which, f"--examples={examples}"])
-        return
+        run_program("report", "client_app.shown_examples", [*which, f"--examples={examples}"])
     if len(found) > 1:
         typer.echo(f"side by side: {_side_by_side(found)}")
         return

@@ -83,11 +83,9 @@ def dynamic_weighting(options: argparse.Namespace, public: DataOptions, device: 
     return DynamicWeighting(Student(load_backbone(options.start)), *models, data, held_out)
 
 
-def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
+def read_options(arguments: Sequence[str] | None, prog: str) -> argparse.Namespace:
     """Parse the command line: an objective, and what it needs."""
-    parser = argparse.ArgumentParser(
-        prog="python -m server_app.pretraining", description=__doc__.splitlines()[0]
-    )
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__.splitlines()[0])
     objectives = parser.add_subparsers(dest="objective", required=True)
 
     def positive(text: str) -> int:
@@ -123,9 +121,9 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 @closed_home()
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m server_app.pretraining") -> None:
     """Train a backbone and save it, every so often and at the end."""
-    options = read_options(arguments)
+    options = read_options(arguments, prog)
     started = time.monotonic()
     torch.manual_seed(options.seed)
     try:
@@ -133,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         public = DataOptions(seed=options.seed, cache_dir=feddat_home() / "data")
         objective = options.prepare(options, public, device).to(device)
     except ValueError as error:
-        raise SystemExit(str(error)) from None
+        raise SystemExit(f"feddat: {' '.join(str(error).split())}") from None
     before = read_card(options.start) if getattr(options, "start", None) else ""
     given = {
         key: value for key, value in vars(options).items() if key not in NOT_REPEATED and value is not None

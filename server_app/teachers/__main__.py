@@ -51,11 +51,11 @@ def _candidates(text: str) -> list[str]:
 
 
 @closed_home()
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m server_app.teachers") -> None:
     """Annotate images and keep the answers in a file."""
     parser = argparse.ArgumentParser(
-        prog="python -m server_app.teachers",
-        description="Annotate images by a teacher; a run that was interrupted goes on where it was.",
+        prog=prog,
+        description="Annotate images by a teacher model; what was interrupted goes on where it was.",
     )
     parser.add_argument(
         "--model", required=True, help="folder or hub id of a model, or a parquet of annotations"
@@ -104,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"answers: {', '.join(f'{answer} {count}' for answer, count in chosen.most_common())}")
             print(f"abstained: {len(found) - len(sure)} of {len(found)}")
     except (ValueError, OSError) as error:  # the second where an image cannot be decoded
-        parser.error(str(error))
+        raise SystemExit(f"feddat: {' '.join(str(error).split())}") from None
     print(f"{len(images)} images annotated in {options.out.resolve()}")
 
 

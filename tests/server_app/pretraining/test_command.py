@@ -84,6 +84,6 @@ def test_what_cannot_be_loaded_ends_it_in_one_line(home, tmp_path):
     ):
         with pytest.raises(SystemExit) as end:
             command.main([*arguments, "--images", "5", "--out", str(out)])
-        assert str(end.value).startswith(message)
+        assert str(end.value).startswith(f"feddat: {message}")
         assert "\n" not in str(end.value)
     assert not out.exists()

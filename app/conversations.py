@@ -19,8 +19,9 @@ from .tasks import IGNORED
 if TYPE_CHECKING:
     from datasets import Dataset
 
-# Where a batch says what its answers are, what stands for its pictures, and how those are laid out.
-LABELS, FEATURES, GRIDS = "labels", "image_features", "image_grid_thw"
+# Where a batch says at which places the next token is told, what stands for its pictures, and how those are
+# laid out.
+TOLD, FEATURES, GRIDS = "told", "image_features", "image_grid_thw"
 # A picture's place in a message.
 PLACE = "<image>"
 
@@ -85,9 +86,9 @@ class Conversations:
         """Return the model inputs of some rows, padded on the right, and targets: -100 but at answers."""
         index, mask = self._padded(rows, self.ends, left=False)
         inputs = self._inputs(rows, index, mask)
-        inputs[LABELS] = torch.where(mask & self.told[index], inputs["input_ids"], IGNORED)
-        inputs = {name: send(value, device) for name, value in inputs.items()}
-        return inputs, inputs[LABELS]
+        targets = torch.where(mask & self.told[index], inputs["input_ids"], IGNORED)
+        inputs[TOLD] = told_places(targets)
+        return {name: send(value, device) for name, value in inputs.items()}, send(targets, device)
 
     def questions(self, rows: Tensor, device: torch.device) -> dict[str, Tensor]:
         """Return the model inputs of some rows up to their last answer, padded on the left."""
@@ -131,6 +132,11 @@ class Conversations:
                     [_part(self.grids, self.grid_ends, picture, 0) for picture in shown]
                 )
         return inputs
+
+
+def told_places(targets: Tensor) -> Tensor:
+    """Return at which of all places but a text's last, one text after the other, the next token is told."""
+    return (targets[:, 1:] != IGNORED).flatten().nonzero().squeeze(1)
 
 
 def converse(

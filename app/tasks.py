@@ -101,12 +101,15 @@ class Tokens:
             if logits.ndim == 3 or targets.is_floating_point():
                 _check_indices(logits, targets)
                 return _counted(logits[:, :-1].flatten(0, 1), targets[:, 1:].flatten())
-        told = targets[:, 1:][targets[:, 1:] != IGNORED] if targets.ndim == 2 else targets[:0]
-        if not len(told) or len(told) != len(logits):
+        told = targets[:, 1:].flatten() if targets.ndim == 2 else targets[:0]
+        # A GPU would be waited for.
+        number = int((told != IGNORED).sum()) if told.device.type == "cpu" else len(logits)
+        if not number or number != len(logits):
             raise ValueError(
                 f"loss = 'next-token' with logits of shape {tuple(logits.shape)}; allowed: (batch, length, "
-                f"vocabulary), or (n, vocabulary) with n targets, at least one, which are {len(told)}"
+                f"vocabulary), or (n, vocabulary) with n targets, at least one, which are {number}"
             )
+        told = told[torch.nonzero_static(told != IGNORED, size=number).squeeze(1)]
         return logits if isinstance(logits, PiecewiseLogits) else _precise(logits), told.long()
 
     def count(self, targets: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from transformers import SmolVLMConfig
 from app.adapters import Adapter, adapt
 from app.backbones import Backbone
 from app.chat import ChatProcessor
-from app.conversations import FEATURES, LABELS
+from app.conversations import FEATURES, TOLD, told_places
 from app.dual_adapter import ROLES
 from app.families.generative import Generative, image_features
 from app.mkd import Distillation, adapter_step, make_optimizer, mkd_step, reference_step
@@ -112,5 +112,5 @@ def draw(
     tokens = torch.cat([shown, words], dim=1).to(device)
     targets = tokens.clone()
     targets[:, :-ANSWER] = -100
-    text = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), LABELS: targets}
+    text = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), TOLD: told_places(targets)}
     return {**text, "pixel_values": pixels}, {**text, FEATURES: features}, targets

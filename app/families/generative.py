@@ -19,10 +19,9 @@ from transformers.models.auto.modeling_auto import (
 
 from ..bottleneck.places import as_expression, feed_forward_places
 from ..chat import ChatProcessor, load_chat_processor
-from ..conversations import FEATURES, LABELS, Conversations, converse
+from ..conversations import FEATURES, TOLD, Conversations, converse
 from ..likelihood import log_likelihoods
 from ..piecewise import logits_of
-from ..tasks import IGNORED
 from .family import Family, Inputs
 
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ class Entered(NamedTuple):
     mask : Tensor
         Which tokens are no padding, shape (batch, length).
     told : Tensor or None
-        At which positions the next token is told, shape (batch, length - 1).
+        At which places the next token is told, see `conversations.told_places`.
     """
 
     arguments: dict[str, Any]
@@ -70,17 +69,16 @@ class AnswerPositions:
         ----------
         batch : Mapping
             ``input_ids``, ``attention_mask`` (batch, length) and whatever else the model takes, and:
-            ``labels`` (batch, length), -100 where nothing is told; without them nothing is.
+            ``told``, see `conversations.told_places`; without them nothing is.
             ``image_features``, see `image_features`, in the order of the texts, in place of ``pixel_values``.
         """
         inputs = _inputs(self.model, batch)
-        told = batch[LABELS][:, 1:] != IGNORED if LABELS in batch else None
-        return Entered(self._entering(inputs), inputs["attention_mask"], told)
+        return Entered(self._entering(inputs), inputs["attention_mask"], batch.get(TOLD))
 
     def features(self, trunk: Entered) -> Any:
         """Compute the logits (n, words) of the n tokens that are told, see `logits_of`."""
         hidden = self.decoder(**trunk.arguments, use_cache=False).last_hidden_state
-        return logits_of(hidden[:, :-1][trunk.told], self._words, self.head.out_features)
+        return logits_of(hidden[:, :-1].flatten(0, 1)[trunk.told], self._words, self.head.out_features)
 
     @torch.no_grad()
     def write(self, trunk: Entered, stops: Collection[int], limit: int) -> list[list[int]]:
@@ -193,8 +191,8 @@ class _Pictures(list):
 
 
 def _inputs(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return what a model takes of a batch; without `image_features`, that is all but the labels."""
-    given = {name: value for name, value in batch.items() if name not in (LABELS, FEATURES)}
+    """Return what a model takes of a batch; without `image_features`, that is all but what is told."""
+    given = {name: value for name, value in batch.items() if name not in (TOLD, FEATURES)}
     inputs: dict[str, Any] = {
         name: value.to(model.dtype) if value.is_floating_point() else value for name, value in given.items()
     }

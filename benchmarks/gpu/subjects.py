@@ -12,7 +12,7 @@ from transformers import Qwen2_5_VLConfig
 from app.adapters import Adapter, adapt
 from app.backbones import Backbone
 from app.chat import ChatProcessor
-from app.conversations import FEATURES, GRIDS, LABELS
+from app.conversations import FEATURES, GRIDS, TOLD, told_places
 from app.dual_adapter import ROLES, DualAdapter
 from app.families.generative import Generative
 from app.heads import answer_with_new_head
@@ -205,11 +205,11 @@ def _draw_qwen(config: Any, side: int, batch: int, device: torch.device) -> Draw
         "input_ids": tokens,
         "attention_mask": torch.ones_like(tokens),
         "mm_token_type_ids": (tokens == config.image_token_id).long(),
-        LABELS: targets,
+        TOLD: told_places(targets),
         GRIDS: torch.tensor([[1, side, side]]).expand(batch, -1),
     }
     text = {name: value.to(device) for name, value in text.items()}
     features = torch.randn((1, batch * shown, seen.out_hidden_size), generator=generator)
     patches = torch.randn((batch * side**2, pixels), generator=generator)
     whole = {**text, "pixel_values": patches.to(device, torch.bfloat16)}
-    return Drawn(whole, {**text, FEATURES: features.to(device, torch.bfloat16)}, text[LABELS])
+    return Drawn(whole, {**text, FEATURES: features.to(device, torch.bfloat16)}, targets.to(device))

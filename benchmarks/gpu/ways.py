@@ -11,7 +11,9 @@ from torch.utils._pytree import tree_map
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from app.checkpointing import recompute_blocks
+from app.families.generative import Entered
 from app.mkd import Outcome, descend, losses, mkd_step
+from app.piecewise import PiecewiseLogits
 from client_app.local_training import mixed_precision
 
 from .log import Log
@@ -49,12 +51,9 @@ def in_one_batch(subject: Subject, batch: int, device: torch.device) -> Step:
     shares = {"shared": student, "frozen": 0.5 * teacher, "local": 0.5 * teacher}
     learner.branches["mixed"] = shares  # type: ignore[assignment]
 
-    def twice(value: Any) -> Any:
-        return torch.cat([value, value]) if isinstance(value, Tensor) and len(value) == batch else value
-
     def step() -> Outcome:
-        trunk = tree_map(twice, learner.trunk(kept))
-        z_s, z_dat = learner.classify(learner.features(trunk, "mixed")).chunk(2)
+        trunk = _twice(learner.trunk(kept), batch)
+        z_s, z_dat = _halves(learner.classify(learner.features(trunk, "mixed")))
         ce_s, kl_s = losses(z_s, z_dat, targets, method)
         ce_dat, kl_dat = losses(z_dat, z_s, targets, method)
         descend(optimizer, 0.5 * (ce_s + kl_s) + 0.5 * (ce_dat + kl_dat))
@@ -62,6 +61,26 @@ def in_one_batch(subject: Subject, batch: int, device: torch.device) -> Step:
         return Outcome(z_s.detach(), z_dat.detach(), z_dat.detach(), measured)
 
     return step
+
+
+def _twice(trunk: Any, batch: int) -> Any:
+    """Return what all branches have in common, for twice as many rows."""
+
+    def twice(value: Any) -> Any:
+        return torch.cat([value, value]) if isinstance(value, Tensor) and len(value) == batch else value
+
+    doubled = tree_map(twice, trunk)
+    if isinstance(trunk, Entered) and trunk.told is not None:
+        told = torch.cat([trunk.told, trunk.told + trunk.mask[:, 1:].numel()])
+        return doubled._replace(told=told)
+    return doubled
+
+
+def _halves(logits: Any) -> Any:
+    if isinstance(logits, PiecewiseLogits):
+        halves = logits.hidden.chunk(2)
+        return [PiecewiseLogits(half, logits.head, logits.shape[1]) for half in halves]
+    return logits.chunk(2)
 
 
 def compiled(subject: Subject, batch: int, device: torch.device) -> Step:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from app import piecewise
 from app.adapters import Adapter
 from app.backbones import load_backbone
 from benchmarks import step
@@ -113,8 +114,9 @@ def test_a_goal_is_met_from_its_very_value_on(log):
     assert [goal["met"] for goal in log.figures["goals"]] == [True, True, False, False]
 
 
-@pytest.mark.parametrize("kind", ["vilt", "smolvlm"])
-def test_both_branches_in_one_batch_are_the_joint_update(kind, vilt):
+@pytest.mark.parametrize("kind", ["vilt", "smolvlm", "smolvlm in pieces"])
+def test_both_branches_in_one_batch_are_the_joint_update(kind, vilt, monkeypatch):
+    monkeypatch.setattr(piecewise, "PIECE", 4 * 1200 if "pieces" in kind else 2**22)
     subject = (vilt if kind == "vilt" else subjects.smolvlm)(CPU, True)
     two, one = ways.joint(subject, 3, CPU), ways.in_one_batch(subject, 3, CPU)
     for _ in range(2):

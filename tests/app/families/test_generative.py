@@ -158,7 +158,7 @@ def test_the_step_is_the_literal_one_on_stock_peft(monkeypatch, name, backbone, 
         Adapter("lora", lora_rank=3).config(backbone),
         None,
         "next-token",
-        lambda model, batch: model(**{key: value for key, value in batch.items() if key != "labels"}).logits,
+        lambda model, batch: model(**{key: value for key, value in batch.items() if key != "told"}).logits,
     )
     with torch.no_grad():
         for role in ("shared", "frozen", "local"):

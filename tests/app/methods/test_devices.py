@@ -8,11 +8,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import masking_utils
 
+from app import piecewise
 from app.adapters import Adapter
+from app.backbones import load_backbone
+from app.conversations import converse
+from app.families.generative import image_features
 from app.heads import new_head
 from app.methods import METHODS
 from app.mkd import Distillation, make_optimizer
+from tests.app.families.test_generative import rows
+from tests.app.tiny_generative import MODELS, made, pictures_alone
 
 META = torch.device("meta")
 SETTINGS = SimpleNamespace(
@@ -47,10 +54,35 @@ def on_meta(batch):
     return inputs, torch.rand(len(batch["input_ids"]), 5, device=META)
 
 
-def step(name, learner, inputs, targets, update="alternating"):
+def step(name, learner, inputs, targets, update="alternating", loss="bce-scores"):
     optimizer = make_optimizer(learner, 1e-3, 0.01, "adamw")
-    distillation = Distillation(loss="bce-scores", update=update)
+    distillation = Distillation(loss=loss, update=update)
     return METHODS[name].step(learner, optimizer, inputs, targets, distillation, SETTINGS)
+
+
+# Their positions are computed by transformers, token by token, on the host.
+READING = {"Qwen2.5-VL", "Qwen3-VL"}
+
+
+@pytest.fixture(params=sorted(MODELS.keys() - READING))
+def writing(request, tmp_path_factory, monkeypatch):
+    """Return a generative model's learner, and a batch with kept features, of texts of unequal lengths."""
+    # transformers looks whether a text has as many places as there are features, unless told not to, and
+    # whether a mask can be done without, unless a graph is recorded.
+    monkeypatch.setenv("TRANSFORMERS_DISABLE_TORCH_CHECK", "1")
+    monkeypatch.setattr(masking_utils, "is_tracing", lambda *_: True)
+    monkeypatch.setattr(piecewise, "PIECE", 2 * 1400)
+    with pictures_alone():
+        backbone = load_backbone(str(made(request.param, tmp_path_factory.mktemp("writes"))))
+    kept = converse(rows(), backbone.processor, lambda pictures: image_features(backbone.model, pictures))
+    learner = METHODS["feddat"].open(backbone, Adapter("lora", 4, 3), 0, torch.device("cpu"))
+    return moved(learner), *kept.batch(torch.arange(3), META)
+
+
+def test_nor_does_a_step_of_a_model_that_writes(writing):
+    learner, inputs, targets = writing
+    measured = step("feddat", learner.train(), inputs, targets, loss="next-token")
+    assert all(value.device == META for value in measured.values())
 
 
 # Their forward is transformers' own, where ViLT reads the mask of its pixels.

@@ -17,6 +17,7 @@ from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from .families import FAMILIES, Family, family_of
+from .quantisation import loading, tensors_in
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -175,17 +176,17 @@ def load_backbone(
             config = family.configure(**family.built_in[name])
             backbone = _frozen(name, family.draw(config, seed), family.processor("", config))
             return _chosen(backbone, head, prompt, parts)
+    how = loading(precision)
     folder = builtin_folder(name) if name in BUILTIN else Path(name).expanduser() if "~" in name else name
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         family = family_of(config.model_type)
         if precision not in family.precisions:
             raise ValueError(f"backbone-precision = {precision!r}; allowed: {', '.join(family.precisions)}")
-        dtype = getattr(torch, precision)
         if weights == "random":
-            model = family.draw(config, seed, dtype)
+            model = family.draw(config, seed, how["dtype"])
         else:
-            model = family.load(folder, config, dtype)
+            model = family.load(folder, config, **how)
         processor = family.processor(folder, config)
     # A RuntimeError says that shapes do not fit, an ImportError that a processor needs another package.
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
@@ -259,7 +260,8 @@ def fingerprint(model: PreTrainedModel, processor: Any = None) -> str:
         digest.update(json.dumps(processor.facts(), default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        for part in tensors_in(tensor.detach()):
+            digest.update(part.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -13,6 +13,7 @@ from app.adapters import Adapter
 from app.backbones import BUILTIN, Backbone, open_backbone
 from app.learner import CLASSIFIER
 from app.methods import METHODS
+from app.quantisation import QUANTISED
 from app.settings import Settings
 
 _BASE = "base_model"
@@ -70,7 +71,9 @@ def _save_adapter(folder: Path, settings: Settings, backbone: Backbone, shared: 
     if settings.adapter == "lora":
         backbone.processor.save(folder)
     if beside:
-        backbone.model.save_pretrained(folder / _BASE)  # float32, as it computes here
+        if settings.backbone_precision in QUANTISED:  # whoever loads it need not have what made it smaller
+            backbone = open_backbone(settings.model_copy(update={"backbone_precision": "float32"}))
+        backbone.model.save_pretrained(folder / _BASE)
 
 
 def lies_beside(backbone: str, weights: str) -> bool:

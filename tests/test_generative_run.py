@@ -81,6 +81,25 @@ def test_a_run_ends_in_an_adapter_that_stock_peft_loads(writing, folder, parts):
     assert stock.generate(**inputs, max_new_tokens=3, do_sample=False).shape[1] > inputs["input_ids"].shape[1]
 
 
+@pytest.mark.parametrize("name", ["LLaVA", "tiny-vlm"])
+def test_a_run_on_a_byte_a_weight_ends_in_an_adapter_for_the_stock_model(writing, llava, name):
+    """Which holds float32, be it the folder's own or, of a built-in one, beside the adapter."""
+    pytest.importorskip("torchao", reason="the extra int8")
+    folder = llava if name == "LLaVA" else name
+    run = writing(folder, num_rounds=1, backbone_precision="int8").serve()
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert not any("refused" in row for row in rows)
+    assert all(row["delta-shared"] > 1e-4 and row["delta-local"] > 1e-4 for row in rows)
+    adapter, plain = run / "adapter", load_backbone(str(folder)).model
+    base = AutoModelForImageTextToText.from_pretrained(llava if name == "LLaVA" else adapter / "base_model")
+    assert all(torch.equal(value, plain.state_dict()[name]) for name, value in base.state_dict().items())
+    assert {weight.dtype for weight in base.parameters()} == {torch.float32}
+    ids = torch.randint(20, 60, (2, 6), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found = PeftModel.from_pretrained(base, adapter).eval()(input_ids=ids).logits
+        assert (found - plain(input_ids=ids).logits).abs().max() > 1e-4
+
+
 def test_no_head_is_kept_and_what_travels_is_the_shared_adapter_alone(writing, llava):
     clients = writing(llava, num_rounds=1)
     run = clients.serve()
@@ -207,6 +226,12 @@ def test_options_without_the_right_answer_are_refused_by_name(choosing):
             "adapted-parts = 'language vision' with loss = 'bce-scores'; allowed: 'language', or",
         ),
         (
+            {"backbone_precision": "int8", "backbone_weights": "random"},
+            "backbone-weights = 'random' with backbone-precision = 'int8', .*; allowed: 'pretrained'",
+        ),
+        ({"backbone_precision": "nf4", "device": "cpu"}, "'nf4' with device = 'cpu'; allowed: 'int8', or"),
+        ({"backbone_precision": "nf4", "device": "auto"}, "backbone-precision = 'nf4' without CUDA; allowed"),
+        (
             {"adapted_parts": "vision language"},
             "adapted-parts = 'vision language'; allowed: 'language', 'con",
         ),
@@ -218,6 +243,7 @@ def test_options_without_the_right_answer_are_refused_by_name(choosing):
     ],
     ids=str,
 )
-def test_settings_that_do_not_go_together_end_the_run_by_name(writing, llava, overrides, line):
+def test_settings_that_do_not_go_together_end_the_run_by_name(writing, llava, monkeypatch, overrides, line):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match=line):
         writing(**{"folder": llava, **overrides}).serve()

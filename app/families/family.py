@@ -56,7 +56,7 @@ class Family(ABC):
     task_type : str
         What PEFT is to take it for.
     precisions : tuple of str
-        What its weights can be held in, as dtypes of torch.
+        What its weights can be held in: values of the setting `backbone-precision`.
     losses : tuple of str
         What it can be trained by, of `tasks.TASKS`.
     kind_of_examples : type
@@ -95,8 +95,8 @@ class Family(ABC):
         """Make the configuration of a name in `built_in`."""
         raise NotImplementedError
 
-    def load(self, folder: str | Path, config: Any, dtype: torch.dtype = torch.float32) -> Any:
-        """Load a model's weights from safetensors.
+    def load(self, folder: str | Path, config: Any, **how: Any) -> Any:
+        """Load a model's weights from safetensors; `how` is what ``from_pretrained`` is given beside.
 
         Raises
         ------
@@ -109,8 +109,8 @@ class Family(ABC):
             config=config,
             use_safetensors=True,
             trust_remote_code=False,
-            dtype=dtype,
             output_loading_info=True,
+            **how,
         )
         if missing := sorted(self.missing(model, report["missing_keys"])):
             raise ValueError(f"no weights for {missing[0]}")

@@ -274,7 +274,7 @@ class Generative(Family):
 
     words = "a vision-language model with a chat template (LLaVA, SmolVLM, Qwen-VL, InternVL, Gemma 3, ...)"
     task_type = "CAUSAL_LM"
-    precisions = ("float32", "bfloat16")
+    precisions = ("float32", "bfloat16", "int8", "nf4")
     losses = ("next-token",)
     kind_of_examples = Conversations
     purpose = "image-text-to-text"

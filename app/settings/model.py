@@ -12,7 +12,7 @@ class ModelSettings(Section):
 
     backbone: str = Field(min_length=1)
     backbone_weights: Literal["pretrained", "random"]
-    backbone_precision: Literal["float32", "bfloat16"]
+    backbone_precision: Literal["float32", "bfloat16", "int8", "nf4"]
     max_tokens: int = Field(ge=0)
     adapter: Literal["bottleneck", "lora"]
     reduction_factor: int = Field(gt=0)
@@ -35,5 +35,10 @@ class ModelSettings(Section):
             (
                 "{}" not in self.answer_prompt,
                 f"answer-prompt = {self.answer_prompt!r}; allowed: a text with {{}} for the answer",
+            ),
+            (
+                self.backbone_weights == "random" and self.backbone_precision in ("int8", "nf4"),
+                f"backbone-weights = 'random' with backbone-precision = {self.backbone_precision!r}, which is"
+                " made of a model's files; allowed: 'pretrained'",
             ),
         )

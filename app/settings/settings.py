@@ -169,6 +169,10 @@ class Settings(  # pydantic takes the last one's fields first
                 )
             ),
             (
+                self.backbone_precision == "nf4" and self.device == "cpu",
+                "backbone-precision = 'nf4' with device = 'cpu'; allowed: 'int8', or a device with CUDA",
+            ),
+            (
                 not writes and self.adapted_parts != "language",
                 f"adapted-parts = {self.adapted_parts!r} with loss = {self.loss!r}; allowed: 'language', or"
                 " loss = 'next-token'",

@@ -10,6 +10,7 @@ from torch import nn
 
 from app.adapters import Adapter, adapt
 from app.backbones import fingerprint, load_backbone
+from app.conversations import TOLD, told_places
 from app.dual_adapter import ROLES, DualAdapter
 from app.families.generative import Generative
 from app.mkd import Distillation, make_optimizer, mkd_step
@@ -17,7 +18,7 @@ from app.quantisation import loading, tensors_in
 from tests.app.tiny_generative import made, pictures_alone
 from tests.app.tiny_models import drawn
 
-TOLD = Distillation(loss="next-token")
+METHOD = Distillation(loss="next-token")
 FLOAT32, INT8 = "float32", "int8"
 
 
@@ -36,9 +37,10 @@ def opened(folder):
 @pytest.fixture(scope="module")
 def batch():
     tokens = torch.randint(20, 90, (3, 9), generator=torch.Generator().manual_seed(0))
-    told = tokens.clone()
-    told[:, :5] = -100
-    return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": told}, told
+    targets = tokens.clone()
+    targets[:, :5] = -100
+    given = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), TOLD: told_places(targets)}
+    return given, targets
 
 
 def quantised(model):
@@ -101,7 +103,7 @@ def test_branches_and_steps_are_those_of_a_model_with_the_rounded_weights(opened
     for dual, given in ((ours, batch[0]), (plain, inputs)):
         optimizer = make_optimizer(dual, 1e-3, 0.0)
         for _ in range(4):
-            mkd_step(dual, optimizer, given, batch[1], TOLD)
+            mkd_step(dual, optimizer, given, batch[1], METHOD)
         ends.append({**dual.shared(), **dual.private()})
     for name, value in ends[0].items():
         assert not torch.equal(value, before[name])

@@ -27,7 +27,7 @@ from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
 from app.adapters import Adapter, adapt
 from app.backbones import Backbone
 from app.chat import ChatProcessor
-from app.conversations import FEATURES, GRIDS, LABELS
+from app.conversations import FEATURES, GRIDS, TOLD, told_places
 from app.families.generative import Generative, image_features
 from app.mkd import Distillation, adapter_step, make_optimizer, mkd_step, reference_step
 from app.tasks import Tokens
@@ -109,7 +109,7 @@ def make_variants(
         "input_ids": tokens.to(device),
         "attention_mask": torch.ones_like(tokens, device=device),
         "position_ids": torch.zeros((3, *tokens.shape), dtype=torch.long, device=device),
-        LABELS: targets,
+        TOLD: told_places(targets).to(device),
     }
     whole, kept = {**text, **picture}, {**text, GRIDS: grids, FEATURES: features}
     with device:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from peft import PeftModel
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
 from app.adapters import Adapter, adapt
 from app.backbones import load_backbone
@@ -76,6 +76,8 @@ def test_a_run_ends_in_an_adapter_that_stock_peft_loads(writing, folder, parts):
     exec(merging.split("```")[0].replace('"merged"', repr(str(run / "merged"))), space)
     merged = AutoModelForImageTextToText.from_pretrained(run / "merged").eval()
     assert AutoProcessor.from_pretrained(run / "merged").chat_template == processor.chat_template
+    # As lmms-eval opens it beside model and processor.
+    assert AutoTokenizer.from_pretrained(run / "merged").get_vocab() == processor.tokenizer.get_vocab()
     with torch.no_grad():
         torch.testing.assert_close(merged(**inputs).logits, expected, atol=1e-4, rtol=0)
     assert stock.generate(**inputs, max_new_tokens=3, do_sample=False).shape[1] > inputs["input_ids"].shape[1]

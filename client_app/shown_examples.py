@@ -101,7 +101,14 @@ def main(arguments: list[str] | None = None, prog: str = "python -m client_app.s
     warnings.simplefilter("ignore")
     try:
         asked = Asked.of_run(given.folder, given.client, given.of)
-        shown = list(track(shown_examples(asked, given.examples), "asking", given.examples, transient=True))
+        seen = track(
+            shown_examples(asked, given.examples),
+            "asking",
+            given.examples,
+            transient=True,
+            disable=not sys.stdout.isatty(),
+        )
+        shown = list(seen)
         path = closed_folder("state-dir", asked.shelf.folder) / "examples.html"
         write_atomically(path, examples_page(given.folder.name, asked.client.partition.name, shown))
     except (ValueError, OSError) as error:

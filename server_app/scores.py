@@ -99,5 +99,6 @@ def what_ran(settings: Mapping[str, Any], rows: Rows) -> str:
         f"`{settings.get(key, '?')}`" for key in ("method", "strategy", "benchmark")
     )
     rounds, seed = settings.get("num-rounds", "?"), settings.get("seed", "?")
-    size = f"{len(names_of(rows))} clients, {rounds} rounds, seed {seed}"
+    clients = len(names_of(rows))
+    size = f"{clients} client{'s' * (clients != 1)}, {rounds} round{'s' * (rounds != 1)}, seed {seed}"
     return f"Method {method} under {strategy} on the benchmark {benchmark}: {size}."

@@ -39,8 +39,10 @@ class Run:
 
     @property
     def scores(self) -> dict[int, float]:
-        """Each client's last student score, in points."""
-        return {row["partition"]: 100 * row["student"] for row in self.rows if "student" in row}
+        """Each client's last score, in points, of the first branch that there is."""
+        from server_app.rows import last_scores
+
+        return {partition: 100 * score for partition, score in last_scores(self.rows).items()}
 
     @property
     def mean(self) -> float:
@@ -114,7 +116,9 @@ def runs(context: typer.Context) -> None:
     """List the runs, the oldest first."""
     if context.invoked_subcommand:
         return
-    table = Table("run", "when", "method", "rounds", "report", "mean student")
+    table = Table("run", "when", "method", "rounds", "report", "mean score")
+    for column in table.columns:
+        column.overflow = "fold"  # a name that is cut off cannot be given to another command
     for run in _all_runs():
         when = datetime.fromtimestamp((run.folder / "settings.json").stat().st_mtime)
         finished = "yes" if (run.folder / "report.md").exists() else "no"
@@ -127,7 +131,7 @@ def runs(context: typer.Context) -> None:
 
 @app.command()
 def compare(names: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help="Names of runs.")]) -> None:
-    """Show runs side by side: the student's last score on each client, and the settings that differ."""
+    """Show runs side by side: the last score on each client, and the settings that differ."""
     found = [find_run(name) for name in names]
     from server_app.rows import ALL, SERVER, names_of
 
@@ -135,7 +139,7 @@ def compare(names: Annotated[list[str], typer.Argument(metavar="RUN RUN...", hel
     for run in found:
         clients |= names_of(run.rows) | ({SERVER: ALL} if SERVER in run.scores else {})
     console = Console(highlight=False)
-    table = Table("student, in points", *map(escape, names))
+    table = Table("score, in points", *map(escape, names))
     for column in table.columns[1:]:
         column.justify = "right"
     for partition, client in sorted(clients.items()):

@@ -44,6 +44,22 @@ def test_compared_runs_show_clients_and_the_settings_that_differ(runs):
     assert not [row for row in rows if row[0] in ("method", "run-token")]
 
 
+def test_a_run_without_a_student_is_shown_by_the_branch_that_it_has(runs):
+    folder = runs.home / "runs" / "two"
+    rows = [{"round": 2, "partition": number, "name": "c", "local": 0.5} for number in (0, 1)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert ["mean", "37.5", "50.0"] in cells(runs.calls("runs", "compare", "one", "two").stdout)
+    (row,) = (row for row in cells(runs.calls("runs", COLUMNS="100").stdout) if row[0] == "two")
+    assert row[-1] == "50.0"
+
+
+def test_no_name_is_cut_off_in_a_narrow_terminal(runs):
+    long = "a-name-of-a-run-that-is-longer-than-a-narrow-terminal-has-room-for"
+    (runs.home / "runs" / "two").rename(runs.home / "runs" / long)
+    shown = runs.calls("runs", COLUMNS="60").stdout
+    assert long in "".join(row[0] for row in cells(shown))
+
+
 def test_a_damaged_metrics_file_is_read_as_far_as_it_goes_and_stays(runs):
     path = runs.home / "runs" / "one" / "metrics.jsonl"
     path.write_bytes(path.read_bytes() + b"\x00 no row\n")

@@ -187,7 +187,7 @@ class Learner(nn.Module):
 
 def _check(what: str, own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
     if odd := sorted(state.keys() ^ own.keys()):
-        raise ValueError(f"{what}: arrays missing or not known: {', '.join(odd[:3])}")
+        raise ValueError(f"{what}: missing or unknown arrays: {', '.join(odd[:3])}")
     for name, weight in own.items():
         if state[name].shape != weight.shape:
             raise ValueError(

@@ -173,7 +173,7 @@ def load_private_state(
         missing = f"the private state of round {expected} is not in {shelf.folder}"
         if must:
             raise ValueError(
-                f"{missing}; allowed: to go on where it is, one FEDDAT_HOME for all machines, or"
+                f"{missing}; allowed: the machine where it lies, one FEDDAT_HOME for all machines, or"
                 " private-state = 'context' from the first round on"
             )
         lost = max(lost, 1)

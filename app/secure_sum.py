@@ -89,7 +89,7 @@ class Codes:
         if (total > count * self.top).any():
             raise ValueError(
                 f"the sum of {count} clients is not one of numbers from {-self.limit:g} to {self.limit:g}:"
-                " one of them sent something else than it should"
+                " one of them sent what it should not"
             )
         return total * (self.step / count) - self.limit
 

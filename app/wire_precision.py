@@ -60,7 +60,7 @@ def decode(data: bytes, shape: tuple[int, ...], precision: str, name: str = "") 
         raise ValueError(f"array '{name}' holds {len(data)} bytes that are not {wanted}")
     body, size = data[:-CRC_BYTES], prod(shape)
     if _sealed(body, name) != data:
-        raise ValueError(f"array '{name}' has another checksum than its bytes")
+        raise ValueError(f"array '{name}' has a checksum that is not that of its bytes")
     if precision == "bfloat16":
         values = _from_bfloat16(np.frombuffer(body, "<u2"))
     else:

@@ -63,7 +63,7 @@ def kept_examples(
     except FileNotFoundError:
         pass
     except (OSError, ValueError) as error:
-        log.info("examples in %s are made again: %s", path, error)
+        log.info("the examples kept in %s cannot be used and are made again: %s", path, error)
     try:
         examples, sources = build()
         _write(path, examples, {**facts, "sources": json.dumps(sources)})
@@ -79,7 +79,9 @@ def _write(path: Path, examples: Any, facts: Mapping[str, str]) -> None:
             path, {name: value for name, value in vars(examples).items() if value is not None}, facts
         )
     except OSError as error:
-        log.warning("examples cannot be kept in %s, every process makes them again: %s", path.parent, error)
+        log.warning(
+            "examples cannot be kept in %s, so that each process makes them again: %s", path.parent, error
+        )
 
 
 def _read(path: Path, facts: Mapping[str, str], kind: type[Any]) -> Any:

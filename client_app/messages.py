@@ -153,7 +153,7 @@ def _hiding_failures(client: Client, work: Callable[[], Answer], instead: Callab
     except Exception:
         if client.settings.dp.mode != "local" or client.policy.policy == "open":
             raise
-        log.exception("this failed, which is not told under local privacy: the server gets noise alone")
+        log.exception("this failed; under local privacy the server is not told so, and gets noise alone")
         return instead()
 
 

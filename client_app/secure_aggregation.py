@@ -123,7 +123,7 @@ def _deal(config: Mapping[str, Any], context: Context, settings: SecureSettings)
     if own not in parties or mine != [
         keys[roster.place(own)] for keys in (roster.mask_keys, roster.channel_keys)
     ]:
-        raise PublicError("the parties' keys are without this site's own")
+        raise PublicError("this site's own keys are not among the parties'")
     owns, masks = (secure_sum.shares_of(kept[name], roster) for name in ("own", "mask"))
     pairs = {party: one + other for party, one, other in zip(parties, owns, masks, strict=True)}
     sealed = [
@@ -156,7 +156,7 @@ def _dealt(
     """Read what the others sealed for this site, by dealer; nothing where that cannot be read."""
     sealed = config.get("sealed")
     if not isinstance(sealed, list) or len(sealed) != len(dealers):
-        raise PublicError(f"{len(dealers)} dealers, and not as many sealed shares")
+        raise PublicError(f"{len(dealers)} dealers, but not as many sealed shares")
     channel, dealt = X25519PrivateKey.from_private_bytes(kept["channel"]), {}
     for dealer, one in zip(dealers, sealed, strict=True):
         key = _channel_key(channel, roster, dealer, dealer, own)
@@ -184,7 +184,7 @@ def _change(sent: ArrayRecord, trained: ArrayRecord) -> np.ndarray:
 def _parties(said: Any, roster: Roster) -> list[int]:
     """Return what are some of the parties, each once, ascending; PublicError for anything else."""
     if not isinstance(said, list) or said != [party for party in roster.parties if party in said]:
-        raise PublicError("the message names others than the parties, or not in their order")
+        raise PublicError("the message names clients that are not parties, or not in the parties' order")
     return said
 
 
@@ -226,7 +226,7 @@ def _taken(config: Mapping[str, Any], context: Context, after: str) -> Kept:
                 return kept
     except FileNotFoundError:
         pass
-    raise PublicError(f"the message is of no attempt at a sum that waits for what comes after '{after}'")
+    raise PublicError(f"no attempt at a sum waits here for what follows '{after}'")
 
 
 def _read(path: Path) -> Kept:

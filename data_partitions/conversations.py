@@ -140,7 +140,7 @@ def _check_turns(messages: Sequence[Message]) -> None:
     if not turns or turns[-1] != "user":
         raise BadRowError("no answer" if turns else "no turn of user")
     if any(PLACE in turn["content"] for turn in messages if turn["role"] != "user"):
-        raise BadRowError("has a place for a picture outside of a user's turn")
+        raise BadRowError("has a place for a picture outside a user's turn")
 
 
 def _place(messages: Sequence[Message], pictures: int) -> None:
@@ -170,7 +170,7 @@ def _content(given: Any) -> str:
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind == "image":
             if any(part.get(name) is not None for name in ("image", "url", "path", "base64")):
-                raise BadRowError("has a picture inside of a message; allowed: in image or images")
+                raise BadRowError("has a picture inside a message; allowed: in image or images")
             texts.append(PLACE)
         elif kind == "text":
             texts.append(_text(part.get("text"), "text").replace(PLACE, ""))

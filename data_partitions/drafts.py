@@ -123,7 +123,7 @@ def drafts_of(origins: Iterable[Origin], faults: Faults) -> list[Draft]:
                 split = split or _split_of(record)
                 found = form_of(record)
                 if found != (form := form or found):
-                    raise BadRowError(f"has {found}, and what is before it {form}")
+                    raise BadRowError(f"has {found}, where the lines before it have {form}")
                 said = conversation_of(record, form)
                 said = replace(said, pictures=[_key(picture) for picture in said.pictures])
                 drafts.append(Draft(origin, index, where, split, said))
@@ -278,7 +278,7 @@ def _inside(origin: Origin, part: list[Draft]) -> dict[tuple[int, int], bytes]:
 def _found(origin: Origin, picture: str) -> Path:
     """Return where a picture's path leads; whether it may be read is for `read_file` to say."""
     if origin.root is None:
-        raise BadRowError(f"image {picture!r} is a path, and there is not a folder")
+        raise BadRowError(f"image {picture!r} is a path, and there is no folder for it to lie in")
     paths = [folder / picture for folder in origin.folders]
     return next((path for path in paths if os.path.exists(path)), paths[0])
 

@@ -68,7 +68,7 @@ def _in_folder(folder: Path, data_dir: str) -> dict[str, Files]:
     elif lying:
         for path in lying:
             if path.stem in found:
-                raise ValueError(f"data-dir: {path.name} has the name of another client's file")
+                raise ValueError(f"data-dir: {path.name} has the same name as another client's file")
             found[path.stem] = {UNKNOWN: [path]}
     else:
         for own in inside:

@@ -81,7 +81,7 @@ def _scenario(path: Path) -> list[list[tuple[str, int]]]:
         if not re.fullmatch(r"[\w-][\w.-]*", name):
             raise ValueError(f"data-dir: {path.name} names a data set {name!r}; allowed: a folder's name")
     if not clients or not all(clients):
-        raise ValueError(f"data-dir: {path.name} has a client without data, or none")
+        raise ValueError(f"data-dir: {path.name} has no clients, or one without data")
     return clients
 
 

@@ -88,8 +88,8 @@ def kept_settings(name: str) -> dict[str, Any]:
         ) from None
     if line := old_name_in(kept):
         raise SettingsError(
-            f"resume = {name!r} was begun with settings of old names: {line}; allowed: to go on"
-            " with the version that began it"
+            f"resume = {name!r} was begun with old names of settings: {line}; allowed: the"
+            " version of feddat that began it"
         )
     return kept
 

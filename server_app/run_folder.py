@@ -39,12 +39,12 @@ def held(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             holder = os.pread(descriptor, 200, 0).decode(errors="replace")
             raise SettingsError(
-                f"the run {folder.name!r} is being served by another ServerApp ({holder or 'unknown'});"
-                " allowed: one a run: wait for its end, or stop it"
+                f"the run {folder.name!r} is already going in another ServerApp ({holder or 'unknown'});"
+                " allowed: one at a time; wait until it ends, or stop it"
             ) from None
         if not locked:
             log.warning(
-                "the file system of %s has no locks: see to it that no other ServerApp runs %r",
+                "the file system of %s has no locks: make sure that no other ServerApp runs %r",
                 folder,
                 folder.name,
             )

@@ -57,7 +57,7 @@ class RunLog(RoundObserver):
         if kept is None and self.folder.exists():
             raise SettingsError(
                 f"run-name = {self.name!r} is taken: {self.folder}; "
-                f"allowed: another name, or '' for one made of the time"
+                f"allowed: another name, or '' for one made of benchmark, method and time"
             )
         given = settings.run_config()
         # The token tells this run from another of its name, at clients that keep private states of both.

@@ -254,7 +254,7 @@ class Checked(StrategyWrapper):
         arrays, metrics = super().aggregate_train(server_round, self._take(server_round, "train", valid))
         if valid and arrays is None:
             name = type(self.strategy).__name__
-            raise RuntimeError(f"round {server_round}: {name} makes nothing of {len(valid)} valid replies")
+            raise RuntimeError(f"round {server_round}: {name} gives no result for {len(valid)} valid replies")
         return arrays and as_sent(arrays, self._sent()), metrics
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
@@ -441,7 +441,8 @@ class Checked(StrategyWrapper):
             self._told.add(reply.partition_id)
             names = one_line(", ".join(map(repr, reply.dropped[:3])), 100)
             log.warning(
-                "round %d, %s: partition %d measures what does not count: %s; %d dropped, and later ones",
+                "round %d, %s: partition %d sent metrics that are not allowed: %s;"
+                " %d dropped, and later ones",
                 server_round,
                 phase,
                 reply.partition_id,

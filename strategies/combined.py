@@ -73,7 +73,9 @@ class Combined(StrategyWrapper):
         key = weight_key(self.strategy)
         combined = self.combine(self._sent, arrays, [scalars(reply)[key] for reply in replies])
         if shapes_of(combined) != shapes_of(self._sent):
-            raise RuntimeError(f"round {server_round}: the combination of replies is not like what was sent")
+            raise RuntimeError(
+                f"round {server_round}: the combined replies have other names or shapes than what was sent"
+            )
         ordered = ArrayRecord({name: combined[name] for name in self._sent})
         return super().aggregate_train(server_round, [_with(ordered, reply) for reply in replies])
 

@@ -132,7 +132,9 @@ class Members:
                 raise self._too_few(len(there), wanted)
             if over:
                 log.warning(
-                    "%d of %d nodes take part: the others came too late or may not", len(present), wanted
+                    "%d of %d nodes take part: the others came too late, or may not take part",
+                    len(present),
+                    wanted,
                 )
                 break
         self.places = tried

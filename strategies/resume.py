@@ -168,7 +168,7 @@ def _load(strategy: Strategy, state: dict[str, np.ndarray]) -> None:
     places = _places(strategy)
     if strange := next((key for key in state if key.partition("/")[0] not in places), None):
         raise ValueError(
-            f"the checkpoint has the state {strange!r}; the strategies here are {', '.join(places)}"
+            f"the checkpoint has state of {strange!r}; the strategies here are {', '.join(places)}"
         )
     for place, layer in places.items():
         own = {

@@ -50,7 +50,8 @@ class MembersGrid(Grid):
         if monotonic() > self._deadline:
             raise RuntimeError(
                 f"round {self._server_round}: the strategy wants more than {len(members.partitions)} nodes,"
-                f" {members.wait_seconds:g} s are over: start others, or lower its minimum numbers of nodes"
+                f" and no more came within {members.wait_seconds:g} s: start others, or lower"
+                " its minimum numbers of nodes"
             )
         members.update(self._grid, self._server_round)
         return sorted(members.partitions, key=members.partitions.__getitem__)

@@ -91,8 +91,8 @@ def _check_order(strategy: Strategy) -> None:
         name = type(layer).__name__
         if isinstance(layer, Strategy) and type(layer).start is not Strategy.start:
             raise ValueError(
-                f"{name} has a loop of its own, which would not run in here; allowed: that loop on what"
-                f" stands outermost, class Own(FedDAT): start = {name}.start"
+                f"{name} has a `start` of its own, which nobody calls where it stands; allowed: that `start`"
+                f" on the outermost strategy: class Own(FedDAT): start = {name}.start"
             )
         if isinstance(layer, FedXgbBagging | FedXgbCyclic):
             raise ValueError(f"{name} collects trees, not arrays of one shape; allowed: what averages arrays")

@@ -302,9 +302,7 @@ class TestHostileServer:
 
     def test_the_sum_of_a_round_is_opened_once(self, sites, asked):
         told, context = asked
-        with pytest.raises(
-            ValueError, match="of no attempt at a sum that waits for what comes after 'train'"
-        ):
+        with pytest.raises(ValueError, match="no attempt at a sum waits here for what follows 'train'"):
             self.ask(sites, told["open"], context)
 
     def test_a_round_that_is_run_again_is_opened_over_the_same_clients_alone(self, sites, asked):
@@ -337,7 +335,7 @@ class TestHostileServer:
             if way == "to client" and message.metadata.dst_node_id == node and kind_of(message) == "open"
         )
         for came in ([0, 1, 2, 4], [1, 2, 3, 4]):
-            with pytest.raises(ValueError, match="waits for what comes after 'train'"):
+            with pytest.raises(ValueError, match="waits here for what follows 'train'"):
                 self.ask(sites, asked, sites.contexts[node], came=came)
 
     def test_after_a_refusal_nothing_more_is_answered(self, sites, asked):
@@ -345,7 +343,7 @@ class TestHostileServer:
         self.again(sites, told, context, "keys", "deal", "train")
         with pytest.raises(ValueError, match=r"^came = "):
             self.ask(sites, told["open"], context, came=[0, 1, 3, 4])
-        with pytest.raises(ValueError, match="waits for what comes after 'train'"):
+        with pytest.raises(ValueError, match="waits here for what follows 'train'"):
             self.ask(sites, told["open"], context)
 
     def test_of_two_processes_with_a_message_each_one_alone_answers(self, sites, asked, monkeypatch):
@@ -361,20 +359,20 @@ class TestHostileServer:
             return rename(path, target)
 
         monkeypatch.setattr(Path, "rename", renaming)
-        with pytest.raises(ValueError, match="waits for what comes after 'deal'"):
+        with pytest.raises(ValueError, match="waits here for what follows 'deal'"):
             self.ask(sites, told["train"], context)
         assert others[1].content["arrays"]["x"].stype == MASKED
 
     def test_no_mask_is_used_twice(self, sites, asked):
         told, context = asked
         self.again(sites, told, context, "keys", "deal", "train")
-        with pytest.raises(ValueError, match="waits for what comes after 'deal'"):
+        with pytest.raises(ValueError, match="waits here for what follows 'deal'"):
             self.ask(sites, told["train"], context)
 
     def test_shares_are_dealt_once(self, sites, asked):
         told, context = asked
         self.again(sites, told, context, "keys", "deal")
-        with pytest.raises(ValueError, match="waits for what comes after 'keys'"):
+        with pytest.raises(ValueError, match="waits here for what follows 'keys'"):
             self.ask(sites, told["deal"], context)
 
     @pytest.mark.parametrize("step", ["deal", "train", "open"])
@@ -387,7 +385,7 @@ class TestHostileServer:
         told, context = asked
         steps = ["keys", "deal", "train", "open"]
         self.again(sites, told, context, *steps[: steps.index(step)])
-        with pytest.raises(ValueError, match="of no attempt at a sum"):
+        with pytest.raises(ValueError, match="no attempt at a sum waits here"):
             self.ask(sites, told[step], context, **said)
 
     def test_keys_are_new_in_every_attempt(self, sites, asked):
@@ -400,19 +398,19 @@ class TestHostileServer:
         [
             ("deal", {"threshold": 2}, "threshold = 2 of 5 parties; allowed: 3 to 5"),
             ("deal", {"parties": [0, 1, 2, 3, 3]}, "5 parties; allowed: at least 3, each once"),
-            ("deal", {"mask-keys": [b"1" * 32] * 5}, "the parties' keys are without this site's own"),
-            ("deal", {"parties": [0, 1, 3, 4, 5]}, "the parties' keys are without this site's own"),
+            ("deal", {"mask-keys": [b"1" * 32] * 5}, "this site's own keys are not among the parties'"),
+            ("deal", {"parties": [0, 1, 3, 4, 5]}, "this site's own keys are not among the parties'"),
             ("train", {"dealers": [0, 1, 3, 4]}, r"dealers = \[0, 1, 3, 4\]; allowed: this site and as many"),
             (
                 "train",
                 {"dealers": [0, 1, 2]},
                 r"dealers = \[0, 1, 2\]; allowed: this site and as many others",
             ),
-            ("train", {"dealers": [0, 1, 2, 3, 9]}, "the message names others than the parties"),
-            ("train", {"sealed": [b""]}, "5 dealers, and not as many sealed shares"),
+            ("train", {"dealers": [0, 1, 2, 3, 9]}, "the message names clients that are not parties"),
+            ("train", {"sealed": [b""]}, "5 dealers, but not as many sealed shares"),
             ("open", {"came": [2]}, r"came = \[2\]; allowed: this site and others that dealt, 4 or more"),
             ("open", {"came": [0, 1, 3, 4]}, r"came = \[0, 1, 3, 4\]; allowed: this site and others that"),
-            ("open", {"came": [0, 1, 2, 3, 9]}, "the message names others than the parties"),
+            ("open", {"came": [0, 1, 2, 3, 9]}, "the message names clients that are not parties"),
             ("open", {"step": "all"}, "step = 'all'; allowed: 'keys', 'deal', 'open'"),
         ],
     )

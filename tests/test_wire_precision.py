@@ -162,5 +162,5 @@ def test_a_broadcast_that_was_altered_is_refused_by_the_client(federation, monke
         return record
 
     monkeypatch.setattr(WireCodec, "encode", altered)
-    with pytest.raises(RuntimeError, match="has another checksum than its bytes"):
+    with pytest.raises(RuntimeError, match="has a checksum that is not that of its bytes"):
         federation(wire_precision="int8").serve()

@@ -300,7 +300,7 @@ def _counted(number: int, what: str) -> str:
 def _how_on(folder: Path) -> str:
     if (folder / "checkpoints").is_dir():
         return f"to go on: feddat run resume={folder.name}"
-    return "nothing of it is kept, for it had not begun"
+    return "nothing of it is kept: it had not begun"
 
 
 def _program(name: str) -> str:

@@ -88,9 +88,9 @@ class TestWeights:
         good = adapter.state("shared")
         name = sorted(good)[-1]
         for bad, said in (
-            ({n: t for n, t in good.items() if n != name}, f"missing or not known: {name}"),
-            ({**good, "head.weight": good[name]}, "missing or not known: head.weight"),
-            ({}, "missing or not known"),
+            ({n: t for n, t in good.items() if n != name}, f"missing or unknown arrays: {name}"),
+            ({**good, "head.weight": good[name]}, "missing or unknown arrays: head.weight"),
+            ({}, "missing or unknown arrays"),
             ({**good, name: good[name][:-1]}, f"{name} has shape"),
         ):
             with pytest.raises(ValueError) as error:

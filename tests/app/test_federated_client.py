@@ -148,10 +148,13 @@ def test_another_run_begins_anew(process, first):
     ("content", "said"),
     [
         (lambda a: {"arrays": to_record(a), "more": to_record(a)}, "the message has 2 records of arrays"),
-        (lambda a: {"arrays": to_record({**a, "encoder.weight": drawn(2)})}, "not known: encoder.weight"),
-        (lambda a: {"arrays": to_record(dict(list(a.items())[1:]))}, "arrays missing or not known: "),
+        (
+            lambda a: {"arrays": to_record({**a, "encoder.weight": drawn(2)})},
+            "unknown arrays: encoder.weight",
+        ),
+        (lambda a: {"arrays": to_record(dict(list(a.items())[1:]))}, "missing or unknown arrays: "),
         (lambda a: {"arrays": to_record({n: v[:1] for n, v in a.items()})}, "has shape (1, 32), not "),
-        (lambda a: {"arrays": ArrayRecord()}, "arrays missing or not known: "),
+        (lambda a: {"arrays": ArrayRecord()}, "missing or unknown arrays: "),
     ],
     ids=["two records", "an array more", "an array missing", "other shapes", "empty"],
 )

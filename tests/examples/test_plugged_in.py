@@ -91,7 +91,7 @@ def test_plugged_in_clients_take_no_head_of_a_plain_server(tmp_path, drawn):
     trained = [m for to, m in federation.wire if to == "to server" and m.metadata.message_type == "train"]
     assert len(trained) == CLIENTS
     for message in trained:
-        assert "arrays missing or not known" in message.error.reason
+        assert "missing or unknown arrays" in message.error.reason
         assert "classifier" in message.error.reason
 
 

@@ -67,8 +67,8 @@ def test_a_run_with_settings_of_old_names_is_refused_with_a_new_one(folder, refu
     kept = {key.replace("align.", "align-"): value for key, value in kept.items()}
     path.write_text(json.dumps(kept))
     assert refusal(num_rounds=3) == (
-        "resume = 'test' was begun with settings of old names: align-steps is now align.steps;"
-        " allowed: to go on with the version that began it"
+        "resume = 'test' was begun with old names of settings: align-steps is now align.steps;"
+        " allowed: the version of feddat that began it"
     )
 
 

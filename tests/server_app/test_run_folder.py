@@ -24,7 +24,7 @@ def test_the_second_is_told_who_has_the_run_and_comes_in_after_it(tmp_path):
         with pytest.raises(SettingsError) as caught, held(folder):
             pass
         assert str(caught.value).startswith(
-            f"the run 'test' is being served by another ServerApp (process {os.getpid()} on "
+            f"the run 'test' is already going in another ServerApp (process {os.getpid()} on "
         )
         assert "\n" not in str(caught.value)
     with held(folder), pytest.raises(SettingsError), held(folder):
@@ -106,7 +106,7 @@ def test_a_second_server_may_not_go_on_with_a_run_that_is_being_served(federatio
     clients = federation(3, alter=intrude)
     folder = clients.serve()
     assert len(refusals) == 1
-    assert refusals[0].startswith("the run 'test' is being served by another ServerApp (process ")
+    assert refusals[0].startswith("the run 'test' is already going in another ServerApp (process ")
     for name in ("adapter/adapter_model.safetensors", "checkpoints/round-000002.safetensors"):
         assert (folder / name).read_bytes() == (finished.folder / name).read_bytes()
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == len(finished.rows)
@@ -116,7 +116,7 @@ def test_a_lock_file_that_is_deleted_lets_no_second_server_in(tmp_path):
     folder = tmp_path / "runs" / "test"
     with created(folder, fill):
         (folder / ".lock").unlink()
-        with pytest.raises(SettingsError, match="is being served by another"), held(folder):
+        with pytest.raises(SettingsError, match="is already going in another"), held(folder):
             pass
     with held(folder):
         pass

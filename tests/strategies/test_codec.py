@@ -185,7 +185,10 @@ def missing(content):
 
 
 FAULTS = {
-    "a flipped bit": (changed("x.a", data=lambda d: d[:3] + bytes([d[3] ^ 1]) + d[4:]), "another checksum"),
+    "a flipped bit": (
+        changed("x.a", data=lambda d: d[:3] + bytes([d[3] ^ 1]) + d[4:]),
+        "a checksum that is not",
+    ),
     "cut": (changed("x.a", data=lambda d: d[:-1]), "array 'x.a' holds "),
     "longer": (changed("x.a", data=lambda d: d + b"\0"), "array 'x.a' holds "),
     "nothing": (changed("x.a", data=lambda d: b""), "array 'x.a' holds 0 bytes instead of "),
@@ -226,7 +229,7 @@ def test_two_arrays_of_one_shape_cannot_change_places(toy, clients):
     usual = grid.nodes[6].alter
     grid.nodes[6].alter = lambda good: swap(usual(good)) if "arrays" in good else good
     FedDAT(flower.FedAvg(), observers=[notes], codec=WireCodec("int8")).start(grid, arrays, 1)
-    assert (1, "train", 1, "array 'a' has another checksum than its bytes") in notes
+    assert (1, "train", 1, "array 'a' has a checksum that is not that of its bytes") in notes
 
 
 def test_a_change_that_is_too_large_is_refused_by_its_decoded_size(toy, clients, precision):

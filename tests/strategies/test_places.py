@@ -118,7 +118,7 @@ class TestGathering:
         strategy, members = begun(grid, wait_seconds=60)
         assert strategy.partitions == {11: 0, 12: 1}
         assert clock.now == 60.0
-        assert "2 of 3 nodes take part: the others came too late or may not" in caplog.messages
+        assert "2 of 3 nodes take part: the others came too late, or may not take part" in caplog.messages
         grid.nodes[13] = of(2)
         assert members(1) == {11: 0, 12: 1, 13: 2}
 

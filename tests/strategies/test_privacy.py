@@ -137,7 +137,9 @@ def test_a_wrong_order_is_refused_with_the_right_one(wrong, wrap):
 
 def test_a_loop_of_its_own_belongs_outermost():
     inner = Resumable(FedDAT(flower.FedAvg()), store=None)
-    with pytest.raises(ValueError, match=r"Resumable has a loop of its own.*class Own\(FedDAT\): start = "):
+    with pytest.raises(
+        ValueError, match=r"Resumable has a `start` of its own.*class Own\(FedDAT\): start = "
+    ):
         StrategyWrapper(inner)
 
 

@@ -161,5 +161,5 @@ def test_fewer_clients_than_must_reply_are_not_asked(toy, grid, arrays):
 def test_a_strategy_that_makes_nothing_of_the_replies_ends_the_run(toy, grid, arrays):
     """Flower's Bulyan returns None for fewer than 4 f + 3 replies; the old arrays would be trained on."""
     strategy = FedDAT(flower.Bulyan(num_malicious_nodes=1), admission=Admission(expected_nodes=6))
-    with pytest.raises(RuntimeError, match=r"^round 1: Bulyan makes nothing of 6 valid replies$"):
+    with pytest.raises(RuntimeError, match=r"^round 1: Bulyan gives no result for 6 valid replies$"):
         strategy.start(grid, arrays)

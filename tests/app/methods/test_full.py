@@ -70,7 +70,7 @@ def test_what_is_received_is_what_computes(model, inputs):
     torch.testing.assert_close(features, expected)
     state = other.state("shared")
     del state["norm.running_var"]
-    with pytest.raises(ValueError, match=r"missing or not known: norm\.running_var$"):
+    with pytest.raises(ValueError, match=r"missing or unknown arrays: norm\.running_var$"):
         model.receive(state)
 
 

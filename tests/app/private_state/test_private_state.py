@@ -168,7 +168,7 @@ def test_where_it_must_be_there_it_is_an_error(shelf, save, load):
     save(1)
     assert load(1, expected=1, must=True) == (1, 0)
     with pytest.raises(
-        ValueError, match=r"^the private state of round 2 is not in .*; allowed: to go on where"
+        ValueError, match=r"^the private state of round 2 is not in .*; allowed: the machine where it lies"
     ):
         load(2, expected=2, must=True)
 

@@ -174,7 +174,7 @@ def test_weights_that_do_not_fit_are_refused(federation, call, fresh):
     reply = call(federation(), "train", arrays=to_record({**shared, name: torch.zeros(3)}))
     assert f"{name} has shape (3,)" in refusal(reply)
     reply = call(federation(), "train", arrays=to_record({name: shared[name]}))
-    assert "missing or not known" in refusal(reply)
+    assert "missing or unknown arrays" in refusal(reply)
 
 
 def test_a_reply_owns_its_arrays(federation, call):

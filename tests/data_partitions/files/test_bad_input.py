@@ -111,7 +111,9 @@ def test_a_bad_row_is_named_or_skipped_and_counted(folder, options, tempting, re
 def test_mixed_forms_in_one_file_are_named_by_their_line(folder, options):
     rows = [llava(0, images=()), {"messages": [turn(USER, "a"), turn(ASSISTANT, "c")]}]
     write(folder / "a.jsonl", rows)
-    with pytest.raises(ValueError, match=r"a\.jsonl line 2: has messages, and what is before it convers"):
+    with pytest.raises(
+        ValueError, match=r"a\.jsonl line 2: has messages, where the lines before it have convers"
+    ):
         load(options)
 
 
@@ -183,7 +185,7 @@ def test_a_folder_that_cannot_be_used(folder, options):
         load(options, data_dir="/no/such")
     for name in ("a.json", "a.jsonl"):
         write(folder / name, [{"question": "a?", "answer": "b"}])
-    with pytest.raises(ValueError, match=r"^data-dir: a\.jsonl has the name of another client's file$"):
+    with pytest.raises(ValueError, match=r"^data-dir: a\.jsonl has the same name as another client's file$"):
         load(options)
 
 

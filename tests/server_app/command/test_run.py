@@ -70,7 +70,7 @@ def test_a_run_that_fails_says_why_in_its_last_line(person, setting, reason, beg
     assert "Traceback" not in called.stdout + called.stderr
     (last,) = called.stderr.splitlines()
     assert re.fullmatch(f"feddat: {reason}", last)
-    how_on = "to go on: feddat run resume=mine" if begun else "nothing of it is kept, for it had not begun"
+    how_on = "to go on: feddat run resume=mine" if begun else "nothing of it is kept: it had not begun"
     assert called.stdout.splitlines()[-1] == f"the run failed; {how_on}"
 
 

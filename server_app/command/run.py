@@ -85,6 +85,7 @@ class Machine:
 
 def _run(root: Path, home: Path, words: list[str], machine: Machine, compare: Sequence[str]) -> None:
     """Run what is asked for, after the methods that it is compared with."""
+    from app.settings import SettingsError
     from server_app.comparison import are_alike, is_over, name_beside
 
     from .given import changed, read_given
@@ -105,6 +106,13 @@ def _run(root: Path, home: Path, words: list[str], machine: Machine, compare: Se
 
         check_superlink(machine.superlink)
     settings, runs = given.settings, home / "runs"
+    if settings.tracker != "none" and not machine.superlink:
+        from server_app.trackers import check_tracker
+
+        try:
+            check_tracker(settings.tracker)
+        except SettingsError as error:
+            raise Refusal(str(error)) from None
     name = settings.resume or settings.run_name or _name(settings)
     if not settings.resume and (runs / name).exists():
         raise Refusal(f"run-name = {name!r} is taken: {runs / name}; allowed: another name, or resume={name}")

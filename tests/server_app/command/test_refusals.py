@@ -60,6 +60,18 @@ def test_a_disk_that_is_full(person):
     assert re.fullmatch(r"FEDDAT_HOME = '.*/home' has 3 MB free; allowed: at least 500 MB", reason)
 
 
+def test_a_tracker_that_is_not_there(person):
+    (person.folder / "sitecustomize.py").write_text("import sys\nsys.modules['wandb'] = None\n")
+    assert person.is_refused("run", "tracker=wandb") == (
+        "tracker = 'wandb' needs 'wandb', which is not installed; allowed: pip install wandb, or"
+        " tracker = 'none'"
+    )
+    assert person.is_refused("run", "tracker=wand") == (
+        "tracker = 'wand'; allowed: 'none', 'mlflow', 'tensorboard', 'trackio', 'wandb'"
+    )
+    assert list(person.home.iterdir()) == []
+
+
 def test_a_home_that_others_may_write_in(person):
     person.home.chmod(0o777)
     assert re.match(r"FEDDAT_HOME = '.*' is open to other users \(777\)", person.is_refused("run"))

@@ -1,0 +1,40 @@
+"""What a terminal shows while a run goes, and one without colours."""
+
+import re
+
+import pytest
+
+from server_app.command.screen import Screen
+
+NOW = {"round": 1, "asked": 4, "replied": 2, "phase": "train"}
+COLOR = re.compile(r"\x1b\[[\d;]*[34]\d")
+
+
+@pytest.fixture
+def shown(monkeypatch, capsys):
+    """Show a round's clients and a line in a terminal of 60 columns; return what was written."""
+
+    def show(**variables):
+        for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in {"TERM": "xterm", "COLUMNS": "60", **variables}.items():
+            monkeypatch.setenv(name, value)
+        with Screen(num_rounds=3, evaluate_every=1) as screen:
+            screen.clients(NOW)
+            screen.line("round 1/3: student 50.0 mean")
+        return capsys.readouterr().out
+
+    return show
+
+
+def test_a_terminal_has_a_bar_for_the_round_and_its_clients(shown):
+    text = shown(TTY_COMPATIBLE="1", TTY_INTERACTIVE="1")
+    assert "round 1/3: training 2/4 clients" in text
+    assert COLOR.search(text)
+
+
+@pytest.mark.parametrize(
+    "variables", [{"TTY_COMPATIBLE": "1", "NO_COLOR": "1"}, {}], ids=["NO_COLOR", "a pipe"]
+)
+def test_without_colours_and_in_a_pipe_there_are_lines_alone(shown, variables):
+    assert shown(**variables) == "round 1/3: student 50.0 mean\n"

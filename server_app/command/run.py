@@ -86,6 +86,7 @@ class Machine:
 def _run(root: Path, home: Path, words: list[str], machine: Machine, compare: Sequence[str]) -> None:
     """Run what is asked for, after the methods that it is compared with."""
     from app.settings import SettingsError
+    from app.source import source_hash
     from server_app.comparison import are_alike, is_over, name_beside
 
     from .given import changed, read_given
@@ -121,9 +122,11 @@ def _run(root: Path, home: Path, words: list[str], machine: Machine, compare: Se
     for other in others:
         beside = name_beside(name, other.settings.method)
         if is_over(runs / beside):
-            if not are_alike(other.settings.run_config(), find_run(beside).settings):
+            wanted = {**other.settings.run_config(), "source-hash": source_hash()}
+            if not are_alike(wanted, find_run(beside).settings):
                 raise Refusal(
-                    f"the run {beside!r} has other settings; to make it anew: feddat runs prune {beside}"
+                    f"the run {beside!r} has other settings or is of another source;"
+                    f" to make it anew: feddat runs prune {beside}"
                 )
             continue
         key = "resume" if (runs / beside).exists() else "run-name"

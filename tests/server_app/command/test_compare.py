@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from app.source import source_hash
 from server_app.command import run as room
 from server_app.command.refusal import Refusal
 from server_app.defaults import default_settings
@@ -16,7 +17,8 @@ def keep(home, name, **settings):
     """Leave a run that is over."""
     folder = home / "runs" / name
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "settings.json").write_text(json.dumps({**default_settings(), "run-name": name, **settings}))
+    kept = {**default_settings(), "source-hash": source_hash(), "run-name": name, **settings}
+    (folder / "settings.json").write_text(json.dumps(kept))
     (folder / "report.md").touch()
 
 
@@ -55,12 +57,15 @@ def test_one_that_is_over_is_not_run_again_and_one_that_was_stopped_goes_on(home
     ]
 
 
-def test_one_that_is_over_with_other_settings_is_refused(home, begun):
-    keep(home, "mine.adapter", method="adapter")
+@pytest.mark.parametrize("other", [{"num-rounds": 20}, {"source-hash": "0" * 64}], ids=str)
+def test_one_that_is_over_with_other_settings_or_source_is_refused(home, begun, other):
+    """It would not be shown beside the run."""
+    keep(home, "mine.adapter", method="adapter", **other)
     with pytest.raises(Refusal) as caught:
-        room._run(ROOT, home, ["run-name=mine", "num-rounds=20"], ALONE, ["adapter"])
+        room._run(ROOT, home, ["run-name=mine"], ALONE, ["adapter"])
     assert str(caught.value) == (
-        "the run 'mine.adapter' has other settings; to make it anew: feddat runs prune mine.adapter"
+        "the run 'mine.adapter' has other settings or is of another source;"
+        " to make it anew: feddat runs prune mine.adapter"
     )
     assert begun == []
 

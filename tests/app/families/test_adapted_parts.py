@@ -8,9 +8,10 @@ import transformers
 from app.adapters import Adapter, adapt
 from app.backbones import load_backbone
 from app.checkpointing import recompute_blocks
-from app.conversations import FEATURES
+from app.conversations import FEATURES, Conversations
 from app.families.generative import AnswerPositions, Generative, parts_of
 from app.mkd import make_optimizer, mkd_step, reference_step
+from client_app.kept_examples import kept_examples
 from tests.app.families.test_generative import ANSWERS, CPU, METHODS, QUESTIONS, differing, picture
 from tests.app.test_contract import RATE, STEPS, Plain
 from tests.app.tiny_generative import MODELS, TEXT, made, pictures_alone
@@ -104,6 +105,14 @@ def test_examples_hold_pictures_once_with_all_of_their_bits(name, conversations,
     inputs, _ = batch
     assert FEATURES not in inputs
     assert inputs["pixel_values"].dtype == torch.float16
+
+
+def test_pictures_come_back_from_a_disk(conversations, batch, tmp_path):
+    for given in (conversations, None):  # the second time there is a file
+        kept = kept_examples(tmp_path, {"a": 1}, {}, lambda given=given: (given, ()), Conversations)
+    found, _ = kept.batch(torch.arange(3), CPU)
+    assert found.keys() == batch[0].keys()
+    assert all(torch.equal(value, found[name]) for name, value in batch[0].items())
 
 
 def test_each_conversation_of_a_batch_says_what_it_says_alone(conversations, batch, backbone):

@@ -59,8 +59,7 @@ def test_a_stopped_run_goes_on_to_an_adapter_that_a_stranger_asks(lab, run_confi
         assert row["delta-shared"] > 1e-4
         assert row["delta-local"] > 1e-4
         assert row["delta-shared"] != row["delta-local"]
-        # Of the first round's one step LoRA's B is still zero.
-        assert (row["ce-student"] != row["ce-teacher"]) == (row["round"] == 2)
+        assert row["ce-student"] != row["ce-teacher"]
     code = STRANGER.format(code=code_of(kept / "adapter"))
     asked = subprocess.run(
         [sys.executable, "-c", code],

@@ -4,10 +4,13 @@ import os
 import sys
 
 import typer
+import typer.core
 
 from . import answer, doors, run, runs, settings
 from .refusal import Refusal
 
+# Otherwise help says `\[default: 0]`, escaped for a markup that is off here.
+typer.core.HAS_RICH = False
 app = typer.Typer(
     name="feddat",
     help="Federated fine-tuning of multi-modal foundation models.",

@@ -19,7 +19,10 @@ def answer(
     run: Annotated[str, typer.Option(help="Name of the run. Without it: the newest.")] = "",
     top: Annotated[int, typer.Option(min=1, help="How many answers are shown.")] = 3,
 ) -> None:
-    """Show what a client's student, local and teacher branch answer to a question about a picture."""
+    """Ask a client about a picture.
+
+    Shows what its student, local and teacher branch answer.
+    """
     found = find_run(run) if run else newest_run()
     which = which_client(found, client)
     for one in image:

@@ -51,10 +51,10 @@ def run(
         typer.Option(metavar="METHOD,...", help="Run these methods first, and show them beside it."),
     ] = "",
 ) -> None:
-    """Run the federation, by default as many simulated clients as the benchmark has.
+    """Run the federation.
 
-    Settings and their defaults: [tool.flwr.app.config] in pyproject.toml. A run that was stopped goes on with
-    resume=NAME.
+    By default with as many simulated clients as the benchmark has. Settings and their defaults: feddat
+    settings. A run that was stopped goes on with resume=NAME.
     """
     root = checkout()
     from app.home import closed_home

@@ -200,7 +200,10 @@ def report(
     ] = None,
     examples: Annotated[int, typer.Option(min=1, help="How many examples at most.")] = 24,
 ) -> None:
-    """Show a run's report, or write a page with several side by side, or one of a client's examples."""
+    """Show a run's report.
+
+    Of several runs write a page with all side by side; of a client one with its examples.
+    """
     found = [find_run(name) for name in names] if names else [newest_run()]
     if client is not None:
         if len(found) > 1:

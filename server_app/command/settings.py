@@ -59,7 +59,10 @@ class Documented:
 def settings(
     word: Annotated[str, typer.Argument(metavar="[WORD]", help="Only those with this in their name.")] = "",
 ) -> None:
-    """Show the settings: what each does, its default, and what is allowed."""
+    """Show the settings.
+
+    What each does, its default, and what is allowed.
+    """
     page = settings_page(checkout(), word)
     console = Console()
     console.print(Markdown(page)) if console.is_terminal else typer.echo(page, nl=False)

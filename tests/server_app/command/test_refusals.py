@@ -101,6 +101,15 @@ def test_no_start_waits_for_torch(person):
     assert "run" in called.stdout
 
 
+def test_help_is_plain_and_whole(person):
+    commands = person.calls("--help", COLUMNS="80").stdout.split("Commands:")[1]
+    assert "run " in commands
+    assert "..." not in commands
+    shown = person.calls("run", "--help").stdout
+    assert "[default: 1; x>=1]" in shown
+    assert "\\" not in shown
+
+
 def test_what_is_no_client_or_no_picture_of_a_run(person):
     asked = ("answer", "--question", "what ?", "--client", "7", "--image", "here.png", "--run")
     assert person.is_refused(*asked, "nix").startswith("'nix' is not a run in ")

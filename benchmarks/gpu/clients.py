@@ -44,7 +44,7 @@ def allocated(device: torch.device, most: bool = False) -> int:
 
 def in_one_process(log: Log, tiny: bool, make: Make, batch: int) -> None:
     """Have clients of one process take steps in turn; say what they hold, and the most at once, in bases."""
-    before = allocated(log.device)
+    on_cuda, before = log.device.type == "cuda", allocated(log.device)
     subject = make(log.device, tiny)
     base = subject.size()
     clients: list[Callable[[], Any]] = []
@@ -53,14 +53,15 @@ def in_one_process(log: Log, tiny: bool, make: Make, batch: int) -> None:
             clients.append(stepping(subject, batch, log.device))
         log.free()
         held = (allocated(log.device) - before) / base
-        if log.device.type == "cuda":
+        if on_cuda:
             torch.cuda.reset_peak_memory_stats(log.device)
         turns = cycle(clients)
         each = pace(lambda turns=turns: next(turns)(), log.device, log.seconds)  # type: ignore[misc]
         most = (allocated(log.device, most=True) - before) / base
         what = f"{subject.name}, batch {batch}, {number} clients in one process"
-        log.result(what, **{"samples/s": batch / each, "bases held": held, "bases at most": most})
-    if log.device.type == "cuda":
+        bases = {"bases held": held, "bases at most": most} if on_cuda else {}
+        log.result(what, **{"samples/s": batch / each}, **bases)
+    if on_cuda:
         log.goal(f"{subject.name}, bases held by {number} clients", held, LIMIT, most=True)
 
 
@@ -104,7 +105,9 @@ def in_processes(log: Log, tiny: bool, make: Make, batch: int) -> None:
             return _together(log, make, tiny, batch, number)
 
         if found := log.attempt(what, start, one):
-            log.result(what, **{"samples/s": found[0], "bases": found[1] / subject.size()})
+            rate, added = found
+            bases = {"bases": added / subject.size()} if log.device.type == "cuda" else {}
+            log.result(what, **{"samples/s": rate}, **bases)
 
 
 def _together(log: Log, make: Make, tiny: bool, batch: int, number: int) -> tuple[float, int]:

@@ -1,0 +1,93 @@
+"""The program that times rounds behind a slow line: the line, what is read of a round, one small run."""
+
+import json
+import socket
+import threading
+import time
+from contextlib import suppress
+
+import pytest
+
+from benchmarks import slow_line
+
+RATE, DELAY = 1e6, 0.05
+SIZE = 200_000
+
+
+@pytest.fixture
+def echo():
+    """Return the port of a server that sends back what it gets."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve():
+            with suppress(OSError):
+                while True:
+                    connection, _ = server.accept()
+                    threading.Thread(target=answer, args=(connection,), daemon=True).start()
+
+        def answer(connection):
+            with connection:
+                while data := connection.recv(1 << 16):
+                    connection.sendall(data)
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield server.getsockname()[1]
+
+
+def sent_back(port, data):
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        threading.Thread(target=connection.sendall, args=(data,)).start()
+        came = bytearray()
+        while len(came) < len(data):
+            came += connection.recv(1 << 16)
+        connection.shutdown(socket.SHUT_WR)
+        assert connection.recv(1) == b""  # the end comes through as well
+    return bytes(came)
+
+
+def test_it_carries_everything_and_no_faster_than_it_may(echo):
+    data = bytes(i % 251 for i in range(SIZE))
+    with slow_line.SlowLine(echo, RATE, DELAY) as line:
+        began = time.perf_counter()
+        assert sent_back(line.port, data) == data
+        # Both ways at once, but for the first piece.
+        assert time.perf_counter() - began >= SIZE / RATE + 2 * DELAY
+        assert line.carried == {"up": SIZE, "down": SIZE}
+
+
+def test_connections_share_it(echo):
+    with slow_line.SlowLine(echo, RATE, DELAY) as line:
+        threads = [threading.Thread(target=sent_back, args=(line.port, bytes(SIZE))) for _ in range(2)]
+        began = time.perf_counter()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert time.perf_counter() - began >= 2 * SIZE / RATE + 2 * DELAY
+
+
+def test_a_round_lasts_from_one_training_to_the_next():
+    lines = [
+        (1.0, "INFO :      Receiving: query message (ID: abc)"),
+        (2.0, "INFO :      Receiving: train message (ID: ghi)"),
+        (4.5, "INFO :      Sent successfully"),
+        (5.0, "INFO :      Receiving: train message (ID: jkl)"),
+        (9.0, "INFO :      Receiving: train message (ID: mno)"),
+        (9.5, "INFO :      Receiving: evaluate message (ID: pqr)"),
+    ]
+    assert slow_line.rounds(lines) == [3.0, 4.0]
+
+
+@pytest.mark.slow
+def test_it_times_rounds_by_precision(tmp_path, capsys):
+    few, file = "reduction-factor=4 train-examples=16 test-examples=4", tmp_path / "figures.json"
+    precisions = ("--precisions", "float32", "int8")
+    slow_line.main([*precisions, "--rounds", "2", "--set", few, "--json", str(file)])
+    found = json.loads(file.read_text())["found"]
+    assert list(found) == [slow_line.BESIDE, "float32", "int8"]
+    assert all(len(figures["seconds"]) == 1 for figures in found.values())
+    beside, whole, eighth = (figures["carried"][0] for figures in found.values())
+    assert beside == 0
+    assert whole > sum(found["float32"]["bytes"]) > 3 * sum(found["int8"]["bytes"])
+    assert whole > eighth > sum(found["int8"]["bytes"])
+    assert "10 Mbit/s" in capsys.readouterr().out

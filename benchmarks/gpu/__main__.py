@@ -42,7 +42,7 @@ MEASUREMENTS = (
     Measurement("both branches in one batch, SmolVLM", 15, partial(compare, make=smolvlm, ways=UPDATES)),
     Measurement("gradient checkpointing, ViLT", 15, partial(compare, make=vilt, ways=MEMORY)),
     Measurement("gradient checkpointing, Qwen2.5-VL", 30, partial(compare, make=qwen, ways=MEMORY)),
-    Measurement("a base of 4 bits, Qwen2.5-VL", 40, partial(quantised, make=qwen)),
+    Measurement("a base in 8 and 4 bits, Qwen2.5-VL", 40, partial(quantised, make=qwen)),
     Measurement("clients in processes, ViLT", 45, partial(in_processes, make=vilt, batch=16)),
 )
 # Checks that there are, of two models.

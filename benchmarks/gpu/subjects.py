@@ -17,6 +17,7 @@ from app.dual_adapter import ROLES, DualAdapter
 from app.families.generative import Generative
 from app.heads import answer_with_new_head
 from app.mkd import Distillation, make_optimizer
+from app.quantisation import tensors_in
 
 from .. import step, token_step
 from ..token_step import ANSWER, QUESTION
@@ -62,14 +63,16 @@ class Subject:
 
     def size(self) -> int:
         """Return the bytes of its weights."""
-        return sum(weight.nbytes for weight in self.backbone.model.parameters())
+        weights = self.backbone.model.parameters()
+        return sum(part.nbytes for weight in weights for part in tensors_in(weight.detach()))
 
     def learner(
         self, device: torch.device, optimizer: str = "adamw", rate: float = 1e-4
     ) -> tuple[DualAdapter, Optimizer]:
         """Make three adapters that differ, and a head where the model has none; always the same."""
         backbone = self.backbone
-        backbone.model.to(device)
+        if backbone.model.device.type != device.type:  # what is quantised is not moved
+            backbone.model.to(device)
         learner = adapt(backbone, self.adapter.config(backbone), device=device)
         if not self.writes:
             answer_with_new_head(learner, backbone.width, step.ANSWERS, 0, "private")

@@ -1,7 +1,8 @@
 """Other ways of taking our step: compiled, as a CUDA graph, both branches in one batch, with less memory."""
 
-import importlib.util
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ from app.checkpointing import recompute_blocks
 from app.families.generative import Entered
 from app.mkd import Outcome, descend, losses, mkd_step
 from app.piecewise import PiecewiseLogits
+from app.quantisation import QUANTISED, loading
 from client_app.local_training import mixed_precision
 
 from .log import Log
@@ -172,30 +174,25 @@ def compare(log: Log, tiny: bool, make: Make, ways: Ways) -> None:
             log.free()
 
 
-def in_four_bits(model: nn.Module, linear: Any) -> None:
-    """Put bitsandbytes' `linear` in place of all projections in a model's blocks."""
-    for block in _blocks(model):
-        for parent in list(block.modules()):
-            for name, child in list(parent.named_children()):
-                if type(child) is nn.Linear:
-                    sizes = child.in_features, child.out_features, child.bias is not None
-                    made = linear(*sizes, compute_dtype=torch.bfloat16, quant_type="nf4")
-                    made.load_state_dict(child.state_dict())
-                    # It is quantised on its way to a device.
-                    setattr(parent, name, made.to(child.weight.device).requires_grad_(False))
-
-
 def quantised(log: Log, tiny: bool, make: Make) -> None:
-    """Take steps over a base of 4 bits, in NF4 (Dettmers et al., 2023, arXiv 2305.14314)."""
-    if not importlib.util.find_spec("bitsandbytes"):
-        raise ValueError("bitsandbytes is not installed")
-    import bitsandbytes
+    """Take steps over a base in fewer bits, saved and loaded as a client loads it."""
+    for precision in QUANTISED:
 
-    subject = make(log.device, tiny)
-    whole, batch = subject.size(), subject.batches[1]
-    in_four_bits(subject.backbone.model, bitsandbytes.nn.Linear4bit)
-    figures = measure(log, subject, batch, as_it_is(subject, batch, log.device))
-    log.result(f"{subject.name}, batch {batch}, 4 bits", **figures, **{"of the base": subject.size() / whole})
+        def one(precision: str = precision) -> tuple[Subject, float, dict[str, float]]:
+            options = loading(precision)
+            subject = make(log.device, tiny)
+            model, whole, batch = subject.backbone.model, subject.size(), subject.batches[1]
+            with TemporaryDirectory() as folder:
+                model.save_pretrained(folder)
+                model = type(model).from_pretrained(folder, **options).eval().requires_grad_(False)
+            subject = replace(subject, backbone=replace(subject.backbone, model=model))
+            figures = measure(log, subject, batch, as_it_is(subject, batch, log.device))
+            return subject, subject.size() / whole, figures
+
+        if result := log.attempt(f"a base in {precision}", 30 * log.seconds, one):
+            subject, share, figures = result
+            log.result(f"{subject.name}, batch {subject.batches[1]}, {precision}", **figures, share=share)
+        log.free()
 
 
 def _blocks(model: nn.Module) -> list[nn.Module]:

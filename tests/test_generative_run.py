@@ -126,6 +126,17 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(writing, llava, overrides):
     assert files[0].read_bytes() == files[1].read_bytes() != files[2].read_bytes()
 
 
+@pytest.mark.slow
+def test_a_stopped_run_of_each_class_goes_on(writing, folder):
+    short = {"schedule": "constant", "writing.tokens": 2}
+    writing(folder, num_rounds=1, run_name="stopped", **short).serve()
+    straight = writing(folder, num_rounds=2, run_name="straight", **short).serve()
+    writing(folder, num_rounds=2, resume="stopped", run_name="", **short).serve()
+    runs = (straight, straight.with_name("stopped"))
+    files = [run / "adapter" / "adapter_model.safetensors" for run in runs]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
 @pytest.mark.parametrize(
     "overrides",
     [

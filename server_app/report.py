@@ -1,6 +1,7 @@
 """What people read of a run: a line a round, the table of scores, the report."""
 
 import io
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -38,7 +39,7 @@ def results_table(rows: Rows, beside: Beside = MappingProxyType({}), *, narrow: 
     table = Table(title="score on the test split, in points")
     if narrow:
         table.box, table.padding = SIMPLE, 0
-        header = [column.split("\n(")[0] for column in header]
+        header = [re.sub(r"\n\(.*?\)", "", column) for column in header]
     for column in header:
         # In a narrow terminal names go on in the next line: what is cut off cannot be read.
         table.add_column(column, justify="left" if column == header[0] else "right", overflow="fold")

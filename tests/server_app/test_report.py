@@ -106,6 +106,21 @@ def test_a_table_with_other_methods_fits_into_60_columns_word_by_word(tmp_path):
     assert "(A_s, deployed)" in console.file.getvalue()
 
 
+def test_a_narrow_table_marks_what_is_from_the_study():
+    beside = {"one adapter\n(FedAvg)*": {0: 0.5}, "local\nonly*": {0: 0.5}}
+    header = [column.header for column in results_table(ROWS, beside, narrow=True).columns]
+    assert header == [
+        "client",
+        "student",
+        "local",
+        "teacher",
+        "text\nonly",
+        "one adapter*",
+        "local\nonly*",
+        "gain",
+    ]
+
+
 def test_the_table_shows_points_mean_worst_and_gain():
     assert lines_of(ROWS) == [
         ["", "student", "local", "teacher", "text", "gain"],

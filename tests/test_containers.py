@@ -171,6 +171,7 @@ def test_the_image_runs_as_flowers_user_and_takes_no_secret():
         "!LICENSE",
         "!README.md",
         "!constraints.txt",
+        "!docs/results/rivals.jsonl",  # which the app packs
         "!pyproject.toml",
         "**/__pycache__",
     }

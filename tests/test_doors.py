@@ -105,7 +105,7 @@ def test_a_site_refuses_the_app_with_one_more_line(deployment, tmp_path, run_con
     (site,) = deployment.sites
     deployment.start_app()
     site.start_app()
-    ignored = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "tests", "docs")
+    ignored = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "tests")
     other = shutil.copytree(ROOT, tmp_path / "other", ignore=ignored)
     with (other / "client_app" / "main.py").open("a") as sources:
         sources.write("# one more line\n")

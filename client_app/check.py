@@ -113,7 +113,8 @@ def data(client: Client) -> str:
     if not len(found.train):
         raise ValueError(f"{found.name} has no training examples")
     client.policy.require_examples(len(found.train))
-    return f"{found.name}, {len(found.train)} training and {len(found.test)} test examples"
+    unscored = "" if len(found.test) else ": it trains, and has no score"
+    return f"{found.name}, {len(found.train)} training and {len(found.test)} test examples{unscored}"
 
 
 def leaves(client: Client, can_open: bool = True) -> str:

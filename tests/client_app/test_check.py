@@ -8,6 +8,7 @@ import threading
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from types import SimpleNamespace
 
 import pytest
 
@@ -283,3 +284,11 @@ def test_clocks_may_differ_by_what_a_superlink_bears(asked, ahead, mark):
     found = asked(ahead=ahead)
     assert found["superlink"][0] == "ok"
     assert found["clock"][0] == mark
+
+
+@pytest.mark.parametrize(("tests", "more"), [(2, ""), (0, ": it trains, and has no score")])
+def test_a_client_that_cannot_be_scored_is_told(tests, more):
+    policy = SimpleNamespace(require_examples=lambda count: None)
+    partition = SimpleNamespace(name="school", train=range(3), test=range(tests))
+    found = check.data(SimpleNamespace(partition=partition, policy=policy))
+    assert found == f"school, 3 training and {tests} test examples{more}"

@@ -32,6 +32,7 @@ from app.families.generative import Generative, image_features
 from app.mkd import Distillation, adapter_step, make_optimizer, mkd_step, reference_step
 from app.tasks import Tokens
 
+from .architectures import QWEN25_VL_3B
 from .figures import machine_of, verdict, write_figures
 from .step import count_flops
 from .token_step import ANSWER, FORWARD, KEPT, LITERAL, ONE, OURS, QUESTION
@@ -40,27 +41,6 @@ LIMIT = 0.55
 META = torch.device("meta")
 # Patches of a picture of 504 × 504 pixels, four of which make a token.
 ROWS = COLUMNS = 36
-QWEN_3B = {
-    "vision_config": {
-        "hidden_size": 1280,
-        "intermediate_size": 3420,
-        "depth": 32,
-        "num_heads": 16,
-        "out_hidden_size": 2048,
-    },
-    "text_config": {
-        "hidden_size": 2048,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 36,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 2,
-        "vocab_size": 151936,
-        "max_position_embeddings": 128000,
-        "tie_word_embeddings": True,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
-    },
-    "tie_word_embeddings": True,
-}
 
 
 class _TokensThere(Tokens):
@@ -78,7 +58,7 @@ class _Distillation(Distillation):
 
 def make_backbone(device: torch.device = META, **entries: Any) -> Backbone:
     """Make a model, on `meta` without values; its processor is not used."""
-    config = Qwen2_5_VLConfig(**{**QWEN_3B, **entries})
+    config = Qwen2_5_VLConfig(**{**QWEN25_VL_3B, **entries})
     config._attn_implementation = "eager"
     with device:
         model = Generative().draw(config, 0).eval().requires_grad_(False)

@@ -24,33 +24,10 @@ from app.dual_adapter import ROLES
 from app.families.generative import Generative, image_features
 from app.mkd import Distillation, adapter_step, make_optimizer, mkd_step, reference_step
 
+from .architectures import SMOLVLM_256M
+
 QUESTION, ANSWER = 64, 8
 FORWARD, ONE, LITERAL, OURS, KEPT = "forward", "one LoRA, as usual", "literal", "ours", "ours, kept features"
-SMOLVLM_256M = {
-    "vision_config": {
-        "hidden_size": 768,
-        "intermediate_size": 3072,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "image_size": 512,
-        "patch_size": 16,
-    },
-    "text_config": {
-        "model_type": "llama",
-        "hidden_size": 576,
-        "intermediate_size": 1536,
-        "num_hidden_layers": 30,
-        "num_attention_heads": 9,
-        "num_key_value_heads": 3,
-        "vocab_size": 49280,
-        "max_position_embeddings": 8192,
-        "pad_token_id": 2,
-        "tie_word_embeddings": True,
-    },
-    "scale_factor": 4,
-    "image_token_id": 49190,
-    "tie_word_embeddings": True,
-}
 
 
 def make_backbone(**entries: Any) -> Backbone:

@@ -20,6 +20,7 @@ from app.mkd import Distillation, make_optimizer
 from app.quantisation import tensors_in
 
 from .. import step, token_step
+from ..architectures import QWEN25_VL_3B
 from ..token_step import ANSWER, QUESTION
 
 
@@ -126,34 +127,6 @@ def smolvlm(device: torch.device, tiny: bool) -> Subject:
     return Subject("smolvlm-256m", backbone, Adapter("lora"), "next-token", batches, draw)
 
 
-QWEN25_VL_3B = {
-    "vision_config": {
-        "depth": 32,
-        "hidden_size": 1280,
-        "intermediate_size": 3420,
-        "num_heads": 16,
-        "out_hidden_size": 2048,
-        "patch_size": 14,
-        "window_size": 112,
-        "fullatt_block_indexes": [7, 15, 23, 31],
-    },
-    "text_config": {
-        "hidden_size": 2048,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 36,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 2,
-        "vocab_size": 151936,
-        "max_position_embeddings": 128000,
-        "tie_word_embeddings": True,
-        "rope_parameters": {"rope_type": "default", "mrope_section": [16, 24, 24], "rope_theta": 1e6},
-    },
-    "image_token_id": 151655,
-    "video_token_id": 151656,
-    "vision_start_token_id": 151652,
-    "vision_end_token_id": 151653,
-    "tie_word_embeddings": True,
-}
 TINY_QWEN = {
     "vision_config": {
         "depth": 2,

@@ -12,8 +12,16 @@ from app.conversations import FEATURES, Conversations
 from app.families.generative import AnswerPositions, Generative, parts_of
 from app.mkd import make_optimizer, mkd_step, reference_step
 from client_app.kept_examples import kept_examples
-from tests.app.families.test_generative import ANSWERS, CPU, METHODS, QUESTIONS, differing, picture
-from tests.app.test_contract import RATE, STEPS, Plain
+from tests.app.families.test_generative import (
+    ANSWERS,
+    CPU,
+    METHODS,
+    QUESTIONS,
+    differing,
+    picture,
+    take_the_literal_steps,
+)
+from tests.app.test_contract import RATE, STEPS
 from tests.app.tiny_generative import MODELS, TEXT, made, pictures_alone
 
 # Of unequal sizes, so that some models get unequal numbers of tiles or patches; one is shown twice.
@@ -150,29 +158,7 @@ def test_what_a_branch_sees_depends_on_its_adapters(backbone, batch):
 
 def test_the_step_is_the_literal_one_on_stock_peft(backbone, batch):
     inputs, targets = batch
-    adapter = differing(backbone)
-
-    def forward(model, batch):
-        given = {name: value for name, value in batch.items() if name != "told"}
-        return model(**{n: v.float() if v.is_floating_point() else v for n, v in given.items()}).logits
-
-    config = Adapter("lora", lora_rank=3).config(backbone)
-    plain = Plain(backbone.fork(), config, None, "next-token", forward)
-    with torch.no_grad():
-        for role in ("shared", "frozen", "local"):
-            for key, weight in plain.weights(role).items():
-                weight.copy_(adapter.state(role)[key])
-    before = {**adapter.shared(), **adapter.private()}
-    theirs = torch.optim.AdamW([*plain.weights("shared").values(), *plain.weights("local").values()], lr=RATE)
-    ours = torch.optim.AdamW(adapter.trained_parameters(), lr=RATE)
-    for _ in range(STEPS):
-        mkd_step(adapter, ours, inputs, targets, METHODS)
-        plain.step(theirs, inputs, targets)
-    after = {**adapter.shared(), **adapter.private()}
-    assert [key for key in after if torch.equal(after[key], before[key])] == []
-    for role in ("shared", "frozen", "local"):
-        for key, weight in plain.weights(role).items():
-            torch.testing.assert_close(adapter.state(role)[key], weight.detach(), atol=5e-5, rtol=0)
+    take_the_literal_steps(differing(backbone), backbone, inputs, inputs, targets)
 
 
 @pytest.mark.parametrize("branch", ["student", "local"])

@@ -31,6 +31,7 @@ def facts_of(folder: Path, settings: Mapping[str, Any], rows: Rows, seconds: flo
         "note": METHODS[settings["method"]].note,
         "sent": _traffic(rows),
         "clipped": _clipped(rows),
+        "alignment": _aligned(rows),
         "privacy": privacy_line(settings),
         "secure aggregation": _secure(settings),
         "time": f"{seconds / 60:.1f} minutes",
@@ -88,14 +89,29 @@ def _clipped(rows: Rows) -> str:
         return ""
     mean, most = np.mean([row["clipped"] for row in left]), min(left, key=lambda row: row["clipped"])
     who = f"{names_of(rows)[most['partition']]} in round {most['round']}"
-    return f"to {100 * mean:.0f} % of a change in the mean; the most, {who}, to {100 * most['clipped']:.2g} %"
+    kept = f"{100 * mean:.0f} % of what a client changed was averaged, in the mean"
+    return f"{kept}; least of {who}, {100 * most['clipped']:.2g} %"
+
+
+def _aligned(rows: Rows) -> str:
+    """Say how often the aligned aggregate was taken, and what became of its losses on held-out examples."""
+    aligned = [row for row in rows if "align/accepted" in row]
+    if not aligned:
+        return ""
+    taken, last = sum(row["align/accepted"] > 0 for row in aligned), aligned[-1]
+    losses = (
+        f"{key.upper()} from {last[f'align/{key}-before']:.3g} to {last[f'align/{key}']:.3g}"
+        for key in ("ce", "kl")
+    )
+    became = " and ".join(losses)
+    return f"taken in {taken} of {len(aligned)} rounds; the last took {became} on held-out public examples"
 
 
 def _best(rows: Rows) -> str:
     best = best_round(rows, last_round(rows))
     if best is None:
         return ""
-    return f"{best}, median student {100 * median_scores(rows)[best]:.1f}, in adapter-best/"
+    return f"{best}, median student {100 * median_scores(rows)[best]:.1f}, kept as adapter-best"
 
 
 def _num_parameters(weights: Path) -> int:

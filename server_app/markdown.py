@@ -9,6 +9,10 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.markdown import Markdown, TableElement
+from rich.table import Table
+
 BAR = r"\|"  # in a cell of a table, also in a code span
 # Letters and digits of all languages, and marks that mean nothing where they stand.
 _HARMLESS = re.compile(r"(?:[^\W_]|[ ,;%()=+·–−-]|(?<=[^\W_])_(?=[^\W_])|(?<=\d)[.:](?=\d)|(?<=\w): (?=\w))*")
@@ -29,3 +33,22 @@ def table(header: Sequence[str], lines: Sequence[Sequence[str]], align: str = "-
     rule = f"| {' | '.join(['---', *[align] * (len(header) - 1)])} |"
     written = [f"| {' | '.join(text(cell).replace('|', BAR) for cell in row)} |" for row in (header, *lines)]
     return "\n".join([written[0], rule, *written[1:]])
+
+
+class _WholeTable(TableElement):
+    """A table whose headings and names go on in the next line: what is cut off cannot be read."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for shown in super().__rich_console__(console, options):
+            for column in shown.columns if isinstance(shown, Table) else ():
+                column.overflow = "fold"
+            yield shown
+
+
+class OnScreen(Markdown):
+    """A report as a terminal shows it; what is folded away in a browser is left out."""
+
+    elements = Markdown.elements | {"table_open": _WholeTable}
+
+    def __init__(self, report: str) -> None:
+        super().__init__(report.partition("\n<details>")[0])

@@ -25,6 +25,11 @@ WORDS = {
     "local": "The client's own adapter A_c in place. It never leaves the client.",
     "teacher": "The mean of both in place: the dual-adapter teacher (DAT), at the client alone.",
     "text only": "Always giving the most frequent training answer to the same question, without the picture.",
+    "gain": "The student's score less text only.",
+    "mean, worst": "Of each column for itself, over the clients.",
+    "CE, KL": "Losses: against the right answers, and against the other branch's answers.",
+    "change": "Root of the summed squares of what training changed in an adapter in a round.",
+    "clipped": "A client's change that is larger than permitted is scaled down before it is averaged.",
     "round": "Each client trains on its own data, then the server averages what they send.",
 }
 

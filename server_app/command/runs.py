@@ -12,7 +12,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markdown import Markdown
 from rich.markup import escape
 from rich.table import Table
 
@@ -217,10 +216,12 @@ def report(
     name, path = run.folder.name, run.folder / "report.md"
     if not path.exists():
         raise Refusal(f"run {name!r} is not over ({run.rounds} rounds); to go on: feddat run resume={name}")
+    from server_app.markdown import OnScreen
+
     text, console = path.read_text(encoding="utf-8"), Console()
-    console.print(Markdown(text)) if console.is_terminal else typer.echo(text)
+    console.print(OnScreen(text)) if console.is_terminal else typer.echo(text)
     if (page := run.folder / "report.html").exists():
-        typer.echo(f"with pictures: {page}")
+        typer.echo(f"with curves and every setting, for a browser: {page}")
     typer.echo(f"the run is in {run.folder}")
 
 

@@ -1,5 +1,6 @@
 """What others say is text in our Markdown, whatever it says: read by a CommonMark renderer."""
 
+import io
 import re
 from itertools import product
 
@@ -7,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
+from rich.console import Console
 
 from app.backbones import load_backbone
 from server_app import markdown
@@ -122,3 +124,23 @@ def test_nothing_of_a_client_or_a_setting_is_live_in_report_and_cards(tmp_path):
         assert name in "\n".join(read(tokens))
         html = [token.content for token in tokens if token.type == "html_block"]
         assert html in ([], ["<details><summary>All settings</summary>\n", "</details>\n"])
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_a_terminal_shows_every_heading_and_name_whole_and_no_settings(tmp_path, width):
+    rows = [{**row, "name": "low-resolution"} for row in ROWS]
+    write_report(tmp_path, {**SETTINGS, "some-setting": 5}, rows, seconds=1)
+    report = (tmp_path / "report.md").read_text()
+    assert "some-setting" in report
+    console = Console(file=io.StringIO(), width=width)
+    console.print(markdown.OnScreen(report))
+    shown = console.file.getvalue()
+    assert "…" not in shown
+    for word in ("(A_s,", "deployed", "(A_c)", "(DAT)", "text", "only)"):
+        assert word in shown
+    first = "".join(
+        line[1:9].strip() for line in shown.splitlines() if line[1:9].strip() in ("low-reso", "lution")
+    )
+    assert "low-resolution" in shown or first == 2 * "low-resolution"
+    assert "some-setting" not in shown
+    assert max(map(len, shown.splitlines())) <= width

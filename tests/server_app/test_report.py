@@ -266,10 +266,24 @@ def test_a_line_says_how_a_round_went(rows, server_round, num_rounds, seconds, l
 def test_the_report_says_how_much_of_what_clients_changed_was_averaged(tmp_path):
     rows = [row(1, 0, clipped=1.0), row(1, 1, clipped=0.25), row(2, 0, clipped=1.0), row(2, 1, clipped=0.75)]
     write_report(tmp_path, SETTINGS, rows, seconds=1)
-    line = "- **clipped**: to 75 % of a change in the mean; the most, sketch in round 1, to 25 %\n"
-    assert line in (tmp_path / "report.md").read_text()
+    line = "**: 75 % of what a client changed was averaged, in the mean; least of sketch in round 1, 25 %\n"
+    assert f"- **clipped{line}" in (tmp_path / "report.md").read_text()
     write_report(tmp_path, SETTINGS, ROWS, seconds=1)
     assert "**clipped**" not in (tmp_path / "report.md").read_text()
+
+
+def test_the_report_says_what_alignment_did_to_the_losses(tmp_path):
+    before = {"align/ce-before": 0.5, "align/kl-before": 2.0}
+    first = {**before, "align/ce": 0.75, "align/kl": 1.5, "align/accepted": 1.0}
+    last = {**before, "align/ce": 0.4567, "align/kl": 2.5, "align/accepted": 0.0}
+    own = [{"round": i, "partition": -1, **measured} for i, measured in enumerate((first, last), start=1)]
+    write_report(tmp_path, SETTINGS, [*ROWS, *own], seconds=1)
+    assert (
+        "- **alignment**: taken in 1 of 2 rounds; the last took CE from 0.5 to 0.457 and KL from 2 to 2.5"
+        " on held-out public examples\n"
+    ) in (tmp_path / "report.md").read_text()
+    write_report(tmp_path, SETTINGS, ROWS, seconds=1)
+    assert "**alignment**" not in (tmp_path / "report.md").read_text()
 
 
 def test_the_report_says_what_the_server_knew_under_secure_aggregation(tmp_path):

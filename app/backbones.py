@@ -5,7 +5,8 @@ import functools
 import hashlib
 import importlib.util
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -165,6 +166,39 @@ def load_backbone(
     ValueError
         If nothing of that name can be loaded from safetensors, or it has no such head or no such parts.
     """
+    family, folder, config = _described(name, weights, precision)
+    if not folder:
+        backbone = _frozen(name, family.draw(config, seed), family.processor("", config))
+        return _chosen(backbone, head, prompt, parts)
+    how = loading(precision)
+    with _told_in_one_line(name):
+        if weights == "random":
+            model = family.draw(config, seed, how["dtype"])
+        else:
+            model = family.load(folder, config, **how)
+        processor = family.processor(folder, config)
+    processor = processor.cut(max_tokens) if max_tokens else processor
+    return _chosen(_frozen(name, family.prepare(model), processor), head, prompt, parts)
+
+
+def check_backbone(settings: Settings) -> Family:
+    """Return the family of a run's backbone as it answers, without loading its weights.
+
+    Raises
+    ------
+    ValueError
+        As `load_backbone`, for what can be known without them.
+    """
+    name, head = settings.backbone, settings.head
+    family, folder, config = _described(name, settings.backbone_weights, settings.backbone_precision)
+    with _told_in_one_line(name):
+        family.processor(folder, config)
+    _check_head(name, family, head)
+    return family.answering_by(head, config, settings.answer_prompt).adapting(settings.adapted_parts)
+
+
+def _described(name: str, weights: str, precision: str) -> tuple[Family, str | Path, Any]:
+    """Find a backbone: its family, its folder or hub id ("": its family builds it), and its configuration."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     for family in FAMILIES:
@@ -173,21 +207,21 @@ def load_backbone(
                 raise ValueError(
                     f"backbone-weights = 'pretrained' with backbone = {name!r}; allowed: 'random'"
                 )
-            config = family.configure(**family.built_in[name])
-            backbone = _frozen(name, family.draw(config, seed), family.processor("", config))
-            return _chosen(backbone, head, prompt, parts)
-    how = loading(precision)
+            return family, "", family.configure(**family.built_in[name])
     folder = builtin_folder(name) if name in BUILTIN else Path(name).expanduser() if "~" in name else name
-    try:
+    with _told_in_one_line(name):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         family = family_of(config.model_type)
         if precision not in family.precisions:
             raise ValueError(f"backbone-precision = {precision!r}; allowed: {', '.join(family.precisions)}")
-        if weights == "random":
-            model = family.draw(config, seed, how["dtype"])
-        else:
-            model = family.load(folder, config, **how)
-        processor = family.processor(folder, config)
+    return family, folder, config
+
+
+@contextmanager
+def _told_in_one_line(name: str) -> Iterator[None]:
+    """Make one line of whatever a backbone's files have their readers raise."""
+    try:
+        yield
     # A RuntimeError says that shapes do not fit, an ImportError that a processor needs another package.
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         reason = next(
@@ -199,14 +233,16 @@ def load_backbone(
             f"backbone = {name!r} cannot be loaded; allowed: {names}, the path of a folder with {kinds} in"
             f" safetensors, or the id of one on the hub if it can be reached ({reason})"
         ) from None
-    processor = processor.cut(max_tokens) if max_tokens else processor
-    return _chosen(_frozen(name, family.prepare(model), processor), head, prompt, parts)
+
+
+def _check_head(name: str, family: Family, head: str) -> None:
+    if head not in family.heads:
+        allowed = ", ".join(map(repr, family.heads))
+        raise ValueError(f"head = {head!r} with backbone = {name!r}; allowed: {allowed}")
 
 
 def _chosen(backbone: Backbone, head: str, prompt: str, parts: str) -> Backbone:
-    if head not in (heads := backbone.family.heads):
-        allowed = ", ".join(map(repr, heads))
-        raise ValueError(f"head = {head!r} with backbone = {backbone.name!r}; allowed: {allowed}")
+    _check_head(backbone.name, backbone.family, head)
     backbone.family.adapting(parts)
     return replace(backbone, head=head, prompt=prompt, parts=parts)
 

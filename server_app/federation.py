@@ -28,7 +28,6 @@ from app.records import SCHEMA, WireCodec, from_record, to_record
 from app.secure_sum import Codes, MaskedSum
 from app.settings import Settings, SettingsError, feddat_home, read_settings
 from app.source import source_hash
-from data_partitions.benchmarks import BENCHMARKS, DataOptions, check_options
 from strategies import (
     Admission,
     Checkpoint,
@@ -43,6 +42,7 @@ from strategies import (
 from strategies.membership import is_simulation
 
 from .alignment import open_aligner
+from .beforehand import check_benchmark
 from .card import model_card
 from .checkpoints import Checkpoints, DamagedError, write_checkpoint
 from .export import export_result
@@ -64,7 +64,7 @@ log = logging.getLogger("flwr")
 def federate(grid: Grid, context: Context) -> None:
     """Check the settings, federate, export the result, report."""
     settings = read_settings(context.run_config)
-    _check_benchmark(settings)
+    check_benchmark(settings)
     if settings.num_clients == 0 and not is_simulation(grid):
         # Who comes first would say how many to wait for, and whose word on that is right.
         raise SettingsError(
@@ -72,23 +72,6 @@ def federate(grid: Grid, context: Context) -> None:
         )
     with ExitStack() as alone:
         _federate(grid, settings, alone)
-
-
-def _check_benchmark(settings: Settings) -> None:
-    """Raise a SettingsError unless the benchmark is there and can give what the run asks of it."""
-    name = settings.benchmark
-    if name not in BENCHMARKS:
-        raise SettingsError(f"benchmark = {name!r}; allowed: {', '.join(map(repr, BENCHMARKS))}")
-    try:
-        check_options(name, DataOptions.of(settings.run_config(), feddat_home() / "data"))
-    except ValueError as error:
-        raise SettingsError(str(error)) from None
-    if settings.pretrain.part == "adapter" and not BENCHMARKS[name].captions:
-        others = " or ".join(repr(other) for other, found in BENCHMARKS.items() if found.captions)
-        raise SettingsError(
-            f"pretrain.part = 'adapter' with benchmark = {name!r}, which has no captioned public images; "
-            f"allowed: 'none', or benchmark = {others}"
-        )
 
 
 def _federate(grid: Grid, settings: Settings, alone: ExitStack) -> None:

@@ -5,16 +5,17 @@ import functools
 import torch
 
 from ..adapters import Adapter
-from ..backbones import Backbone, choose_device, open_backbone
+from ..backbones import Backbone, check_backbone, choose_device, open_backbone
 from ..checkpointing import recompute_blocks
 from ..discovery import kinds_in
 from ..dual_adapter import DualAdapter
+from ..families import Family
 from ..heads import TRAINED_HEADS
 from ..learner import Learner
 from ..settings import Settings
 from .method import Method
 
-__all__ = ["METHODS", "Method", "open_learner"]
+__all__ = ["METHODS", "Method", "check_model", "open_learner"]
 
 
 METHODS: dict[str, Method] = {kind.name: kind() for kind in kinds_in(__name__, __path__, Method)}  # type: ignore[type-abstract]
@@ -32,12 +33,7 @@ def open_learner(settings: Settings) -> Learner:
         If the settings' backbone, adapter or device cannot be had, or do not go with the loss.
     """
     backbone = open_backbone(settings)
-    if settings.loss not in (losses := backbone.family.losses):
-        head = "" if settings.head in TRAINED_HEADS else f" and head = {settings.head!r}"
-        raise ValueError(
-            f"loss = {settings.loss!r} with backbone = {settings.backbone!r}{head}; allowed: "
-            f"{', '.join(map(repr, losses))}"
-        )
+    _check_loss(settings, backbone.family)
     learner = _open(
         METHODS[settings.method],
         backbone,
@@ -49,6 +45,20 @@ def open_learner(settings: Settings) -> Learner:
     if isinstance(learner, DualAdapter):
         learner.branches["teacher"] = {"frozen": 1 - settings.local_share, "local": settings.local_share}
     return learner
+
+
+def check_model(settings: Settings) -> None:
+    """Raise a ValueError as `open_learner`, for what can be known without the backbone's weights."""
+    _check_loss(settings, check_backbone(settings))
+
+
+def _check_loss(settings: Settings, family: Family) -> None:
+    if settings.loss not in family.losses:
+        head = "" if settings.head in TRAINED_HEADS else f" and head = {settings.head!r}"
+        raise ValueError(
+            f"loss = {settings.loss!r} with backbone = {settings.backbone!r}{head}; allowed: "
+            f"{', '.join(map(repr, family.losses))}"
+        )
 
 
 @functools.lru_cache(maxsize=1)

@@ -85,7 +85,6 @@ class Machine:
 
 def _run(root: Path, home: Path, words: list[str], machine: Machine, compare: Sequence[str]) -> None:
     """Run what is asked for, after the methods that it is compared with."""
-    from app.settings import SettingsError
     from app.source import source_hash
     from server_app.comparison import are_alike, is_over, name_beside
 
@@ -107,18 +106,14 @@ def _run(root: Path, home: Path, words: list[str], machine: Machine, compare: Se
 
         check_superlink(machine.superlink)
     settings, runs = given.settings, home / "runs"
-    if settings.tracker != "none" and not machine.superlink:
-        from server_app.trackers import check_tracker
-
-        try:
-            check_tracker(settings.tracker)
-        except SettingsError as error:
-            raise Refusal(str(error)) from None
     name = settings.resume or settings.run_name or _name(settings)
     if not settings.resume and (runs / name).exists():
         raise Refusal(f"run-name = {name!r} is taken: {runs / name}; allowed: another name, or resume={name}")
     # All are checked before the first one begins.
     others = [changed(root, given, {"method": method, "run-name": "", "resume": ""}) for method in compare]
+    if not machine.superlink:  # that of a SuperLink elsewhere has files of its own
+        for one in (given, *others):
+            _check(one.settings)
     for other in others:
         beside = name_beside(name, other.settings.method)
         if is_over(runs / beside):
@@ -132,6 +127,16 @@ def _run(root: Path, home: Path, words: list[str], machine: Machine, compare: Se
         key = "resume" if (runs / beside).exists() else "run-name"
         _federate(root, home, changed(root, other, {key: beside}), beside, machine)
     _federate(root, home, given, name, machine)
+
+
+def _check(settings: "Settings") -> None:
+    """Refuse what the ServerApp, which will run here, would."""
+    from server_app.beforehand import check_beforehand
+
+    try:
+        check_beforehand(settings)
+    except (ValueError, OSError) as error:
+        raise Refusal(str(error)) from None
 
 
 def _federate(root: Path, home: Path, given: "Given", name: str, machine: Machine) -> None:

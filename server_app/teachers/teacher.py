@@ -198,6 +198,15 @@ def open_teacher(name: str, *, normalise: str = "sum", device: str = "auto", bat
     return ModelTeacher(name, normalise, device, batch_size)
 
 
+def check_teacher(name: str) -> None:
+    """Raise a ValueError as `open_teacher`, or where there is neither folder nor model of the name."""
+    path = Path(name).expanduser()
+    if name.endswith(".parquet"):
+        RecordedTeacher(path)
+    elif not path.is_dir():
+        locate(name)
+
+
 def soften(log_probabilities: Tensor, temperature: float = 1.0, margin: float = 0.0) -> Tensor:
     """Make distributions of log-probabilities, and let the teacher abstain where it is unsure.
 

@@ -66,9 +66,12 @@ def test_a_tracker_that_is_not_there(person):
         "tracker = 'wandb' needs 'wandb', which is not installed; allowed: pip install wandb, or"
         " tracker = 'none'"
     )
-    assert person.is_refused("run", "tracker=wand") == (
-        "tracker = 'wand'; allowed: 'none', 'mlflow', 'tensorboard', 'trackio', 'wandb'"
-    )
+    assert list(person.home.iterdir()) == []
+
+
+def test_a_backbone_that_is_not_there(person):
+    reason = r"backbone = '/nowhere' cannot be loaded; allowed: tiny-vilt, .* \(.*/nowhere.*\)"
+    assert re.fullmatch(reason, person.is_refused("run", "backbone=/nowhere"))
     assert list(person.home.iterdir()) == []
 
 

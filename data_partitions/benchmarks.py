@@ -68,6 +68,12 @@ def check_options(benchmark: str, options: DataOptions) -> None:
         raise ValueError(
             f"hub-data = {options.hub_data!r} with data-dir = {options.data_dir!r}; allowed: one of them"
         )
+    if options.data_dir and not found.needs_folder:
+        others = ", ".join(repr(other) for other, one in BENCHMARKS.items() if one.needs_folder)
+        raise ValueError(
+            f"data-dir = {options.data_dir!r} {with_it} has no effect; allowed: '', or benchmark = one of"
+            f" {others}"
+        )
     if found.needs_folder and not (options.data_dir or options.hub_data):
         hub = ", or hub-data" if "hub_data" in found.uses else ""
         raise ValueError(f"data-dir = '' {with_it}; allowed: the absolute path of a folder{hub}")

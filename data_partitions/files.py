@@ -46,7 +46,7 @@ def _clients(options: DataOptions) -> dict[str, Natural]:
     if not options.data_dir:
         name, _ = _hub_id(options)
         return {name: Natural(lambda scratch: _from_hub(options, scratch))}
-    root = Path(options.data_dir).expanduser().absolute()
+    root = options.folder(f"a folder of {', '.join(KINDS)} files")
     found = {}
     for name, files in _in_folder(root, options.data_dir).items():
         paths = [path for split in files.values() for path in split]
@@ -57,10 +57,6 @@ def _clients(options: DataOptions) -> dict[str, Natural]:
 
 def _in_folder(folder: Path, data_dir: str) -> dict[str, Files]:
     """Find the natural clients in the folder, and the files of each."""
-    if not folder.is_dir():
-        raise ValueError(
-            f"data-dir = {data_dir!r} is not a folder; allowed: a folder of {', '.join(KINDS)} files"
-        )
     lying, inside = _data_files(folder), [path for path in sorted(folder.iterdir()) if path.is_dir()]
     found = {}
     if whole := _by_split(folder):

@@ -39,11 +39,7 @@ def load(partition_id: int, num_partitions: int, options: DataOptions) -> Partit
 
 def _clients(options: DataOptions) -> dict[str, Natural]:
     """Read the first scenario; all have the same data, and differ in the clients' models."""
-    root = Path(options.data_dir).expanduser().absolute()
-    if not options.data_dir or not root.is_dir():
-        raise ValueError(
-            f"data-dir = {options.data_dir!r} is not a folder; allowed: one with HFLB's scenarios/"
-        )
+    root = options.folder("one with HFLB's scenarios/")
     # Beside the scenarios lies a list of all tasks.
     scenarios = [path for path in sorted(root.glob("scenarios/HFLB_*.json")) if "task_list" not in path.name]
     if not scenarios:

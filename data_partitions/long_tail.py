@@ -92,6 +92,7 @@ class LongTail:
 
     def names(self, options: DataOptions) -> list[str]:
         """Return none: there are as many clients as are asked for; the protocol has 20."""
+        self._path(options)
         return []
 
     def load(self, partition_id: int, num_partitions: int, options: DataOptions) -> Partition:
@@ -141,11 +142,7 @@ class LongTail:
         return cached(options.cache_dir / "long-tail", key, build, [self._path(options)])
 
     def _path(self, options: DataOptions) -> Path:
-        folder = Path(options.data_dir).expanduser().absolute()
-        if not options.data_dir or not folder.is_dir():
-            raise ValueError(
-                f"data-dir = {options.data_dir!r} is not a folder; allowed: one with {self.file}"
-            )
+        folder = options.folder(f"one with {self.file}")
         if not (folder / self.file).is_file():
             raise ValueError(f"data-dir = {options.data_dir!r} has no {self.file}; allowed: a folder with it")
         return folder / self.file

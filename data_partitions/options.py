@@ -73,3 +73,11 @@ class DataOptions:
         asked = {field.name for field in fields(cls)} - {"cache_dir"}
         named = {re.sub("[.-]", "_", key): value for key, value in run_config.items()}
         return cls(**{name: value for name, value in named.items() if name in asked}, cache_dir=cache_dir)
+
+    def folder(self, wanted: str) -> Path:
+        """Return `data_dir` as a path; a ValueError says if it is none, and what is `wanted`."""
+        path = Path(self.data_dir).expanduser().absolute()
+        if self.data_dir and path.is_dir():
+            return path
+        wrong = "does not exist" if self.data_dir and not path.exists() else "is not a folder"
+        raise ValueError(f"data-dir = {self.data_dir!r} {wrong}; allowed: {wanted}")

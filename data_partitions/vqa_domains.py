@@ -27,7 +27,7 @@ VERSION = 3
 
 def names(options: DataOptions) -> list[str]:
     """Name the domains, in the order of their files' names."""
-    return [domain_name(path) for path in domain_files(options.data_dir)]
+    return [domain_name(path) for path in domain_files(options)]
 
 
 def load(partition_id: int, num_partitions: int, options: DataOptions) -> Partition:
@@ -44,7 +44,7 @@ def load(partition_id: int, num_partitions: int, options: DataOptions) -> Partit
     require_one_of("on-bad-row", options.on_bad_row, ("error", "skip"))
     if options.num_answers < 1:
         raise ValueError(f"num-answers = {options.num_answers}; allowed: 1 or more")
-    files = domain_files(options.data_dir)
+    files = domain_files(options)
     share, index = divmod(partition_id, len(files))
     shares = len(range(index, num_partitions, len(files)))
     path, name = files[index], client_name([domain_name(file) for file in files], partition_id)

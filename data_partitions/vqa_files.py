@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .conversations import LONGEST_TEXT
+from .options import DataOptions
 from .partition import SPLITS
 from .pictures import image_fault
 from .pictures import one_line as _line
@@ -20,14 +21,11 @@ SPLIT_OF = {"train": "train", "val": "validation", "test": "test"}
 _BATCH = 64  # rows in memory at a time
 
 
-def domain_files(data_dir: str) -> list[Path]:
+def domain_files(options: DataOptions) -> list[Path]:
     """List the files of the folder, each with the columns that a domain needs."""
-    folder = Path(data_dir).expanduser().absolute()
-    if not data_dir or not folder.is_dir():
-        raise ValueError(f"data-dir = {data_dir!r} is not a folder; allowed: a folder of parquet files")
-    files = sorted(folder.glob("*.parquet"))
+    files = sorted(options.folder("a folder of parquet files").glob("*.parquet"))
     if not files:
-        raise ValueError(f"data-dir = {data_dir!r} has no parquet files; allowed: one or more")
+        raise ValueError(f"data-dir = {options.data_dir!r} has no parquet files; allowed: one or more")
     for path in files:
         check_columns(path)
     return files

@@ -17,12 +17,12 @@ _SCENES = (
 )  # fmt: skip
 
 
+def _folder(one: Published, options: DataOptions) -> Path:
+    return options.folder(f"one with {one.files['train'][0]}")
+
+
 def _natural(one: Published, options: DataOptions) -> Natural:
-    root = Path(options.data_dir).expanduser().absolute()
-    if not options.data_dir or not root.is_dir():
-        raise ValueError(
-            f"data-dir = {options.data_dir!r} is not a folder; allowed: one with {one.files['train'][0]}"
-        )
+    root = _folder(one, options)
 
     def origins(_: Path) -> list[Origin]:
         return [
@@ -35,6 +35,7 @@ def _natural(one: Published, options: DataOptions) -> Natural:
 
 def _benchmark(name: str, parts: Sequence[Published]) -> Benchmark:
     def names(options: DataOptions) -> list[str]:
+        _folder(parts[0], options)
         return [one.name for one in parts]
 
     def load(partition_id: int, num_partitions: int, options: DataOptions) -> Partition:

@@ -42,7 +42,7 @@ def test_a_relative_folder_is_refused(on_data, home):
 
 
 def test_a_folder_that_is_not_there_is_named(on_data, home):
-    message = "data-dir = '/no/such/folder' is not a folder; allowed: a folder of parquet files"
+    message = "data-dir = '/no/such/folder' does not exist; allowed: a folder of parquet files"
     assert message in error_of(on_data("/no/such/folder"), home)
 
 

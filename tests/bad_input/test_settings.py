@@ -67,7 +67,7 @@ COMBINATIONS = [
     ({"benchmark": "cifar10-lt"}, r"data-dir = '' with benchmark = 'cifar10-lt'; allowed: the absolute .*"),
     (
         {**FULL, "benchmark": "cifar10-lt", "data_dir": "/no/such"},
-        r"data-dir = '/no/such' is not a folder; allowed: one with cifar10.parquet",
+        r"data-dir = '/no/such' does not exist; allowed: one with cifar10.parquet",
     ),
 ]
 

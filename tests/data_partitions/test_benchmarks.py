@@ -77,6 +77,11 @@ def test_one_more_file_is_one_more_benchmark(tmp_path, monkeypatch):
         ),
         (
             "scenes",
+            {"data_dir": "/d"},
+            "data-dir = '/d' with benchmark = 'scenes' has no effect; allowed: '', or benchmark = one of '",
+        ),
+        (
+            "scenes",
             {"missing_modality": 0.3},
             "missing-modality = 0.3 with benchmark = 'scenes' has no effect; allowed: 0.0, or benchmark = "
             "'feddat-domain' or ",

@@ -207,7 +207,7 @@ BAD = [
     ({"public_per_class": 40}, "public-per-class = 40, but class 'airplane' of cifar10.parquet has 40 "
      "training rows; allowed: 0 to 39"),
     ({"data_dir": ""}, "data-dir = '' is not a folder; allowed: one with cifar10.parquet"),
-    ({"data_dir": "/no/such"}, "data-dir = '/no/such' is not a folder; allowed: one with cifar10.parquet"),
+    ({"data_dir": "/no/such"}, "data-dir = '/no/such' does not exist; allowed: one with cifar10.parquet"),
 ]  # fmt: skip
 
 

@@ -221,8 +221,8 @@ def test_skipped_rows_count_once_when_a_domain_is_shared(folder, options):
 
 
 def test_no_folder(options):
-    for data_dir in ("", "/no/such/folder"):
-        with pytest.raises(ValueError, match=f"^data-dir = '{data_dir}' is not a folder"):
+    for data_dir, wrong in (("", "is not a folder"), ("/no/such/folder", "does not exist")):
+        with pytest.raises(ValueError, match=f"^data-dir = '{data_dir}' {wrong}; allowed: a folder of parq"):
             partition_names("vqa-domains", _with(options, data_dir=data_dir))
 
 

@@ -10,13 +10,13 @@ from server_app.run_folder import held
 from tests.bad_input.ends import error_of
 
 REFUSED = {
-    "a backbone that is not there": {"backbone": "/nowhere"},
+    "a backbone that is not there": {"backbone": "/no/such"},
     "a backbone that does not write": {"loss": "next-token"},
     "a head that it has not": {"head": "decoder"},
     "weights that are nowhere": {"backbone": "resnet8", "method": "full", "head": "private"},
     "a benchmark that is not there": {"benchmark": "scene"},
     "a tracker that is not there": {"tracker": "wand"},
-    "a teacher model that is not there": {"align.when": "end", "teacher.model": "/nowhere.parquet"},
+    "a teacher model that is not there": {"align.when": "end", "teacher.model": "/no/such.parquet"},
 }
 
 

@@ -180,7 +180,7 @@ def test_a_folder_that_cannot_be_used(folder, options):
     with pytest.raises(ValueError, match=r"^data-dir = '.*' has no \.json, \.jsonl, \.parquet files; a"):
         load(options)
     with pytest.raises(
-        ValueError, match=r"^data-dir = '/no/such' is not a folder; allowed: a folder of \.json"
+        ValueError, match=r"^data-dir = '/no/such' does not exist; allowed: a folder of \.json"
     ):
         load(options, data_dir="/no/such")
     for name in ("a.json", "a.jsonl"):

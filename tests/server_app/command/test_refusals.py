@@ -70,8 +70,8 @@ def test_a_tracker_that_is_not_there(person):
 
 
 def test_a_backbone_that_is_not_there(person):
-    reason = r"backbone = '/nowhere' cannot be loaded; allowed: tiny-vilt, .* \(.*/nowhere.*\)"
-    assert re.fullmatch(reason, person.is_refused("run", "backbone=/nowhere"))
+    reason = r"backbone = '/no/such' cannot be loaded; allowed: tiny-vilt, .* \(.*/no/such.*\)"
+    assert re.fullmatch(reason, person.is_refused("run", "backbone=/no/such"))
     assert list(person.home.iterdir()) == []
 
 

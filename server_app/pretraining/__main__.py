@@ -25,6 +25,8 @@ from .caption_batches import CaptionedImages
 from .dynamic_weighting import DynamicWeighting, Student, split_aside
 from .frozen_models import load_frozen
 from .masked_captions import TINY_VILT, MaskedCaptions, build_tokenizer
+from .picture_answering import PictureAnswering
+from .picture_questions import load_photographs
 from .question_answering import QuestionAnswering
 from .trainer import Objective, train
 
@@ -60,7 +62,22 @@ def question_answering(options: argparse.Namespace, public: DataOptions, device:
     held_out = max(100, options.images // 20)
     drawn = load_public_questions("scenes", public, options.images, style=options.style)
     aside = load_public_questions("scenes", public, held_out, split="validation", style=options.style)
-    return QuestionAnswering(load_backbone(options.start), drawn, aside)
+    return QuestionAnswering(load_backbone(options.start), drawn, {"scenes": aside})
+
+
+def picture_answering(options: argparse.Namespace, public: DataOptions, device: torch.device) -> Objective:
+    """Go on with a ViLT: questions about photographs, made of their labels, beside those about scenes."""
+    photographs = load_photographs(options.pictures, options.apart_from or ())
+    held_out = max(100, options.images // 20)
+    return PictureAnswering(
+        load_backbone(options.start),
+        load_public_questions("scenes", public, options.images, style="any-paper"),
+        load_public_questions("scenes", public, held_out, split="validation", style="any-paper"),
+        photographs=photographs,
+        number=options.picture_questions,
+        source=options.pictures.name,
+        patches=options.patches,
+    )
 
 
 def answering(options: argparse.Namespace, public: DataOptions, device: torch.device) -> Objective:
@@ -111,6 +128,16 @@ def read_options(arguments: Sequence[str] | None, prog: str) -> argparse.Namespa
     questions = add("questions", question_answering, 50_000, 3_000, 96, 7e-4)
     questions.add_argument("--start", required=True, help="the backbone to go on with")
     questions.add_argument("--style", default="varied", help="how to draw the scenes: varied, or any-paper")
+    pictures = add("pictures", picture_answering, 40_000, 8_000, 96, 1e-3)
+    pictures.add_argument("--start", required=True, help="the backbone to go on with")
+    pictures.add_argument(
+        "--pictures", type=Path, required=True, help="parquet file: image, label_name, split"
+    )
+    pictures.add_argument(
+        "--apart-from", type=Path, nargs="+", help="parquet files whose pictures are left out"
+    )
+    pictures.add_argument("--picture-questions", type=positive, default=160_000, help="questions about them")
+    pictures.add_argument("--patches", type=positive, help="how many to look at in training; left out: all")
     answers = add("answers", answering, 30_000, 4_500, 64, 1.5e-3)
     answers.add_argument("--start", help="the LLaVA to go on with, made by this; left out: from nothing")
     dynamic = add("dynamic", dynamic_weighting, 10_000, 2_000, 32, 3e-4)
@@ -136,7 +163,10 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m server_a
     given = {
         key: value for key, value in vars(options).items() if key not in NOT_REPEATED and value is not None
     }
-    command = " ".join([options.objective, *(f"--{key.replace('_', '-')} {given[key]}" for key in given)])
+    words = {
+        key: " ".join(map(str, value)) if isinstance(value, list) else value for key, value in given.items()
+    }
+    command = " ".join([options.objective, *(f"--{key.replace('_', '-')} {words[key]}" for key in words)])
 
     def keep(step: int, reached: dict[str, float]) -> None:
         """Save the backbone as it is, so that a training that is stopped leaves what it had."""

@@ -6,9 +6,9 @@ the mask, which has learnt to look, and of the pooled feature, which learns to r
 answering as a pretraining task is from LXMERT (Tan & Bansal, 2019, arXiv 1908.07490, section 3.1).
 """
 
-import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import torch
 from datasets import Dataset
@@ -21,10 +21,12 @@ from app.processor import Processor
 
 from .trainer import Objective, vary
 
+Columns: TypeAlias = Dataset | dict[str, list]
+
 CARD = """
 Then, for {done}, it answered {images:,} questions about as many other
 public scenes from its pooled feature (a task of LXMERT). Of {held_out:,} held-out questions it answers
-**{answered:.1%}** (always the most frequent answer: {majority:.1%}).
+**{scenes:.1%}** (always the most frequent answer: {majority:.1%}).
 """
 
 
@@ -48,8 +50,8 @@ class Questions:
     answers: Tensor
 
     @classmethod
-    def load(cls, dataset: Dataset, processor: Processor, answers: Sequence[str]) -> "Questions":
-        """Process a data set with columns image, question, answer."""
+    def load(cls, dataset: Columns, processor: Processor, answers: Sequence[str]) -> "Questions":
+        """Process the columns image, question and answer."""
         texts = processor.texts(dataset["question"])
         longest = int(texts["attention_mask"].sum(1).max())
         return cls(
@@ -58,6 +60,10 @@ class Questions:
             texts["attention_mask"][:, :longest],
             torch.tensor([answers.index(answer) for answer in dataset["answer"]]),
         )
+
+    def majority(self) -> float:
+        """Return the share of the most frequent answer, in [0, 1]."""
+        return int(torch.bincount(self.answers).max()) / len(self.answers)
 
     def inputs(self, rows: Tensor, processor: Processor) -> dict[str, Tensor]:
         """Return the model inputs of some rows."""
@@ -75,18 +81,23 @@ class QuestionAnswering(Objective):
     ----------
     start : Backbone
         What to go on from; it is copied. Its tokenizer has a mask.
-    data, held_out : Dataset
-        Columns image, question, answer: what to learn from, and what to measure on.
+    data : Dataset or dict of str to list
+        Columns image, question, answer: what to learn from.
+    held_out : mapping of str to Dataset or dict
+        The same columns: what to measure on, by name; the public scenes are ``scenes``.
     """
 
-    def __init__(self, start: Backbone, data: Dataset, held_out: Dataset) -> None:
+    def __init__(self, start: Backbone, data: Columns, held_out: Mapping[str, Columns]) -> None:
         super().__init__()
-        answers = sorted({*data["answer"], *held_out["answer"]})
+        answers = sorted({answer for split in (data, *held_out.values()) for answer in split["answer"]})
         self.processor = replace(start.processor, template="{} " + str(start.processor.tokenizer.mask_token))
-        self.data, self.held_out = (
-            Questions.load(split, self.processor, answers) for split in (data, held_out)
-        )
-        self.model = copy.deepcopy(start.model).requires_grad_(True)
+        self.data = Questions.load(data, self.processor, answers)
+        self.held_out = {
+            name: Questions.load(split, self.processor, answers) for name, split in held_out.items()
+        }
+        # A family's own attention is made for frozen weights; in bfloat16 its backward pass is slow on a CPU.
+        self.model = ViltModel(start.model.config)
+        self.model.load_state_dict(start.model.state_dict())
         self.head, self.at_mask = (nn.Linear(start.width, len(answers)) for _ in range(2))
 
     @property
@@ -114,22 +125,24 @@ class QuestionAnswering(Objective):
         }
 
     def measure(self) -> dict[str, float]:
-        """Return the share of held-out questions answered from the pooled feature, in [0, 1]."""
+        """Return the share of each held-out set answered from the pooled feature, in [0, 1]."""
+        return {name: self._answered(questions) for name, questions in self.held_out.items()}
+
+    def _answered(self, asked: Questions) -> float:
         right = 0
-        for rows in torch.arange(len(self.held_out.answers)).split(100):
-            inputs = self.held_out.inputs(rows, self.processor)
+        for rows in torch.arange(len(asked.answers)).split(100):
+            inputs = asked.inputs(rows, self.processor)
             inputs = {key: value.to(self.model.device) for key, value in inputs.items()}
             chosen = self.head(self.model(**inputs).pooler_output).argmax(-1).cpu()
-            right += int((chosen == self.held_out.answers[rows]).sum())
-        return {"answered": right / len(self.held_out.answers)}
+            right += int((chosen == asked.answers[rows]).sum())
+        return right / len(asked.answers)
 
     def describe(self, name: str, seed: int, done: str, reached: dict[str, float]) -> str:
         """Write what a model card adds to that of the start."""
-        held_out = len(self.held_out.answers)
         return CARD.format(
             done=done,
             images=len(self.data.answers),
-            held_out=held_out,
-            majority=int(torch.bincount(self.held_out.answers).max()) / held_out,
+            held_out=len(self.held_out["scenes"].answers),
+            majority=self.held_out["scenes"].majority(),
             **reached,
         )

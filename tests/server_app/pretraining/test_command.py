@@ -1,7 +1,9 @@
-"""The command of stage 1: three objectives, one after the other, and what it refuses."""
+"""The command of stage 1: objectives, one after the other, and what it refuses."""
 
+import datasets
 import pytest
 import torch
+from PIL import Image
 
 from app.backbones import load_backbone
 from server_app.pretraining import __main__ as command
@@ -45,6 +47,39 @@ def test_each_objective_leaves_a_backbone_that_the_next_goes_on_with(
     assert f"pretraining dynamic {common} 0.0003 --seed 0 --out {third} --start {second} --encoder" in card
 
 
+def test_a_backbone_goes_on_with_photographs_and_names_the_files_it_kept_apart(home, tmp_path):
+    photographs, theirs = (tmp_path / f"{name}.parquet" for name in ("cifar", "theirs"))
+    colours = [Image.new("RGB", (32, 32), (index, 2 * index, 255 - index)) for index in range(90)]
+    rows = {"image": colours, "label_name": ["dog", "pine_tree"] * 45, "split": ["train"] * 90}
+    everything = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+    everything.to_parquet(photographs)
+    everything.select(range(10)).to_parquet(theirs)
+    out, again = tmp_path / "out", tmp_path / "again"
+    few = ["--pictures", str(photographs), "--picture-questions", "120", "--patches", "8", *FEW]
+    command.main(
+        [
+            "pictures",
+            "--start",
+            "tiny-vilt",
+            "--apart-from",
+            str(theirs),
+            str(theirs),
+            "--out",
+            str(out),
+            *few,
+        ]
+    )
+    command.main(["pictures", "--start", str(out), "--out", str(again), *few])
+    assert moved("tiny-vilt", out)
+    assert load_backbone(str(again)).model.config.max_image_length == -1
+    card = (out / "README.md").read_text()
+    assert f"--apart-from {theirs} {theirs} --picture-questions 120 --patches 8\n" in card
+    # Ten of ninety left out, one in twenty of the others held out.
+    assert "questions 120 were about 76 photographs" in card
+    assert "100 questions about 4 other\nphotographs" in card
+    assert "those of `cifar.parquet`" in card
+
+
 def test_a_backbone_that_writes_is_made_and_gone_on_with(home, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     command.main(["answers", "--out", str(first), *FEW])
@@ -66,6 +101,11 @@ def test_a_backbone_that_writes_is_made_and_gone_on_with(home, tmp_path):
         (["dynamic", "--encoder", "x", "--images", "-1"], "argument --images: -1; allowed: 1 or more"),
         (["dynamic"], "the following arguments are required: --encoder"),
         (["questions"], "the following arguments are required: --start"),
+        (["pictures", "--start", "x"], "the following arguments are required: --pictures"),
+        (
+            ["pictures", "--start", "x", "--pictures", "x", "--patches", "0"],
+            "--patches: 0; allowed: 1 or more",
+        ),
         (["guess"], "invalid choice: 'guess'"),
     ],
 )
@@ -80,6 +120,10 @@ def test_what_cannot_be_loaded_ends_it_in_one_line(home, tmp_path):
     for arguments, message in (
         (["dynamic", "--encoder", "/no/such"], "pretrain.encoder = '/no/such' cannot be used"),
         (["questions", "--start", "/no/such"], "backbone = '/no/such' cannot be loaded"),
+        (
+            ["pictures", "--start", "tiny-vilt", "--pictures", "/no/such"],
+            "--pictures /no/such is not a readable",
+        ),
         (["captions", "--device", "meta"], "device = 'meta' is not available"),
     ):
         with pytest.raises(SystemExit) as end:

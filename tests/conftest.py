@@ -343,3 +343,10 @@ def record(home, tmp_path) -> Callable[..., str]:
         return str(tmp_path / "said.parquet")
 
     return write
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Begin with the files of slow tests, so that no worker is left alone with one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)

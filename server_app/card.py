@@ -11,7 +11,7 @@ from app.methods import METHODS
 from . import markdown
 from .card_use import use
 from .rows import Rows
-from .scores import measured_on, scores, what_ran
+from .scores import measured_on, scores, unscored, what_ran
 
 
 def model_card(
@@ -61,7 +61,7 @@ def model_card(
         *([note] if (note := METHODS[settings["method"]].note) else []),
         "## Scores",
         measured_on(rows),
-        markdown.table(*scores(rows), align="---:"),
+        *([] if unscored(rows) else [markdown.table(*scores(rows), align="---:")]),
         "## Use",
         use(settings, backbone, answers),
     ]

@@ -10,13 +10,14 @@ from app.measurements import MEASURED, SAID, Range
 from strategies import one_line
 from strategies.metrics import OF_THE_SERVER
 
-from .rows import RESERVED, SERVER
+from .rows import RESERVED, SERVER, TEST_EXAMPLES
 
 _RANGES: dict[str, Range] = {
     **MEASURED["train"],
     **MEASURED["evaluate"],
     **SAID,
     **OF_THE_SERVER,
+    TEST_EXAMPLES: MEASURED["evaluate"]["num-examples"],
 }
 _LARGEST = 1e100
 

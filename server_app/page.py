@@ -15,7 +15,7 @@ from .curves import as_svg, draw_branches, draw_training
 from .defaults import default_settings
 from .page_template import PAGE
 from .rows import Rows, last_scores, names_of
-from .scores import Beside, measured_on, scores, what_ran
+from .scores import Beside, measured_on, scores, unscored, what_ran
 from .verdict import verdict
 
 # What is no setting of a run, or another one in each.
@@ -88,6 +88,11 @@ class RunShown:
     def measured_on(self) -> str:
         """What they are of."""
         return measured_on(self.rows)
+
+    @property
+    def unscored(self) -> str:
+        """Why there are none; nothing if there are."""
+        return unscored(self.rows)
 
     @property
     def what_ran(self) -> str:

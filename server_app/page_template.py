@@ -44,6 +44,9 @@ summary { cursor: pointer; padding: .3rem 0; }
 </head>
 <body>
 {% macro scored(run) %}
+{% if run.unscored %}
+<p class="says">{{ run.unscored }}</p>
+{% else %}
 {% set header, lines = run.table %}
 <div class="wide" tabindex="0" role="region" aria-label="scores of {{ run.name }}">
 <table>
@@ -56,6 +59,7 @@ summary { cursor: pointer; padding: .3rem 0; }
 </tbody>
 </table>
 </div>
+{% endif %}
 {% endmacro %}
 <main>
 {% if runs | length > 1 %}

@@ -1,7 +1,6 @@
 """What people read of a run: a line a round, the table of scores, the report."""
 
 import io
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -22,24 +21,30 @@ from .curves import draw_curves
 from .facts import facts_of, refusals
 from .page import RunShown, html_report
 from .rows import ALL, BRANCHES, GROUPS, Rows, central, names_of
-from .scores import Beside, measured_on, scores, what_ran
+from .scores import Beside, in_short, measured_on, scores, unscored, what_ran
 from .verdict import verdict
 
 _LINES = 20  # of clients, on a screen
+_NARROWEST = 3
 
 
-def results_table(rows: Rows, beside: Beside = MappingProxyType({}), *, narrow: bool = False) -> Table:
+def results_table(rows: Rows, beside: Beside = MappingProxyType({}), narrow: int = 0) -> Table:
     """Show each client's last scores in points, then the mean and the worst of each column.
 
     Of many clients the lowest 20 have a line. Where the server evaluates, show its last accuracies by groups
-    of classes, then over all. `beside` is as in `scores`. A `narrow` table has no lines between its columns,
-    and their names without what is in brackets.
+    of classes, then over all. `beside` is as in `scores`. A `narrow` table has heads of one word, explained
+    below it; from 2 on no lines between its columns; and from 3 on clients' names in lines that end with a
+    hyphen.
     """
     header, lines = scores(rows, beside, most=_LINES)
     table = Table(title="score on the test split, in points")
     if narrow:
-        table.box, table.padding = SIMPLE, 0
-        header = [re.sub(r"\n\(.*?\)", "", column) for column in header]
+        header, legend = in_short(header)
+        table.caption, table.caption_justify = legend, "left"
+    if narrow > 1:
+        table.box, table.padding, table.show_edge = SIMPLE, 0, False
+    if narrow > 2:
+        lines = [[line[0].replace("-", "-\n"), *line[1:]] for line in lines]
     for column in header:
         # In a narrow terminal names go on in the next line: what is cut off cannot be read.
         table.add_column(column, justify="left" if column == header[0] else "right", overflow="fold")
@@ -52,13 +57,28 @@ def results_table(rows: Rows, beside: Beside = MappingProxyType({}), *, narrow: 
 
 def show_result(console: Console, folder: Path, settings: Mapping[str, Any], rows: Rows) -> None:
     """Print the table of scores, with those of the runs beside it, and what it says."""
+    if why := unscored(rows):
+        _say(console, why)
+        return
     beside = runs_beside(folder, settings, rows)
-    table = results_table(rows, beside)
-    if Measurement.get(console, console.options.update(width=10_000), table).minimum > console.width:
-        table = results_table(rows, beside, narrow=True)
-    console.print(table)
+    console.print(_fitting(console, rows, beside))
     for sentence in (*verdict(rows), *note_on(beside)):
-        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+        _say(console, sentence)
+
+
+def _say(console: Console, sentence: str) -> None:
+    console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+
+
+def _fitting(console: Console, rows: Rows, beside: Beside) -> Table:
+    """Return the widest table of results that fits."""
+    for narrow in range(_NARROWEST):
+        table = results_table(rows, beside, narrow)
+        measured = Measurement.get(console, console.options.update(width=10_000), table)
+        # Heads of several words may be wrapped; those of one are not cut.
+        if (measured.maximum if narrow else measured.minimum) <= console.width:
+            return table
+    return results_table(rows, beside, _NARROWEST)
 
 
 def progress_line(
@@ -129,7 +149,7 @@ def _report(settings: Mapping[str, Any], rows: Rows, facts: Mapping[str, str], b
         f"# {markdown.text(settings['run-name'])}",
         what_ran(settings, rows),
         measured_on(rows),
-        markdown.table(*scores(rows, beside), align="---:"),
+        "" if unscored(rows) else markdown.table(*scores(rows, beside), align="---:"),
         " ".join(verdict(rows, markdown.text)),
         " ".join(note_on(beside)).replace("*", r"\*"),
         "![scores, losses and changes over the rounds](curves.png)",

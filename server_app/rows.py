@@ -14,6 +14,8 @@ Rows = Sequence[Mapping[str, Any]]
 
 # What only the server writes into a row.
 RESERVED = ("round", "partition", "phase", "refused")
+# How many an evaluation counted; a row's `num-examples` are those trained on.
+TEST_EXAMPLES = "test-examples"
 # Partition in the rows of the server, and in those of replies that nobody was asked for.
 SERVER = -1
 # Of classes, by how many training examples they have.

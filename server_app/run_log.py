@@ -20,7 +20,7 @@ from strategies.observer import Phase
 
 from .kept_rows import read_rows
 from .report import progress_line
-from .rows import RESERVED, SERVER, best_of, median_scores
+from .rows import RESERVED, SERVER, TEST_EXAMPLES, best_of, median_scores
 
 log = logging.getLogger("flwr")  # Flower's own logger: what it gets is in `flwr log`
 
@@ -157,9 +157,10 @@ class RunLog(RoundObserver):
         """Add what a client measured to its row of the round."""
         row = self._round.setdefault(partition_id, {})
         for key, value in metrics.items():
+            if key == "num-examples" and phase == "evaluate":
+                key = TEST_EXAMPLES
             summed = key in ("bytes-down", "bytes-up", "metrics-dropped")
-            # An evaluation counts its examples too; a row's are those trained on.
-            if key not in RESERVED and (key != "num-examples" or phase == "train"):
+            if key not in RESERVED:
                 row[key] = row.get(key, 0) + value if summed else value
         if "state-recovered" in metrics:
             log.warning(

@@ -1,12 +1,16 @@
 """What a run scored, as the log's table, the report and the model card show it."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from math import inf, isnan
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
+from strategies import one_line
+
+from .comparison import FROM_STUDY, HEADINGS
 from .rows import ALL, GROUPS, Rows, central, is_scored, names_of
 
 Beside = Mapping[str, Mapping[int, float]]
@@ -19,6 +23,26 @@ SCORES = {
     "text-only": "text\nonly",
 }
 GAIN = "gain\n(student − text only)"
+
+
+# Heads in one word, and what each then leaves unsaid.
+_SHORT = {
+    SCORES["text-only"]: ("text", "the question without the picture"),
+    HEADINGS["adapter"]: ("FedAvg", "one adapter, averaged"),
+    HEADINGS["local"]: ("alone", "each client by itself"),
+    GAIN: ("gain", "student − text"),
+}
+
+
+def in_short(header: Sequence[str]) -> tuple[list[str], str]:
+    """Return a table's heads in one word each, and a legend to those that need one."""
+    heads, legend = [], []
+    for heading in header:
+        bare = heading.removesuffix(FROM_STUDY)
+        head, means = _SHORT.get(bare, (heading.split("\n")[0], ""))
+        heads.append(head + heading.removeprefix(bare) if means else head)
+        legend += [f"{head}: {means}"] * bool(means)
+    return heads, "; ".join(legend)
 
 
 def scores(
@@ -81,6 +105,22 @@ def scores(
     return ["client", *columns], lines
 
 
+def unscored(rows: Rows) -> str:
+    """Say why there is no score at all; nothing if there is one."""
+    if central(rows) or any(map(is_scored, rows)):
+        return ""
+    reasons = Counter(row["refused"] for row in rows if row.get("phase") == "evaluate")
+    if not reasons:
+        return "Scores were not measured: no client sent any."
+    if all("has no test rows" in reason for reason in reasons):
+        return (
+            "Scores were not measured: no client has test questions. Those are rows whose `split` says test,"
+            " files or folders named test, or some of the rows where there are more of them."
+        )
+    (reason, times), *_ = reasons.most_common()
+    return f"Scores were not measured: evaluations were refused, {times} times because of: {one_line(reason)}"
+
+
 def measured_on(rows: Rows) -> str:
     """Say what the scores are of, before their table."""
     if central(rows):
@@ -88,9 +128,7 @@ def measured_on(rows: Rows) -> str:
             "Accuracy of the aggregated model on the benchmark's balanced test set, over the classes with "
             "many, with a medium number of and with few training examples, and over all, in points:"
         )
-    if not any(map(is_scored, rows)):
-        return "Scores were not measured, or no client sent any:"
-    return "Scores on each client's test split with its own head, in points:"
+    return unscored(rows) or "Scores on each client's test split with its own head, in points:"
 
 
 def what_ran(settings: Mapping[str, Any], rows: Rows) -> str:

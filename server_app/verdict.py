@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from statistics import fmean
 
-from .rows import BRANCHES, Rows, central, is_scored, names_of
+from .rows import BRANCHES, TEST_EXAMPLES, Rows, central, is_scored, names_of
 
 # Less than this between two means, in points, is no difference worth a word.
 NOTHING = 0.5
@@ -14,8 +14,8 @@ def verdict(rows: Rows, written: Callable[[str], str] = str) -> list[str]:
     """Return a sentence for each thing that a reader of the table should not miss.
 
     Says whether the deployed branch is above what the question alone gives, for whom it is not, and whether
-    the branches differ by more than half a point in the mean. Nothing where clients send no scores. `written`
-    makes of a client's name what may stand in the text.
+    the branches differ by more than half a point in the mean; last, on how many questions that rests. Nothing
+    where clients send no scores. `written` makes of a client's name what may stand in the text.
     """
     last = {row["partition"]: row for row in rows if is_scored(row)}
     if central(rows) or not last:
@@ -51,4 +51,7 @@ def verdict(rows: Rows, written: Callable[[str], str] = str) -> list[str]:
         elif best != branch:
             more = means[best] - means[branch]
             said.append(f"At the sites themselves the {NAMES[best]} is best, by {more:.1f} points.")
+    if said and all(TEST_EXAMPLES in row for row in last.values()):
+        questions = sum(row[TEST_EXAMPLES] for row in last.values())
+        said.append(f"This rests on {questions:,} questions of {len(last)} client{'s' * (len(last) != 1)}.")
     return said

@@ -46,6 +46,7 @@ def test_a_run_leaves_what_is_promised(finished):
             "local",
             "teacher",
             "text-only",
+            "test-examples",
             "train-seconds",
         }
         # Down before training and before evaluation, up after training alone.

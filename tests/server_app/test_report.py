@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 
 from app.backbones import load_backbone
 from server_app.card import model_card
+from server_app.defaults import default_settings
 from server_app.report import (
     draw_curves,
     progress_line,
@@ -95,8 +96,9 @@ def test_a_table_with_other_methods_fits_into_60_columns_word_by_word(tmp_path):
     console = Console(file=io.StringIO(), width=60)
     show_result(console, tmp_path / "mine", SETTINGS, rows)
     printed = console.file.getvalue().splitlines()
+    assert max(map(len, printed[:5])) <= 60
     (heading,) = (line for line in printed if line.lstrip().startswith("client"))
-    assert heading.split() == ["client", "student", "local", "teacher", "only", "adapter", "only", "gain"]
+    assert heading.split() == ["client", "student", "local", "teacher", "text", "FedAvg", "alone", "gain"]
     assert [line.split()[1:3] for line in printed if line.lstrip().startswith(("mean", "worst"))] == [
         ["62.5", "47.5"],
         ["50.0", "45.0"],
@@ -108,17 +110,40 @@ def test_a_table_with_other_methods_fits_into_60_columns_word_by_word(tmp_path):
 
 def test_a_narrow_table_marks_what_is_from_the_study():
     beside = {"one adapter\n(FedAvg)*": {0: 0.5}, "local\nonly*": {0: 0.5}}
-    header = [column.header for column in results_table(ROWS, beside, narrow=True).columns]
-    assert header == [
-        "client",
-        "student",
-        "local",
-        "teacher",
-        "text\nonly",
-        "one adapter*",
-        "local\nonly*",
-        "gain",
+    table = results_table(ROWS, beside, narrow=1)
+    header = [column.header for column in table.columns]
+    assert header == ["client", "student", "local", "teacher", "text", "FedAvg*", "alone*", "gain"]
+    assert table.caption == (
+        "text: the question without the picture; FedAvg: one adapter, averaged; alone: each client by itself;"
+        " gain: student − text"
+    )
+
+
+NAMES = ("clean", "sketch", "noisy", "inverted", "low-resolution")
+
+
+@pytest.mark.parametrize(("width", "lines", "name"), [(80, "│", "low-resolution"), (60, "", "low-")])
+def test_the_default_runs_table_is_readable_in_a_terminal(tmp_path, width, lines, name):
+    """Each head is one whole word, and each number whole in its line, beside two other methods' columns."""
+    rows = [
+        {"round": 2, "partition": n, "name": name, **scores(0.8, 0.7, 0.75, 0.325)}
+        for n, name in enumerate(NAMES)
     ]
+    rows = [row | {"test-examples": 200} for row in rows]
+    folder = tmp_path / "mine"
+    console = Console(file=io.StringIO(), width=width)
+    settings = {**default_settings(), "run-name": "mine", "backbone-weights": "pretrained"}
+    show_result(console, folder, settings, rows)
+    printed = console.file.getvalue().splitlines()
+    table = printed[: next(n for n, line in enumerate(printed) if line.startswith("text: "))]
+    assert max(map(len, table)) <= width
+    cells = [re.sub("[│┃]", " ", line).split() for line in table if re.search(r"\w", line)][1:]
+    assert cells[0] == ["client", "student", "local", "teacher", "text", "FedAvg*", "alone*", "gain"]
+    by_name = {line[0]: line[1:] for line in cells}
+    assert by_name[name][:4] == ["80.0", "70.0", "75.0", "32.5"]
+    assert len(by_name["mean"]) == 7
+    assert lines in "".join(table)
+    assert "This rests on 1,000 questions of 5 clients." in printed
 
 
 def test_the_table_shows_points_mean_worst_and_gain():
@@ -175,6 +200,36 @@ def test_of_a_thousand_clients_the_lowest_twenty_are_shown_and_all_count():
     assert shown[20:] == [["and 980 more", ""], ["mean", "nan"], ["worst", "nan"]]
     whole, _ = np.asarray(scores_of(rows)[1]).shape
     assert whole == 1002
+
+
+NO_TEST = {"phase": "evaluate", "refused": "partition 0 has no test rows to evaluate on"}
+UNSCORED = [
+    ([row(1, 0)], "Scores were not measured: no client sent any."),
+    (
+        [row(1, 0), {"round": 1, "partition": 0, **NO_TEST}],
+        "Scores were not measured: no client has test questions. Those are rows whose `split` says test,"
+        " files or folders named test, or some of the rows where there are more of them.",
+    ),
+    (
+        [row(1, 0), {"round": 1, "partition": 1, **NO_TEST}]
+        + 2 * [{"round": 1, "partition": 0, "phase": "evaluate", "refused": "an error at the site"}],
+        "Scores were not measured: evaluations were refused, 2 times because of: an error at the site",
+    ),
+]
+
+
+@pytest.mark.parametrize(("rows", "said"), UNSCORED)
+def test_no_score_is_said_in_place_of_a_table(tmp_path, rows, said):
+    console = Console(file=io.StringIO(), width=80)
+    show_result(console, tmp_path, SETTINGS, rows)
+    assert console.file.getvalue().splitlines() == [said]
+    write_report(tmp_path, SETTINGS, rows, seconds=1)
+    text, page = ((tmp_path / f"report.{kind}").read_text() for kind in ("md", "html"))
+    assert said in text
+    assert "| client |\n" not in text
+    assert f'<p class="says">{said}</p>' in page
+    assert "<caption>" not in page
+    assert "| client |\n" not in model_card(SETTINGS, rows, load_backbone("tiny-vilt"))
 
 
 def test_a_score_of_an_earlier_round_says_so():

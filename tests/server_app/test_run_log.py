@@ -39,7 +39,7 @@ def test_a_row_is_what_a_client_measured_in_both_phases(make):
     sketch = {"round": 1, "partition": 1, "name": "sketch", "num-examples": 12, "ce-student": 2.0, **facts}
     assert rows_of(run) == [
         {**clean, "bytes-down": 100, "bytes-up": 90},
-        {**sketch, "bytes-down": 170, "bytes-up": 90, "student": 0.5},
+        {**sketch, "bytes-down": 170, "bytes-up": 90, "student": 0.5, "test-examples": 8},
         {
             "round": 2,
             "partition": 0,

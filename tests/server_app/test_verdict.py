@@ -46,6 +46,16 @@ def test_scores_in_words(clients, said):
     assert verdict(rows(*clients)) == said
 
 
+def test_last_it_is_said_on_how_many_questions_that_rests():
+    """Only where all who have a score say how many."""
+    clients = [{**row, "test-examples": 600} for row in rows((0.5, 0.5, 0.5, 0.3), (0.4, 0.4, 0.4, 0.3))]
+    assert verdict(clients)[2:] == ["This rests on 1,200 questions of 2 clients."]
+    assert verdict(clients[:1])[2:] == ["This rests on 600 questions of 1 client."]
+    del clients[0]["test-examples"]
+    assert verdict(clients)[2:] == []
+    assert verdict([{"round": 1, "partition": 0, "name": "a", "local": 0.75, "test-examples": 8}]) == []
+
+
 def test_a_method_of_one_branch_is_called_by_it():
     own = [{"round": 1, "partition": 0, "name": "a", "local": 0.75, "text-only": 0.5}]
     assert verdict(own) == ["The local branch is 25.0 points above what the question alone gives."]

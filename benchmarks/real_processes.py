@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from server_app.command.processes import QUIET, end, free_port, wait_for
+from server_app.command.processes import QUIET, end, free_port, stopped_by_signals, wait_for
 
 # A Flower app that does nothing: what Flower takes by itself.
 EMPTY_APP = Path(__file__).parent / "empty_app"
@@ -114,6 +114,8 @@ def _read(process: subprocess.Popen[str]) -> Iterator[Line]:
 def superlink(folder: Path, *options: str) -> Iterator[Machine]:
     """Run a SuperLink without TLS on a free port of this machine until the block ends.
 
+    A signal to stop ends the block as well: what runs on the machine ends with whoever started it.
+
     Raises
     ------
     RuntimeError
@@ -128,6 +130,6 @@ def superlink(folder: Path, *options: str) -> Iterator[Machine]:
     (folder / "flwr" / "config.toml").write_text(entry)
     machine = Machine(folder, port, environment)
     command = ("flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(port))
-    with machine.program(*command, *options) as program:
+    with stopped_by_signals(), machine.program(*command, *options) as program:
         wait_for(port, program.process, program.said)
         yield machine

@@ -4,6 +4,7 @@ Run as a program it is the guard of another: ``python processes.py PROGRAM ARGUM
 """
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 # Nothing is reported, and no run installs its own copy of all dependencies.
 QUIET = {
@@ -73,6 +75,24 @@ def end(process: subprocess.Popen, grace: float = 20.0) -> None:
             with suppress(psutil.NoSuchProcess):
                 member.kill()
     process.wait()
+
+
+@contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """Have the first signal to stop raise KeyboardInterrupt; what is ended then is not interrupted again."""
+    signals = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+
+    def stop(number: int, frame: Any) -> None:
+        for one in signals:
+            signal.signal(one, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = {one: signal.signal(one, stop) for one in signals}
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
 
 
 def environment(**more: str) -> dict[str, str]:

@@ -2,11 +2,10 @@
 
 import json
 import shutil
-import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -60,12 +59,14 @@ def run(
     from app.home import closed_home
     from app.settings import SettingsError
 
+    from .processes import stopped_by_signals
+
     with ExitStack() as stack:
         try:
             home = stack.enter_context(closed_home())
         except SettingsError as error:
             raise Refusal(str(error)) from None
-        stack.enter_context(_stopped_by_signals())
+        stack.enter_context(stopped_by_signals())
         try:
             machine = Machine(superlink, port, cpus, gpus)
             _run(root, home, words or [], machine, [method for method in compare.split(",") if method])
@@ -265,24 +266,6 @@ def show_result(folder: Path, screen: "Screen") -> None:
     settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
     report.show_result(screen.console, folder, settings, rows_in(folder / "metrics.jsonl"))
     screen.line(f"the run is in {folder}")
-
-
-@contextmanager
-def _stopped_by_signals() -> Iterator[None]:
-    """Have the first signal to stop raise KeyboardInterrupt; what is ended then is not interrupted again."""
-    signals = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
-
-    def stop(number: int, frame: Any) -> None:
-        for one in signals:
-            signal.signal(one, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    before = {one: signal.signal(one, stop) for one in signals}
-    try:
-        yield
-    finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
 
 
 def _name(settings: "Settings") -> str:

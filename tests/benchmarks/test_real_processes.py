@@ -26,6 +26,21 @@ def test_a_run_that_fails_is_said(tmp_path):
         machine.flwr_run(EMPTY_APP)
 
 
+def test_a_signal_to_stop_ends_the_superlink(tmp_path):
+    block = "superlink(Path(sys.argv[1])) as machine: print(machine.port, flush=True); time.sleep(600)"
+    lines = "import sys, time", "from pathlib import Path", "from benchmarks.real_processes import superlink"
+    command = [sys.executable, "-c", "\n".join([*lines, f"with {block}"]), tmp_path]
+    measuring = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert int(measuring.stdout.readline())
+    started = psutil.Process(measuring.pid).children(recursive=True)
+    measuring.terminate()
+    measuring.communicate(timeout=60)
+    left = psutil.wait_procs(started, timeout=10)[1]
+    for process in left:
+        process.kill()
+    assert started and not left
+
+
 def test_what_a_program_started_ends_with_it():
     program = "import subprocess, sys; print(subprocess.Popen(['sleep', '60'], start_new_session=True).pid); "
     program += "sys.stdout.flush(); sys.stdin.read()"

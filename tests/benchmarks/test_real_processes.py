@@ -38,7 +38,8 @@ def test_a_signal_to_stop_ends_the_superlink(tmp_path):
     left = psutil.wait_procs(started, timeout=10)[1]
     for process in left:
         process.kill()
-    assert started and not left
+    assert started
+    assert not left
 
 
 def test_what_a_program_started_ends_with_it():

@@ -38,6 +38,7 @@ from app.settings import Settings, SettingsError
 from app.tasks import TASKS
 from data_partitions.partition import FEATURES, PLACE
 
+from .chosen_answers import MOST_OPTIONS
 from .client import Client
 from .local_training import OwnTraining, mixed_precision
 
@@ -123,9 +124,9 @@ class Asked:
     def answer(self, question: str, *images: Path, top: int = 5) -> dict[str, list[Said]]:
         """Return what each branch of the run's method answers, the likeliest first.
 
-        Of a client with an answer list the `top` answers. Under ``loss = "bce-scores"`` each answer has a
-        probability of its own, and they need not add up to 1. Of a model that writes, the answer that it
-        writes, with the probability of all its tokens.
+        Of a client with an answer list the `top` answers, also where a model that writes chooses among them
+        (``writing.score = "choice"``). Else of such a model the answer that it writes. What the probabilities
+        are of, says `meaning`.
 
         Raises
         ------
@@ -138,8 +139,39 @@ class Asked:
             )
         return self.answer_about([_read(image) for image in images], question, top)
 
-    def answer_about(self, pictures: Sequence[bytes], question: str, top: int = 5) -> dict[str, list[Said]]:
-        """Return the same as `answer` about encoded pictures that can be read."""
+    @property
+    def meaning(self) -> str:
+        """What the probabilities of answers are of, in a line."""
+        settings, answers = self.client.settings, len(self.client.partition.answers)
+        if self.client.backbone.family.kind_of_examples is not Conversations:
+            if settings.loss == "bce-scores":
+                return "Each answer's probability is its own: they need not add up to 100%."
+            return f"The probabilities of all the client's {answers} answers add up to 100%."
+        if self._choices():
+            return (
+                f"Chosen from the client's {answers} answers, by the probability that just this is written:"
+                " they need not add up to 100%."
+            )
+        written = "What each branch writes, with the probability of all its tokens."
+        if settings.writing.score == "choice":
+            written += (
+                f" The client's {answers} answers are not 2 to {MOST_OPTIONS}, so none is chosen from them."
+            )
+        return written
+
+    def _choices(self, options: Sequence[str] = ()) -> list[str]:
+        """Return what a model that writes is to choose from; nothing where it is to write."""
+        choices = [*(options or self.client.partition.answers)]
+        chosen = self.client.settings.writing.score == "choice" and 2 <= len(choices) <= MOST_OPTIONS
+        return choices if chosen else []
+
+    def answer_about(
+        self, pictures: Sequence[bytes], question: str, top: int = 5, options: Sequence[str] = ()
+    ) -> dict[str, list[Said]]:
+        """Return the same as `answer` about encoded pictures that can be read.
+
+        `options` are what a model that writes chooses from in place of the client's answers.
+        """
         learner, settings, client = self.learner, self.client.settings, self.client
         examples, kept = self._example(pictures, question), learner.private()
         own = OwnTraining(
@@ -150,7 +182,12 @@ class Asked:
             for branch in branches:
                 with torch.no_grad(), mixed_precision(learner.device), learner.branch(branch):
                     if isinstance(examples, Conversations):
-                        said[branch] = [self._written(examples, pictures, question)]
+                        choices = self._choices(options)
+                        said[branch] = (
+                            self._picked(examples, choices, top)
+                            if choices
+                            else [self._written(examples, pictures, question)]
+                        )
                     else:
                         said[branch] = self._chosen(examples, top)
         learner.load_private(kept)
@@ -182,6 +219,14 @@ class Asked:
         answers = self.client.partition.answers
         pairs = zip(likely.indices.tolist(), likely.values.tolist(), strict=True)
         return [(answers[index], value) for index, value in pairs]
+
+    def _picked(self, conversations: Conversations, choices: list[str], top: int) -> list[Said]:
+        questions = conversations.questions(_FIRST, self.learner.device)
+        tokens = [[self.client.backbone.processor.answer(choice) for choice in choices]]
+        found = AnswerPositions(self.learner.model).likelihoods(questions, tokens)[0]
+        likely = found.exp().topk(min(top, len(choices)))
+        pairs = zip(likely.indices.tolist(), likely.values.tolist(), strict=True)
+        return [(choices[index], value) for index, value in pairs]
 
     def _written(self, conversations: Conversations, pictures: Sequence[bytes], question: str) -> Said:
         device, processor = self.learner.device, self.client.backbone.processor
@@ -221,7 +266,9 @@ def main(arguments: list[str] | None = None, prog: str = "python -m client_app.a
     for place, answers in enumerate(zip(*said.values(), strict=True), start=1):
         shown = (f"{text} ({'–' if isnan(value) else f'{value:.0%}'})" for text, value in answers)
         table.add_row(str(place), *map(escape, shown))
-    Console(highlight=False).print(table)
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(asked.meaning, markup=False, soft_wrap=True)
     return 0
 
 

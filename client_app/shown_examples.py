@@ -62,7 +62,7 @@ def shown_examples(asked: Asked, most: int) -> Iterator[Shown]:
         pictures = [one["bytes"] for one in row["images"] if one and one.get("bytes")]
         if pictures:
             right = dict(zip(row["answers"], row["answer_scores"], strict=True))
-            said = asked.answer_about(pictures, row["question"], top=3)
+            said = asked.answer_about(pictures, row["question"], top=3, options=row["options"])
             yield Shown(row["question"], list(map(_data_url, pictures)), right, said)
 
 

@@ -75,8 +75,7 @@ def _fitting(console: Console, rows: Rows, beside: Beside) -> Table:
     for narrow in range(_NARROWEST):
         table = results_table(rows, beside, narrow)
         measured = Measurement.get(console, console.options.update(width=10_000), table)
-        # Heads of several words may be wrapped; those of one are not cut.
-        if (measured.maximum if narrow else measured.minimum) <= console.width:
+        if measured.maximum <= console.width:
             return table
     return results_table(rows, beside, _NARROWEST)
 
@@ -115,7 +114,7 @@ def progress_line(
     if refused := sum("refused" in row for row in now):
         state += f"; {refused} refused"
     left = seconds / (server_round - rounds_before) * (num_rounds - server_round)
-    time = f"{_clock(left)} left" if server_round < num_rounds else f"{_clock(seconds)} in all"
+    time = f"{clock(left)} left" if server_round < num_rounds else f"{clock(seconds)} in all"
     return f"round {server_round}/{num_rounds}: {state}; {time}"
 
 
@@ -163,7 +162,8 @@ def _report(settings: Mapping[str, Any], rows: Rows, facts: Mapping[str, str], b
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Return a time as hours, minutes and seconds, hours only where there are any."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

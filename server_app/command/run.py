@@ -1,9 +1,11 @@
 """``feddat run``: a run by Flower's own programs, watched, and ended with all that it started."""
 
 import json
+import re
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 LEAST_FREE = 500_000_000
 # Lines on refused replies that are shown; the log has all of them.
 _REFUSALS = 6
+# How long the ServerApp took without its start, which is not what whoever waits would call all.
+_OWN_TIME = re.compile(r"; [\d:]+ in all$")
 
 
 def run(
@@ -86,12 +90,41 @@ class Machine:
 
 def _run(root: Path, home: Path, words: list[str], machine: Machine, compare: Sequence[str]) -> None:
     """Run what is asked for, after the methods that it is compared with."""
+    began = time.monotonic()
+    from .screen import waiting
+
+    with waiting("checking the settings"):
+        given, name, others = _asked_for(root, home, words, machine, compare)
+
     from app.source import source_hash
     from server_app.comparison import are_alike, is_over, name_beside
 
+    from .given import changed
+    from .runs import find_run
+
+    runs = home / "runs"
+    for other in others:
+        beside = name_beside(name, other.settings.method)
+        if is_over(runs / beside):
+            wanted = {**other.settings.run_config(), "source-hash": source_hash()}
+            if not are_alike(wanted, find_run(beside).settings):
+                raise Refusal(
+                    f"the run {beside!r} has other settings or is of another source;"
+                    f" to make it anew: feddat runs prune {beside}"
+                )
+            continue
+        key = "resume" if (runs / beside).exists() else "run-name"
+        _federate(root, home, changed(root, other, {key: beside}), beside, machine, began)
+        began = time.monotonic()
+    _federate(root, home, given, name, machine, began)
+
+
+def _asked_for(
+    root: Path, home: Path, words: list[str], machine: Machine, compare: Sequence[str]
+) -> tuple["Given", str, list["Given"]]:
+    """Return what is to be run, its name, and what it is compared with; all are checked before one begins."""
     from .given import changed, read_given
     from .processes import is_taken
-    from .runs import find_run
 
     if machine.port and is_taken(machine.port):
         raise Refusal(f"port = {machine.port} is taken; allowed: another one, or 0 for one that is free")
@@ -110,24 +143,11 @@ def _run(root: Path, home: Path, words: list[str], machine: Machine, compare: Se
     name = settings.resume or settings.run_name or _name(settings)
     if not settings.resume and (runs / name).exists():
         raise Refusal(f"run-name = {name!r} is taken: {runs / name}; allowed: another name, or resume={name}")
-    # All are checked before the first one begins.
     others = [changed(root, given, {"method": method, "run-name": "", "resume": ""}) for method in compare]
     if not machine.superlink:  # that of a SuperLink elsewhere has files of its own
         for one in (given, *others):
             _check(one.settings)
-    for other in others:
-        beside = name_beside(name, other.settings.method)
-        if is_over(runs / beside):
-            wanted = {**other.settings.run_config(), "source-hash": source_hash()}
-            if not are_alike(wanted, find_run(beside).settings):
-                raise Refusal(
-                    f"the run {beside!r} has other settings or is of another source;"
-                    f" to make it anew: feddat runs prune {beside}"
-                )
-            continue
-        key = "resume" if (runs / beside).exists() else "run-name"
-        _federate(root, home, changed(root, other, {key: beside}), beside, machine)
-    _federate(root, home, given, name, machine)
+    return given, name, others
 
 
 def _check(settings: "Settings") -> None:
@@ -140,8 +160,8 @@ def _check(settings: "Settings") -> None:
         raise Refusal(str(error)) from None
 
 
-def _federate(root: Path, home: Path, given: "Given", name: str, machine: Machine) -> None:
-    """Run one federation to its end, and show what it gave."""
+def _federate(root: Path, home: Path, given: "Given", name: str, machine: Machine, began: float) -> None:
+    """Run one federation to its end, and show what it gave, and how long since `began` that took."""
     settings, superlink, folder = given.settings, machine.superlink, home / "runs" / name
     overrides = given.overrides if settings.resume else {**given.overrides, "run-name": name}
     clients = 0 if superlink else _num_clients(settings)
@@ -177,6 +197,9 @@ def _federate(root: Path, home: Path, given: "Given", name: str, machine: Machin
     if reason is not None:
         screen.line(f"the run failed; {_how_on(folder)}")
         raise Refusal(reason)
+    from server_app.report import clock
+
+    screen.line(f"{clock(time.monotonic() - began)} in all, since the command began")
     show_result(folder, screen)
 
 
@@ -250,7 +273,7 @@ def _teller(screen: "Screen") -> Any:
                 screen.line("more were refused: see the log")
             if refusals > _REFUSALS:
                 return
-        screen.line(line)
+        screen.line(_OWN_TIME.sub("", line))
 
     return tell
 

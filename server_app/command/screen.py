@@ -1,15 +1,32 @@
 """What a person sees of a run that goes: lines, and in a terminal a bar for the round and its clients."""
 
 import os
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 # How much of a round is over when its training is, if an evaluation follows.
 _TRAINING = 0.8
 _DOING = {"query": "asking who is there", "train": "training", "evaluate": "evaluating"}
+
+
+@contextmanager
+def waiting(doing: str) -> Iterator[None]:
+    """Say what is done before there is a screen: beside a spinner that goes away, or in a line."""
+    console = Console(highlight=False)
+    if _moves(console):
+        with console.status(doing):
+            yield
+    else:
+        console.print(doing)
+        yield
+
+
+def _moves(console: Console) -> bool:
+    return console.is_terminal and not os.environ.get("NO_COLOR")
 
 
 class Screen(AbstractContextManager["Screen"]):
@@ -25,8 +42,9 @@ class Screen(AbstractContextManager["Screen"]):
         self.console = Console(highlight=False)
         self.rounds, self.every = num_rounds, evaluate_every
         self._bar: Progress | None = None
-        if self.console.is_terminal and not os.environ.get("NO_COLOR"):
-            columns = (TextColumn("{task.description}"), BarColumn(20), TimeRemainingColumn())
+        if _moves(self.console):
+            text = TextColumn("{task.description}")
+            columns = (SpinnerColumn(), text, BarColumn(20), TimeRemainingColumn())
             self._bar = Progress(*columns, console=self.console, transient=True)
             self._task = self._bar.add_task("starting", total=num_rounds)
         self._shown: AbstractContextManager[Any] = self._bar or nullcontext()
@@ -51,7 +69,8 @@ class Screen(AbstractContextManager["Screen"]):
         if current % self.every == 0 or current == self.rounds:
             share = _TRAINING + (1 - _TRAINING) * share if now["phase"] == "evaluate" else _TRAINING * share
         where = f"round {current}/{self.rounds}: " if 0 < current <= self.rounds else ""
-        doing = _DOING.get(now["phase"], "")
+        doing = "writing the result and its report" if current > self.rounds else _DOING.get(now["phase"], "")
         counted = f" {replied}/{asked} clients" if asked else ""
-        done = max(current - 1, 0) + (share if where else 0)
+        # Never all of them: what a finished bar shows stands still.
+        done = min(max(current - 1, 0) + (share if where else 0), self.rounds - 0.01)
         self._bar.update(self._task, description=f"{where}{doing}{counted}", completed=done)

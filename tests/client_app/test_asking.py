@@ -1,6 +1,8 @@
 """A client of a run that is asked a question of one's own."""
 
 import io
+import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from app.backbones import load_backbone
+from app.examples import Examples
 from app.settings import read_settings
 from client_app.asking import Asked
 from client_app.client import data_options
@@ -142,8 +145,55 @@ def test_a_model_that_writes_says_its_answer_with_its_probability(federation, tm
         question, _ = example_of(clients, 0, path := tmp_path / "picture.png")
         asked = Asked.of_run(folder, 0, 2)
         said = [*asked.answer(question, path).values(), *asked.answer(question, path, path).values()]
+    assert asked.meaning == "What each branch writes, with the probability of all its tokens."
     for ((answer, probability),) in said:
         assert (answer and 0 < probability < 1) or (not answer and probability != probability)
+
+
+def test_where_answers_are_chosen_they_are_those_that_the_evaluation_chose(federation, tmp_path):
+    """By the score of the client's own evaluation, over all its test examples."""
+    with pictures_alone():
+        backbone = made("LLaVA", tmp_path / "llava")
+        fixed = {"backbone": str(backbone), "loss": "next-token", "adapter": "lora", "lora_rank": 3}
+        sizes = {"num_rounds": 1, "train_examples": 6, "test_examples": 6, "learning_rate": 0.05}
+        folder = federation(1, **fixed, **sizes, **{"writing.score": "choice"}).serve()
+        asked = Asked.of_run(folder, 0, 1)
+        partition = asked.client.partition
+        rows = partition.test.with_format("arrow")[:].to_pylist()
+        said = [
+            asked.answer_about([one["bytes"] for one in row["images"]], row["question"], 2, row["options"])
+            for row in rows
+        ]
+    (measured,) = (json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines())
+    for branch in BRANCHES:
+        right = [one[branch][0][0] in row["answers"] for one, row in zip(said, rows, strict=True)]
+        assert sum(right) / len(rows) == pytest.approx(measured[branch])
+        for one in said:
+            (first, likely), (second, less) = one[branch]
+            assert {first, second} <= set(partition.answers)
+            assert 0 < less <= likely < 1
+    assert asked.meaning == (
+        f"Chosen from the client's {len(partition.answers)} answers, by the probability that just this is"
+        " written: they need not add up to 100%."
+    )
+
+
+@pytest.mark.parametrize(
+    ("loss", "meaning"),
+    [
+        (
+            "bce-scores",
+            "Each answer's probability is its own: they need not add up to 100%.",
+        ),
+        ("cross-entropy", "The probabilities of all the client's 3 answers add up to 100%."),
+    ],
+)
+def test_it_is_said_what_probabilities_are_of(loss, meaning):
+    family = SimpleNamespace(kind_of_examples=Examples)
+    settings, partition = SimpleNamespace(loss=loss), SimpleNamespace(answers=("a", "b", "c"))
+    backbone = SimpleNamespace(family=family)
+    client = SimpleNamespace(settings=settings, partition=partition, backbone=backbone)
+    assert Asked(client, None, None).meaning == meaning
 
 
 def test_a_state_that_cannot_be_read_is_refused_and_stays_where_it_is(federation, home):

@@ -103,7 +103,7 @@ def test_a_table_with_other_methods_fits_into_60_columns_word_by_word(tmp_path):
         ["62.5", "47.5"],
         ["50.0", "45.0"],
     ]
-    console = Console(file=io.StringIO(), width=100)
+    console = Console(file=io.StringIO(), width=110)
     show_result(console, tmp_path / "mine", SETTINGS, rows)
     assert "(A_s, deployed)" in console.file.getvalue()
 

@@ -27,7 +27,7 @@ def begun(home, monkeypatch):
     """Collect what each federation is given instead of running it."""
     made = []
 
-    def federate(root, home, given, name, machine):
+    def federate(root, home, given, name, machine, began):
         made.append((name, given.settings))
 
     monkeypatch.setattr(room, "_federate", federate)

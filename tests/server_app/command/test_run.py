@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 from contextlib import contextmanager
+from time import monotonic
 
 import psutil
 import pytest
@@ -21,12 +22,16 @@ SMALL = ("train-examples=12", "test-examples=8", "batch-size=4", "num-clients=2"
 
 def test_a_run_shows_its_rounds_and_last_its_table_and_its_folder(person):
     words = ("run-name=mine", "num-rounds=2", "evaluate-every=1", *SMALL)
+    began = monotonic()
     called = person.calls("run", *words, COLUMNS="60")
+    took = monotonic() - began
     assert called.returncode == 0, called.stdout + called.stderr
     lines = called.stdout.splitlines()
     assert len(lines) < 40
     assert "\x1b" not in called.stdout
-    shown = [re.match(r"round (\d)/2: student \d", line) for line in lines]
+    assert lines[0] == "checking the settings"
+    line = r"round (\d)/2: student \d.* worst \(\w+\)(; \d+:\d\d left)?"
+    shown = [re.fullmatch(line, text) for text in lines]
     assert [one[1] for one in shown if one] == ["1", "2"]
     table = [line for line in lines if line[0] in "┏┃┡│├└"]
     assert max(map(len, table)) <= 60
@@ -34,11 +39,18 @@ def test_a_run_shows_its_rounds_and_last_its_table_and_its_folder(person):
     *says, last = lines[lines.index(table[-1]) + 1 :]
     assert last == f"the run is in {folder}"
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert says == verdict(rows)
-    assert says
+    words = verdict(rows)
+    assert words
+    assert says[-len(words) :] == words
+    assert " ".join(" ".join(says[: -len(words)]).split()) == (
+        "text: the question without the picture; gain: student − text"
+    )
     (log,) = (person.home / "logs").iterdir()
     said = log.read_text()
-    assert "round 2/2" in said
+    (own,) = re.findall(r"round 2/2: .*; (\d+):(\d\d) in all", said)
+    (whole,) = re.findall(r"^(\d+):(\d\d) in all, since the command began$", called.stdout, re.M)
+    seconds, all_seconds = (60 * int(minutes) + int(rest) for minutes, rest in (own, whole))
+    assert seconds + 3 < all_seconds <= took + 1  # to import torch and to start Flower takes as long at least
     assert "SuperLink" in said
     # Nothing of Flower's own stays.
     kept = {path.name for path in person.home.iterdir()}

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from server_app.command.screen import Screen
+from server_app.command.screen import Screen, waiting
 
 NOW = {"round": 1, "asked": 4, "replied": 2, "phase": "train"}
 COLOR = re.compile(r"\x1b\[[\d;]*[34]\d")
@@ -12,16 +12,19 @@ COLOR = re.compile(r"\x1b\[[\d;]*[34]\d")
 
 @pytest.fixture
 def shown(monkeypatch, capsys):
-    """Show a round's clients and a line in a terminal of 60 columns; return what was written."""
+    """Wait, show a round's clients and a line in a terminal of 60 columns; return what was written."""
 
     def show(**variables):
         for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
             monkeypatch.delenv(name, raising=False)
         for name, value in {"TERM": "xterm", "COLUMNS": "60", **variables}.items():
             monkeypatch.setenv(name, value)
+        with waiting("checking the settings"):
+            pass
         with Screen(num_rounds=3, evaluate_every=1) as screen:
             screen.clients(NOW)
             screen.line("round 1/3: student 50.0 mean")
+            screen.clients({"round": 4, "asked": 0, "replied": 0, "phase": ""})
         return capsys.readouterr().out
 
     return show
@@ -29,7 +32,8 @@ def shown(monkeypatch, capsys):
 
 def test_a_terminal_has_a_bar_for_the_round_and_its_clients(shown):
     text = shown(TTY_COMPATIBLE="1", TTY_INTERACTIVE="1")
-    assert "round 1/3: training 2/4 clients" in text
+    assert "checking the settings" in text.split("round 1/3: training 2/4 clients")[0]
+    assert "writing the result and its report" in text
     assert COLOR.search(text)
 
 
@@ -37,4 +41,4 @@ def test_a_terminal_has_a_bar_for_the_round_and_its_clients(shown):
     "variables", [{"TTY_COMPATIBLE": "1", "NO_COLOR": "1"}, {}], ids=["NO_COLOR", "a pipe"]
 )
 def test_without_colours_and_in_a_pipe_there_are_lines_alone(shown, variables):
-    assert shown(**variables) == "round 1/3: student 50.0 mean\n"
+    assert shown(**variables) == "checking the settings\nround 1/3: student 50.0 mean\n"

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 
 from .checkout import checkout
@@ -115,17 +116,29 @@ def runs(context: typer.Context) -> None:
     """List the runs, the oldest first."""
     if context.invoked_subcommand:
         return
-    table = Table("run", "when", "method", "rounds", "report", "mean score")
-    for column in table.columns:
-        column.overflow = "fold"  # a name that is cut off cannot be given to another command
+    table, lines = Table("run", "when", "method", "rounds", "report", "mean score"), []
     for run in _all_runs():
         when = datetime.fromtimestamp((run.folder / "settings.json").stat().st_mtime)
         finished = "yes" if (run.folder / "report.md").exists() else "no"
         method = str(run.settings.get("method", "?"))
         cells = (run.folder.name, f"{when:%F %H:%M}", method, run.rounds, finished, _points(run.mean))
         table.add_row(*map(escape, cells))
+        report = "with a report" if finished == "yes" else "no report"
+        about = (
+            f"{when:%F %H:%M}",
+            method,
+            f"{run.rounds} rounds",
+            report,
+            f"mean score {_points(run.mean)}",
+        )
+        lines += [run.folder.name, f"  {', '.join(about)}"]
     console = Console(highlight=False)
-    console.print(table if table.row_count else "no runs yet: feddat run")
+    if Measurement.get(console, console.options.update(width=10_000), table).maximum <= console.width:
+        console.print(table if lines else "no runs yet: feddat run")
+        return
+    # A name that is folded or cut off cannot be given to another command.
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -53,11 +53,20 @@ def test_a_run_without_a_student_is_shown_by_the_branch_that_it_has(runs):
     assert row[-1] == "50.0"
 
 
-def test_no_name_is_cut_off_in_a_narrow_terminal(runs):
-    long = "a-name-of-a-run-that-is-longer-than-a-narrow-terminal-has-room-for"
-    (runs.home / "runs" / "two").rename(runs.home / "runs" / long)
-    shown = runs.calls("runs", COLUMNS="60").stdout
-    assert long in "".join(row[0] for row in cells(shown))
+@pytest.mark.parametrize(
+    "name",
+    [
+        "scenes-feddat-20261128-214903",  # as they are called by default
+        "a-name-of-a-run-that-is-longer-than-a-terminal-of-eighty-columns-has-room-for-in-a-line",
+    ],
+)
+def test_no_name_is_cut_or_folded_at_80_columns(runs, name):
+    (runs.home / "runs" / "two").rename(runs.home / "runs" / name)
+    lines = runs.calls("runs", COLUMNS="80").stdout.splitlines()
+    assert lines[::2] == ["one", name]
+    when = r"  \d{4}-\d\d-\d\d \d\d:\d\d, "
+    assert re.fullmatch(when + "feddat, 2/2 rounds, with a report, mean score 37.5", lines[1])
+    assert re.fullmatch(when + "feddat, 2/2 rounds, no report, mean score 43.8", lines[3])
 
 
 def test_a_damaged_metrics_file_is_read_as_far_as_it_goes_and_stays(runs):

@@ -114,7 +114,9 @@ def main(arguments: list[str] | None = None, prog: str = "python -m client_app.s
     except (ValueError, OSError) as error:
         print(f"feddat: {error}", file=sys.stderr)
         return 1
-    print(f"{len(shown)} test examples of {asked.client.partition.name}: {path}")
+    name, there = asked.client.partition.name, len(asked.client.partition.test)
+    more = f" (for more: --examples {there})" if given.examples < there else ""
+    print(f"{len(shown)} of {there} test examples of {name} shown{more}: {path}")
     return 0
 
 

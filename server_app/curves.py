@@ -90,6 +90,8 @@ def draw_branches(rows: Rows) -> Figure | None:
         axes.spines[["top", "right"]].set_visible(False)
     for axes in grid[len(shown) :]:
         axes.set_visible(False)
+    for axes in grid[: len(shown)][-columns:]:  # also where a column ends above one that is empty
+        axes.tick_params(labelbottom=True)
     grid[0].set_xlim(0.5, last_round(rows) + 0.5)
     figure.supxlabel("round")
     figure.supylabel("score (points)")

@@ -21,7 +21,7 @@ def folder(federation):
 def test_the_page_has_the_clients_own_test_examples_and_the_scores_of_the_evaluation(folder, capsys):
     assert main([f"--folder={folder}", "--client=1", "--of=2", "--examples=100"]) == 0
     said = capsys.readouterr().out
-    path = re.search(r"^12 test examples of sketch: (.*)$", said, re.M)[1]
+    path = re.search(r"^12 of 12 test examples of sketch shown: (.*)$", said, re.M)[1]
     asked = Asked.of_run(folder, 1, 2)
     assert path == str(asked.shelf.folder / "examples.html")
     assert asked.shelf.folder.joinpath("examples.html").stat().st_mode & 0o077 == 0
@@ -41,6 +41,13 @@ def test_the_page_has_the_clients_own_test_examples_and_the_scores_of_the_evalua
     assert len(sizes) == 12
     assert "http:" not in text
     assert "https:" not in text
+
+
+def test_a_page_that_has_not_all_says_so_and_how_to_see_them(folder, capsys):
+    assert main([f"--folder={folder}", "--client=1", "--of=2", "--examples=5"]) == 0
+    assert capsys.readouterr().out.startswith(
+        "5 of 12 test examples of sketch shown (for more: --examples 12): /"
+    )
 
 
 def test_all_pictures_of_an_example_are_shown(federation, tmp_path):

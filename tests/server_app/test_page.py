@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 
+from server_app.curves import draw_branches
 from server_app.page import RunShown, html_report
 
 HOSTILE = '</td><script>alert(1)</script><img src=x onerror="alert(2)">$x$&'
@@ -148,3 +149,11 @@ def test_of_many_clients_the_lowest_have_curves():
     titles = set(re.findall(r">(site \d+)</text>", text))
     assert titles == {f"site {index}" for index in range(12)}
     assert "the twelve lowest of 20" in text
+
+
+def test_every_column_of_pictures_has_its_rounds_below():
+    """Five pictures in three columns: the last column ends a line above the others."""
+    rows = [{"round": 1, "partition": i, "name": f"c{i}", "student": 0.1 * i} for i in range(5)]
+    shown = [axes for axes in draw_branches(rows).axes if axes.get_visible()]
+    below = [axes.xaxis.get_tick_params()["labelbottom"] for axes in shown]
+    assert below == [False, False, True, True, True]

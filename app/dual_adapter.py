@@ -7,6 +7,7 @@ of the client's own A_c.
 
 import copy
 import re
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -231,7 +232,9 @@ def _adapted(model: nn.Module, config: PeftConfig, head: str | None, seed: int) 
             )
         cast(Any, config).modules_to_save = None
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            # PEFT asks transformers by a name that it is about to give up; whoever reads it can do nothing.
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
             torch.manual_seed(seed)
             # Not `get_peft_model`: for some task types it has heads of its own.
             peft = PeftModel(model, copy.deepcopy(config), adapter_name="shared")

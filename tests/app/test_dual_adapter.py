@@ -1,5 +1,7 @@
 """Three adapters on one backbone: their names, the branches they form, and what may be trained."""
 
+import warnings
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
@@ -8,10 +10,11 @@ from transformers import ViltConfig, ViltModel
 from app.adapters import adapt, adapter_config
 from app.backbones import Backbone, load_backbone
 from app.bottleneck import BottleneckConfig
-from app.dual_adapter import ROLES
+from app.dual_adapter import ROLES, DualAdapter
 from app.families.vilt import keep_patch_order
 from app.methods import open_learner
 from app.settings import read_settings
+from tests.app.tiny_models import bert, lora
 
 KINDS = ("bottleneck", "lora")
 # Which adapters a branch has in place, with which share (FedDAT, section 3).
@@ -372,3 +375,11 @@ class TestOpening:
             open_learner(read_settings(run_config(**changes)))
         assert str(error.value).startswith(said)
         assert "\n" not in str(error.value)
+
+
+def test_making_one_warns_of_nothing():
+    """PEFT reads what transformers has deprecated; the reader of a program can do nothing about it."""
+    model, *_ = bert()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        DualAdapter(model, lora(["query"]), head="classifier", seed=0)

@@ -18,6 +18,7 @@ from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from .families import FAMILIES, Family, family_of
+from .hub import check_hub
 from .quantisation import loading, tensors_in
 from .settings import Settings
 
@@ -210,6 +211,7 @@ def _described(name: str, weights: str, precision: str) -> tuple[Family, str | P
             return family, "", family.configure(**family.built_in[name])
     folder = builtin_folder(name) if name in BUILTIN else Path(name).expanduser() if "~" in name else name
     with _told_in_one_line(name):
+        check_hub(folder)
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         family = family_of(config.model_type)
         if precision not in family.precisions:

@@ -23,6 +23,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from app.hub import check_hub
 from app.processor import Processor
 
 ENCODERS = "a CLIP, another vision transformer of square patches, or a LLaVA, whose own encoder is taken"
@@ -171,6 +172,7 @@ def load_frozen(
 
 
 def _load(name: str, device: torch.device) -> PreTrainedModel:
+    check_hub(name)
     config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     auto: Any = AutoModel
     if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:

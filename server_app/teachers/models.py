@@ -22,6 +22,7 @@ from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from app.backbones import choose_device
+from app.hub import check_hub
 from app.likelihood import likeliest_words, log_likelihoods
 
 # What decides a model's answers, besides this code.
@@ -217,6 +218,7 @@ def locate(name: str) -> Located:
                     digest.update(hashlib.file_digest(file, "sha256").digest())
         return Located(str(folder), digest.hexdigest())
     try:
+        check_hub(name)
         return Located(name, Path(str(cached_file(name, "config.json"))).parent.name)
     except (OSError, ValueError) as error:
         raise _unloadable(name, error) from None

@@ -11,10 +11,10 @@ from .picture_questions import Photograph, ask
 from .question_answering import QuestionAnswering
 
 CARD = """
-Of these questions {questions:,} were about {pictures:,} photographs, made of their labels: what they
-show, which way up, and which of four is where. Of {held_out:,} questions about {aside:,} other
-photographs it answers **{photographs:.1%}** (always the most frequent answer: {majority:.1%}). The
-photographs are those of `{source}`, whose licence says what may become of the weights.
+Beside these it answered {questions:,} questions about {pictures:,} photographs, made of their labels:
+what they show, which way up, and which of four is where. Of {held_out:,} questions about {aside:,}
+other photographs it answers **{photographs:.1%}** (always the most frequent answer: {majority:.1%}).
+The photographs are those of `{source}`, whose licence says what may become of the weights.
 """
 
 
@@ -52,7 +52,8 @@ class PictureAnswering(QuestionAnswering):
         aside = ask(photographs[1], max(100, number // 20), seed=1)
         data = {column: [*scenes[column], *asked[column]] for column in asked}
         super().__init__(start, data, {"scenes": scenes_aside, "photographs": aside})
-        self.asked, self.source, self.patches = number, source, patches
+        self.drawn, self.asked = len(scenes), number
+        self.source, self.patches = source, patches
         self.seen = [len(split) for split in photographs]
 
     def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -92,6 +92,7 @@ class QuestionAnswering(Objective):
         answers = sorted({answer for split in (data, *held_out.values()) for answer in split["answer"]})
         self.processor = replace(start.processor, template="{} " + str(start.processor.tokenizer.mask_token))
         self.data = Questions.load(data, self.processor, answers)
+        self.drawn = len(self.data.answers)
         self.held_out = {
             name: Questions.load(split, self.processor, answers) for name, split in held_out.items()
         }
@@ -141,7 +142,7 @@ class QuestionAnswering(Objective):
         """Write what a model card adds to that of the start."""
         return CARD.format(
             done=done,
-            images=len(self.data.answers),
+            images=self.drawn,
             held_out=len(self.held_out["scenes"].answers),
             majority=self.held_out["scenes"].majority(),
             **reached,

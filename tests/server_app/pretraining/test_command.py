@@ -75,8 +75,9 @@ def test_a_backbone_goes_on_with_photographs_and_names_the_files_it_kept_apart(h
     card = (out / "README.md").read_text()
     assert f"--apart-from {theirs} {theirs} --picture-questions 120 --patches 8\n" in card
     # Ten of ninety left out, one in twenty of the others held out.
-    assert "questions 120 were about 76 photographs" in card
-    assert "100 questions about 4 other\nphotographs" in card
+    assert "it answered 60 questions about as many other\npublic scenes" in card
+    assert "Beside these it answered 120 questions about 76 photographs" in card
+    assert "100 questions about 4\nother photographs" in card
     assert "those of `cifar.parquet`" in card
 
 

@@ -7,6 +7,8 @@ and again while it grows, and once more when the process ends, takes about as lo
 import gc
 import sys
 
+from . import quiet_imports  # noqa: F401
+
 gc.disable()
 # Meanwhile a simulation's other thread starts Ray, in many small steps: it does not wait long for its turn.
 patience = sys.getswitchinterval()

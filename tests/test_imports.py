@@ -88,3 +88,17 @@ def test_a_second_process_needs_no_library_of_data(home, run_config):
     given = {"SETTINGS": json.dumps(run_config()), "FEDDAT_HOME": str(home)}
     assert said_by(TRAINING_EXAMPLES, **given) == ["12", "True"]
     assert said_by(TRAINING_EXAMPLES, **given) == ["12", "False"]
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [
+        "import client_app.messages",
+        "import server_app.federation",
+        "from server_app.command.checkout import checkout; checkout()",
+    ],
+)
+def test_what_libraries_say_of_their_own_build_is_not_shown(begun):
+    pytest.importorskip("torchao", reason="the extra int8")
+    command = [sys.executable, "-c", f"{begun}; from transformers import PreTrainedModel"]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stderr == ""

@@ -21,4 +21,6 @@ def checkout() -> Path:
         )
     if str(root) not in sys.path:
         sys.path.insert(0, str(root))
+    from app import quiet_imports  # noqa: F401, for whatever a command imports of it
+
     return root

@@ -105,3 +105,19 @@ def federate(
     first = ArrayRecord({"x": Array(np.full(sites.changes[0].shape, start, np.float32))})
     told = ConfigRecord({"run-token": "abc", **(config or {})})
     return Checked(strategy or plain(), **options).start(sites, first, rounds, train_config=told)
+
+
+BOUND = 2 / (2**20 - 1)  # of a mean: one step of the codes
+
+
+def mean_of(changes, *left):
+    return np.mean([change for party, change in enumerate(changes) if party not in left], axis=0)
+
+
+def losing(step, *parties):
+    """Lose the answers of some parties to a step."""
+    return lambda now, party, reply: None if now == step and party in parties else reply
+
+
+def refusals(notes):
+    return {(party, reason) for _, _, party, reason in notes if isinstance(reason, str)}

@@ -1,6 +1,7 @@
 """A small ViLT in which every weight matters, what to feed it, and its branches computed in another way."""
 
 import copy
+import shutil
 from collections.abc import Callable, Mapping
 
 import pytest
@@ -10,7 +11,7 @@ from torch.nn.functional import linear, relu
 from transformers import ViltConfig, ViltModel
 
 from app.adapters import adapt, adapter_config
-from app.backbones import Backbone, fingerprint
+from app.backbones import Backbone, fingerprint, load_backbone
 from app.dual_adapter import ROLES, DualAdapter
 from app.families.vilt import ViltBlocks, keep_patch_order
 from app.processor import Processor
@@ -137,3 +138,14 @@ def _loras(prefix: str, adapters):
         return output
 
     return hook
+
+
+@pytest.fixture
+def folder(small_backbone, tmp_path):
+    """Return a backbone's folder that the test may damage."""
+    return shutil.copytree(small_backbone, tmp_path / "backbone")
+
+
+def fresh(name, *arguments):
+    """Load without the cache."""
+    return load_backbone.__wrapped__(str(name), *arguments)

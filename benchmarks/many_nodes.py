@@ -40,6 +40,7 @@ from flwr.supercore.inflatable.inflatable_utils import (
     pull_objects,
     push_objects,
 )
+from flwr.supercore.run import RunNotRunningException
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.fleet_http_connection import http_request_response
 from rich.console import Console
@@ -120,7 +121,7 @@ class Node:
         while not stop.wait(wait):
             try:
                 answered = self.ask()
-            except Exception as error:  # the run is over, or the SuperLink is too busy
+            except (Exception, RunNotRunningException) as error:  # it is over, or the SuperLink too busy
                 answered = False
                 if stop.is_set():
                     return

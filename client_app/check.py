@@ -1,6 +1,7 @@
 """What a site can find out before it joins: ``python -m client_app.check --node-config '…'``.
 
-One line a check, `ok` or `FAIL`; the exit code is 1 if any failed.
+One line a check, `ok` or `FAIL`; the exit code is 1 if any failed. Without a node-config, the clients of a
+simulation on this machine are checked.
 """
 
 import argparse
@@ -11,7 +12,7 @@ import ssl
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -29,8 +30,11 @@ from app.home import closed_folder, closed_home
 from .client import SITE_KEYS, Client
 from .policy import POLICY_KEYS
 from .site_word import STATE_DIR
+from .written_answers import unwritable
 
 NODE_KEYS = ("partition-id", "num-partitions", *SITE_KEYS, STATE_DIR, *POLICY_KEYS)
+# Of a client whose number of others is still to be found; nothing is kept from oneself at home.
+_SIMULATED = "partition-id=0 num-partitions=1 policy='open'"
 _GIB = 2**30
 _WEIGHTS = {
     "adapter": "the shared adapter",
@@ -42,7 +46,11 @@ _WEIGHTS = {
 def main(arguments: list[str] | None = None, prog: str = "python -m client_app.check") -> int:
     """Print the checks' lines; return the exit code."""
     parser = argparse.ArgumentParser(prog, description="Check a site before it joins.")
-    parser.add_argument("--node-config", required=True, help="as flower-supernode gets it")
+    parser.add_argument(
+        "--node-config",
+        default="",
+        help="as flower-supernode gets it; without it all clients of a simulation here are checked",
+    )
     parser.add_argument("--run-config", default="", help="as flwr run gets it")
     parser.add_argument("--superlink", help="HOST:PORT; without it no SuperLink is asked")
     parser.add_argument("--root-certificates", help="file of the SuperLink's CA; without it the system's")
@@ -63,11 +71,15 @@ def main(arguments: list[str] | None = None, prog: str = "python -m client_app.c
 
     if site := line("node-config", open_site, given.node_config, given.run_config):
         line("home", home)
-        read = line("data", data, site.client)
+        clients = (line("clients", simulated, site.client) or []) if site.simulated else [site.client]
+        read = all([line("data", data, client) for client in clients])
         loaded = line("backbone", backbone, site.client)
+        for client in clients if loaded and read else ():
+            if client.settings.loss == "next-token":
+                line("answers", answers, client)
         found = line("device", device, site.client)
         line("state-dir", state_dir, site.client)
-        if read:
+        if clients and read:
             line("leaves", leaves, site.client, bool(loaded and found))
     if given.superlink and (
         answer := line("superlink", ask_superlink, given.superlink, given.root_certificates)
@@ -78,26 +90,51 @@ def main(arguments: list[str] | None = None, prog: str = "python -m client_app.c
 
 @dataclass(frozen=True)
 class Site:
-    """The client that a node's and a run's configuration make."""
+    """The client that a node's and a run's configuration make; without the former one of a simulation."""
 
     client: Client
+    simulated: bool
 
     def __str__(self) -> str:
         client = self.client
+        if self.simulated:
+            return f"none, so all clients of a simulation here, benchmark {client.settings.benchmark}"
         where = f"partition {client.partition_id} of {client.num_partitions}"
         return f"{where}, benchmark {client.settings.benchmark}"
 
 
 def open_site(node_config: str, run_config: str) -> Site:
     """Read the site's settings, on top of the app's with `run_config`; ValueError if they cannot be used."""
-    node = _pairs("node-config", node_config)
+    node = _pairs("node-config", node_config or _SIMULATED)
     for key in node:
         if key not in NODE_KEYS:
             raise ValueError(f"{key} is not a setting of a site; allowed: {', '.join(NODE_KEYS)}")
     defaults = get_fused_config_from_dir(Path(__file__).parents[1], {})
     settings = {**defaults, **_pairs("run-config", run_config)}
     context = Context(run_id=0, node_id=0, node_config=node, state=RecordDict(), run_config=settings)
-    return Site(Client.of(context))
+    return Site(Client.of(context), simulated=not node_config)
+
+
+class Simulated(list[Client]):
+    """All clients of a simulation on this machine."""
+
+    def __str__(self) -> str:
+        return str(len(self))
+
+
+def simulated(one: Client) -> Simulated:
+    """Return all clients of the simulation that a client is of; ValueError if the data cannot be found."""
+    from data_partitions.benchmarks import check_options, num_simulated
+
+    settings, options = one.settings, one.share.options
+    check_options(settings.benchmark, options)
+    count = settings.num_clients or num_simulated(settings.benchmark, options)
+    return Simulated(
+        replace(
+            one, partition_id=index, num_partitions=count, share=replace(one.share, index=index, count=count)
+        )
+        for index in range(count)
+    )
 
 
 def _pairs(key: str, text: str) -> dict[str, Any]:
@@ -115,6 +152,12 @@ def data(client: Client) -> str:
     client.policy.require_examples(len(found.train))
     unscored = "" if len(found.test) else ": it trains, and has no score"
     return f"{found.name}, {len(found.train)} training and {len(found.test)} test examples{unscored}"
+
+
+def answers(client: Client) -> str:
+    """Say whether right answers can be written in as many tokens as the run has a client write."""
+    allowed = f"writing.tokens = {client.settings.writing.tokens}"
+    return unwritable(client) or f"client {client.partition.name}: all test questions have one for {allowed}"
 
 
 def leaves(client: Client, can_open: bool = True) -> str:

@@ -24,7 +24,7 @@ from .client import Client, weights_among
 from .local_training import OwnTraining, evaluate, train_round
 from .policy import PublicError, in_simulation
 from .site_word import SITE_WORD, give_word
-from .written_answers import evaluate_written
+from .written_answers import evaluate_written, unwritable
 
 log = logging.getLogger("flwr")
 
@@ -47,6 +47,8 @@ def introduce(message: Message, context: Context) -> Message:
         if min(len(partition.train), len(partition.test)) >= policy.min_examples:
             measured["unanswerable"] = policy.counted(partition.unanswerable["test"]) / len(partition.test)
             measured["text-only"] = text_only_baseline(partition)
+        if line := unwritable(client):  # how long answers are is the site's own to know
+            log.warning("%s", line)
         return client.name, measured
 
     name, measured = _hiding_failures(client, described, lambda: (client.neutral_name, {}))

@@ -1,5 +1,6 @@
 """An evaluation of what a client's model writes, or would rather write, for each branch."""
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from app.settings import Settings
 from app.text_scores import text_score
 
 from .chosen_answers import Choice
+from .client import Client
 from .local_training import EVALUATION_BATCH, OwnTraining, mixed_precision
 
 
@@ -52,6 +54,28 @@ def evaluate_written(
         **{branch: total / len(conversations) for branch, total in sums.items()},
         "evaluate-seconds": time.perf_counter() - started,
     }
+
+
+def unwritable(client: Client) -> str:
+    """Say how many of a client's test questions have no right answer that it can write; nothing if all have.
+
+    What is longer than the setting `writing.tokens` is cut there.
+    """
+    settings, rows = client.settings, client.partition.test["answers"]
+    if settings.loss != "next-token" or settings.writing.score == "choice":
+        return ""
+    limit, tokens = settings.writing.tokens, functools.cache(client.backbone.processor.answer)
+    try:
+        needed = [min(len(tokens(answer)) - 1 for answer in own) for own in rows]  # its end is not written
+    except ValueError:
+        return ""  # one that the model has no words for is named where examples are made
+    longer = sum(number > limit for number in needed)
+    if not longer:
+        return ""
+    return (
+        f"client {client.partition.name}: {longer} of {len(needed)} test questions have no right answer that"
+        f" fits into writing.tokens = {limit}; allowed, for all to fit: {max(needed)} or more"
+    )
 
 
 def _written(

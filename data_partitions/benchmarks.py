@@ -25,6 +25,7 @@ __all__ = [
     "load_public",
     "load_public_questions",
     "load_test",
+    "num_simulated",
     "partition_names",
     "text_only_baseline",
 ]
@@ -44,6 +45,11 @@ def partition_names(benchmark: str, options: DataOptions) -> list[str]:
     """Name the natural clients of a benchmark: with exactly so many, each has a domain of its own."""
     require_one_of("benchmark", benchmark, BENCHMARKS)
     return BENCHMARKS[benchmark].names(options)
+
+
+def num_simulated(benchmark: str, options: DataOptions) -> int:
+    """Return how many clients a simulation has that is not told: the natural ones, else the protocol's."""
+    return len(partition_names(benchmark, options)) or BENCHMARKS[benchmark].usual_clients
 
 
 def check_options(benchmark: str, options: DataOptions) -> None:

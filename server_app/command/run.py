@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 
 # Checkpoints, processed examples and the log of a small run take less.
 LEAST_FREE = 500_000_000
-# Lines on refused replies that are shown; the log has all of them.
-_REFUSALS = 6
+# What lines say that each client may have, and what is shown in place of more of them than so many.
+_OF_EACH = {" refused: ": "more were refused", " test questions have ": "so have more clients"}
+_MOST = 6
 # How long the ServerApp took without its start, which is not what whoever waits would call all.
 _OWN_TIME = re.compile(r"; [\d:]+ in all$")
 
@@ -262,16 +263,15 @@ def _at(superlink: str, root: Path, options: list[str], log: Path, screen: "Scre
 
 
 def _teller(screen: "Screen") -> Any:
-    """Return what shows a run's lines, but not all refusals."""
-    refusals = 0
+    """Return what shows a run's lines, but of those that each client may have not all."""
+    met = dict.fromkeys(_OF_EACH, 0)
 
     def tell(line: str) -> None:
-        nonlocal refusals
-        if " refused: " in line:
-            refusals += 1
-            if refusals == _REFUSALS + 1:
-                screen.line("more were refused: see the log")
-            if refusals > _REFUSALS:
+        for kind in (kind for kind in _OF_EACH if kind in line):
+            met[kind] += 1
+            if met[kind] == _MOST + 1:
+                screen.line(f"{_OF_EACH[kind]}: see the log")
+            if met[kind] > _MOST:
                 return
         screen.line(_OWN_TIME.sub("", line))
 
@@ -298,15 +298,15 @@ def _name(settings: "Settings") -> str:
 def _num_clients(settings: "Settings") -> int:
     """Return how many clients are simulated: as many as are waited for, else as the benchmark has."""
     from app.settings import feddat_home
-    from data_partitions.benchmarks import BENCHMARKS, DataOptions, check_options, partition_names
+    from data_partitions.benchmarks import DataOptions, check_options, num_simulated
 
     options = DataOptions.of(settings.run_config(), feddat_home() / "data")
     try:
         check_options(settings.benchmark, options)
-        names = partition_names(settings.benchmark, options)
+        found = num_simulated(settings.benchmark, options)
     except (ValueError, OSError) as error:
         raise Refusal(str(error)) from None
-    return settings.num_clients or len(names) or BENCHMARKS[settings.benchmark].usual_clients
+    return settings.num_clients or found
 
 
 def _gpus(settings: "Settings") -> float:

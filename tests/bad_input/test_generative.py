@@ -30,9 +30,25 @@ def on_files(federation, folder, tmp_path):
     return build
 
 
-def test_good_data_run(on_files):
+def test_good_data_run(on_files, caplog):
     """Otherwise what follows fails for another reason."""
     assert all(row["num-examples"] == 6 for row in rows_of(on_files(num_rounds=1).serve()))
+    assert "test questions have" not in caplog.text
+
+
+def test_answers_that_are_longer_than_may_be_written_are_said_at_the_client_alone(on_files, caplog, tmp_path):
+    clients = on_files(num_rounds=1, **{"writing.tokens": 1})
+    for split in ("train", "test"):
+        rows = [llava(n) for n in range(6)]
+        rows[2]["conversations"][1]["value"] = "red red red"
+        write(tmp_path / "data" / f"{split}.jsonl", rows)
+    clients.serve()
+    (said,) = {line for line in caplog.messages if "test questions have" in line}
+    assert said.startswith(
+        "client data: 1 of 6 test questions have no right answer that fits into writing.tok"
+    )
+    (reply,) = [m for way, m in clients.wire if way == "to server" and m.metadata.message_type == "query"]
+    assert "test questions" not in str(dict(reply.content["handshake"]))
 
 
 def refused(clients):

@@ -143,6 +143,29 @@ def test_a_site_that_is_ready_passes_every_check(lines, superlink, certificates,
     assert found["superlink"][1].endswith(" 8 days")
 
 
+def test_without_a_node_config_all_clients_of_a_simulation_are_checked(
+    home, small_backbone, capsys, tmp_path
+):
+    def checked(settings):
+        code = check.main(["--run-config", f"backbone='{small_backbone}' device='cpu' {settings}"])
+        return code, [line.split(maxsplit=2) for line in capsys.readouterr().out.splitlines()]
+
+    code, lines = checked("train-examples=12 test-examples=8")
+    assert code == 0
+    assert {mark for mark, _, _ in lines} == {"ok"}
+    said = [f"{name} {found}" for _, name, found in lines]
+    assert said[0] == "node-config: none, so all clients of a simulation here, benchmark scenes"
+    names = ("clean", "sketch", "noisy", "inverted", "low-resolution")
+    counted = [f"data: {name}, 12 training and 8 test examples" for name in names]
+    assert said[2:8] == ["clients: 5", *counted]
+
+    code, lines = checked("benchmark='files' data-dir='/no/such'")
+    assert code == 1
+    (failed,) = (line for line in lines if line[0] == "FAIL")
+    assert failed[1] == "clients:"
+    assert failed[2].startswith("data-dir = '/no/such' does not exist; allowed: ")
+
+
 @pytest.mark.parametrize(
     ("node", "said"),
     [

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from app.settings import read_settings
 from app.text_scores import text_score
 from client_app.kept_examples import kept_examples
 from client_app.local_training import OwnTraining
-from client_app.written_answers import evaluate_written
+from client_app.written_answers import evaluate_written, unwritable
 from tests.app.families.test_generative import differing, rows
 from tests.app.tiny_generative import made
 from tests.conftest import is_mapped
@@ -53,6 +54,26 @@ def test_a_branch_is_scored_by_what_it_writes(backbone, conversations, run_confi
         worth = [text_score("exact", a, w) for a, w in zip(answers, wanted, strict=True)]
         assert scores[branch] == pytest.approx(sum(worth) / 3)
     assert scores["student"] == 0.5
+
+
+def test_answers_that_cannot_be_written_are_counted():
+    """A token a word and one for the end; of several right answers the shortest counts."""
+
+    def said(score="exact", limit=2, loss="next-token"):
+        settings = SimpleNamespace(loss=loss, writing=SimpleNamespace(score=score, tokens=limit))
+        test = {"answers": [["a b"], ["a b c"], ["a b c d e", "a"], ["a b c d", "a b c d e"]]}
+        processor = SimpleNamespace(answer=lambda text: [*text.split(), "end"])
+        partition, backbone = SimpleNamespace(name="x", test=test), SimpleNamespace(processor=processor)
+        return unwritable(SimpleNamespace(settings=settings, partition=partition, backbone=backbone))
+
+    assert said() == (
+        "client x: 2 of 4 test questions have no right answer that fits into writing.tokens = 2;"
+        " allowed, for all to fit: 4 or more"
+    )
+    assert said(limit=3).startswith("client x: 1 of 4 ")
+    assert said(limit=4) == ""
+    assert said(score="choice") == ""
+    assert said(loss="cross-entropy") == ""
 
 
 def test_conversations_come_back_from_a_sites_disk_mapped_and_in_bfloat16(home, conversations):

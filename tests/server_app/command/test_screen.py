@@ -1,9 +1,12 @@
 """What a terminal shows while a run goes, and one without colours."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
 
+from server_app.command.following import _TOLD
+from server_app.command.run import _teller
 from server_app.command.screen import Screen, waiting
 
 NOW = {"round": 1, "asked": 4, "replied": 2, "phase": "train"}
@@ -35,6 +38,21 @@ def test_a_terminal_has_a_bar_for_the_round_and_its_clients(shown):
     assert "checking the settings" in text.split("round 1/3: training 2/4 clients")[0]
     assert "writing the result and its report" in text
     assert COLOR.search(text)
+
+
+def test_of_what_each_client_may_have_the_first_six_are_shown():
+    """As a simulation's workers say it, in lines of theirs."""
+    shown, line = [], "client c{}: 1 of 6 test questions have no right answer that fits"
+    tell = _teller(SimpleNamespace(line=shown.append))
+    for number in range(9):
+        found = _TOLD.search(f"(ClientAppActor pid=4{number}) WARNING :      {line.format(number)}")
+        tell(found[1])
+    tell("round 2/2: student 50.0 mean, 40.0 worst (c1); 0:12 in all")
+    assert shown == [
+        *map(line.format, range(6)),
+        "so have more clients: see the log",
+        "round 2/2: student 50.0 mean, 40.0 worst (c1)",
+    ]
 
 
 @pytest.mark.parametrize(

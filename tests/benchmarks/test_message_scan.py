@@ -30,11 +30,11 @@ def test_each_node_takes_a_look_at_each_message(monkeypatch):
     assert len(looked) == (1 + 2 + 3 + 4 + 2 * 4) + 6 * 4
 
 
-@pytest.mark.parametrize("options", [[], ["--database"]])
-def test_it_prints_a_line_for_each_number_of_nodes(options, tmp_path, capsys):
+@pytest.mark.parametrize(("nodes", "options"), [([3, 5], []), ([3], ["--database"])])
+def test_it_prints_a_line_for_each_number_of_nodes(nodes, options, tmp_path, capsys):
     file = tmp_path / "figures.json"
-    message_scan.main(["--nodes", "3", "5", "--repeats", "1", "--json", str(file), *options])
+    message_scan.main(["--nodes", *map(str, nodes), "--repeats", "1", "--json", str(file), *options])
     turns = json.loads(file.read_text())["turns"]
-    assert [turn["nodes"] for turn in turns] == [3, 5]
+    assert [turn["nodes"] for turn in turns] == nodes
     assert all(seconds > 0 for turn in turns for seconds in turn["seconds"].values())
     assert "a message to each" in capsys.readouterr().out

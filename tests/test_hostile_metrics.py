@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from app.measurements import EPOCH, MEASURED
-from server_app.rows import RESERVED
+from server_app.rows import RESERVED, TEST_EXAMPLES
 
 HUGE = 1.7e308
 HOSTILE = {
@@ -43,6 +43,7 @@ def test_no_metric_ends_a_run_or_is_kept(federation, finished, said, caplog):
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     allowed = MEASURED["train"].keys() | MEASURED["evaluate"].keys()
     allowed |= {"round", "partition", "name", "text-only", "unanswerable", "bytes-up", "bytes-down"}
+    allowed |= {TEST_EXAMPLES}
     assert len(rows) == 6
     for row, honest in zip(rows, finished.rows, strict=True):
         assert row.keys() - {"metrics-dropped"} <= allowed

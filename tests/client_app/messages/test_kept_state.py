@@ -277,14 +277,14 @@ def test_a_file_on_another_machine_of_a_simulation_ends_the_round_with_a_line(
 
 
 @pytest.mark.parametrize("kind", ["query", "train", "evaluate"])
-def test_a_site_refuses_to_let_its_state_travel(federation, call, kind, monkeypatch):
+def test_a_site_refuses_to_let_its_state_travel(federation, call, kind, monkeypatch, tmp_path):
     line = (
         "private-state = 'context' at a site, whose private state must stay in its files; "
         "allowed: 'files', or a simulation"
     )
     assert refusal(call(federation(private_state="context"), kind)) == line
     monkeypatch.setattr(client, "in_simulation", lambda: True)
-    clients = federation(private_state="context", node_config={"state-dir": "/nowhere"})
+    clients = federation(private_state="context", node_config={"state-dir": str(tmp_path)})
     assert refusal(call(clients, kind)) == line
     assert all(context.state == RecordDict() for context in clients.contexts.values())
 

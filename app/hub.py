@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import httpx
-from huggingface_hub import constants, is_offline_mode
+from huggingface_hub import constants, is_offline_mode, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import get_session, validate_repo_id
 
@@ -23,12 +23,15 @@ def check_hub(name: str | Path) -> None:
     Raises
     ------
     OSError
-        If there is no such folder, the name can be an id, and nothing answers within five seconds.
+        If there is no such folder, the name can be an id that is not in the cache, and nothing answers within
+        five seconds.
     """
     if Path(name).is_dir() or is_offline_mode():
         return
     try:
         validate_repo_id(str(name))
+        if isinstance(try_to_load_from_cache(str(name), "config.json"), str):
+            return
         get_session().head(constants.ENDPOINT, timeout=_SECONDS)
     except HFValidationError:
         return  # a path, about which the hub is not asked
@@ -36,5 +39,5 @@ def check_hub(name: str | Path) -> None:
         reason = str(error) or type(error).__name__
         raise OSError(
             f"there is no such folder, and {constants.ENDPOINT} cannot be reached: {reason};"
-            " with HF_HUB_OFFLINE=1 what is in its cache is used"
+            " with HF_HUB_OFFLINE=1 it is not asked, and its cache alone is used"
         ) from None

@@ -62,6 +62,18 @@ def test_it_is_not_asked_for_a_folder_or_a_path_or_offline(nobody, tmp_path, mon
     check_hub(ID)
 
 
+def test_it_is_not_asked_for_what_is_in_its_cache(nobody, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    kept = tmp_path / "models--nobody--no-model"
+    for folder in ("refs", "snapshots/abc"):
+        (kept / folder).mkdir(parents=True)
+    with pytest.raises(OSError):
+        check_hub(ID)
+    (kept / "refs" / "main").write_text("abc")
+    (kept / "snapshots" / "abc" / "config.json").write_text("{}")
+    check_hub(ID)
+
+
 def test_a_hub_that_answers_anything_is_there(hub):
     class Busy(BaseHTTPRequestHandler):
         def do_HEAD(self):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from benchmarks.real_processes import QUIET, end
+from benchmarks.real_processes import QUIET, end, free_port, wait_for
 from tests.conftest import ROOT
 
 DEADLINE = 240.0
@@ -139,3 +139,18 @@ class Lab:
 def adapter_of(folder: Path) -> bytes:
     """Return the bytes of a run's adapter."""
     return (folder / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+@contextmanager
+def simulating_lab(folder: Path, programs: Path = PROGRAMS, **variables: str) -> Iterator[Lab]:
+    """Start a SuperLink that simulates, and end it after the block; yield the user that knows it.
+
+    `programs` and `variables` are as in `program`.
+    """
+    lab, port = Lab(folder, programs=programs), free_port()
+    lab.knows(port, "insecure = true")
+    command = ("flower-superlink", "--insecure", "--simulation", "--host", "127.0.0.1", "--port", str(port))
+    with program(folder, *command, programs=programs, **variables) as (process, log):
+        wait_for(port, process, log.read_text)
+        lab.superlink = process.pid
+        yield lab

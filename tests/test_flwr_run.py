@@ -15,12 +15,11 @@ from safetensors.numpy import load
 import app.bottleneck  # noqa: F401
 from app import methods
 from app.backbones import load_backbone
-from benchmarks.real_processes import free_port, wait_for
 from client_app import client
 from tests.app.families.test_whole_forwards import make, save_small
 from tests.conftest import ROOT
 from tests.data_partitions.feddat_paper import given_sets as given
-from tests.processes import Lab, adapter_of, environment, program, wait_until
+from tests.processes import adapter_of, environment, simulating_lab, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -29,12 +28,7 @@ NODES = "num-supernodes=2 client-resources-num-cpus=1 init-args-num-cpus=2"
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    lab, port = Lab(tmp_path_factory.mktemp("lab")), free_port()
-    lab.knows(port, "insecure = true")
-    command = ("flower-superlink", "--insecure", "--simulation", "--host", "127.0.0.1", "--port", str(port))
-    with program(lab.folder, *command) as (process, log):
-        wait_for(port, process, log.read_text)
-        lab.superlink = process.pid
+    with simulating_lab(tmp_path_factory.mktemp("lab")) as lab:
         yield lab
 
 

@@ -9,11 +9,10 @@ import sys
 
 import pytest
 
-from benchmarks.real_processes import free_port, wait_for
 from tests.app.tiny_generative import MODELS, made
 from tests.cards import code_of
 from tests.conftest import ROOT
-from tests.processes import Lab, environment, program
+from tests.processes import environment, simulating_lab
 
 pytestmark = pytest.mark.slow
 
@@ -35,11 +34,7 @@ for code in {codes!r}:
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    lab, port = Lab(tmp_path_factory.mktemp("lab")), free_port()
-    lab.knows(port, "insecure = true")
-    command = ("flower-superlink", "--insecure", "--simulation", "--host", "127.0.0.1", "--port", str(port))
-    with program(lab.folder, *command, **WITHOUT_VIDEOS) as (process, log):
-        wait_for(port, process, log.read_text)
+    with simulating_lab(tmp_path_factory.mktemp("lab"), **WITHOUT_VIDEOS) as lab:
         yield lab
 
 

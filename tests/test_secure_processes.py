@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load
 
-from benchmarks.real_processes import free_port, wait_for
 from tests.deployment import NEEDS_KEYS, Deployment, as_at_a_site
-from tests.processes import Lab, adapter_of, program
+from tests.processes import adapter_of, simulating_lab
 
 pytestmark = pytest.mark.slow
 
@@ -22,11 +21,7 @@ def rows_of(folder):
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    lab, port = Lab(tmp_path_factory.mktemp("lab")), free_port()
-    lab.knows(port, "insecure = true")
-    command = ("flower-superlink", "--insecure", "--simulation", "--host", "127.0.0.1", "--port", str(port))
-    with program(lab.folder, *command) as (process, log):
-        wait_for(port, process, log.read_text)
+    with simulating_lab(tmp_path_factory.mktemp("lab")) as lab:
         yield lab
 
 

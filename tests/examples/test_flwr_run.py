@@ -5,9 +5,8 @@ import shutil
 import pytest
 from safetensors.torch import load_file
 
-from benchmarks.real_processes import free_port, wait_for
 from tests.examples.projects import CLIENTS, PLAIN, PLUGGED_IN, name_of
-from tests.processes import Lab, program
+from tests.processes import simulating_lab
 from tests.wheel import build, environment_with
 
 pytestmark = pytest.mark.slow
@@ -21,11 +20,7 @@ def stranger(tmp_path_factory):
     """Give a user whose only copy of ours is the wheel, and who has a SuperLink."""
     folder = tmp_path_factory.mktemp("stranger")
     programs = environment_with(build(folder), folder / "venv")
-    lab, port = Lab(folder, programs=programs), free_port()
-    lab.knows(port, "insecure = true")
-    command = ("flower-superlink", "--insecure", "--simulation", "--host", "127.0.0.1", "--port", str(port))
-    with program(folder, *command, programs=programs) as (process, log):
-        wait_for(port, process, log.read_text)
+    with simulating_lab(folder, programs) as lab:
         yield lab
 
 

@@ -6,7 +6,7 @@ import sys
 import typer
 import typer.core
 
-from . import answer, doors, run, runs, settings
+from . import answer, check, doors, run, runs, settings
 from .refusal import Refusal
 
 # Otherwise help says `\[default: 0]`, escaped for a markup that is off here.
@@ -23,6 +23,7 @@ app.command("run")(run.run)
 app.add_typer(runs.app, name="runs")
 app.command("report")(runs.report)
 app.command("answer")(answer.answer)
+app.command("check")(check.check)
 app.command("settings")(settings.settings)
 doors.open_all(app)
 

@@ -12,7 +12,6 @@ from .refusal import Refusal
 
 # Command → module with a `main(arguments, prog)`, and what it does.
 DOORS = {
-    "check": ("client_app.check", "Check a site before it joins."),
     "annotate": (
         "server_app.teachers.__main__",
         "Have a teacher model give its answers or captions beforehand.",

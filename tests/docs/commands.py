@@ -86,8 +86,9 @@ def try_command(words: Sequence[str]) -> bool:
 
 def _try_feddat(arguments: list[str]) -> None:
     _parse(feddat, "feddat", arguments)
-    if arguments[:1] == ["run"]:
+    if arguments[:1] in (["run"], ["check"]):
         options = {"--gpus", "--cpus", "--superlink", "--port", "--compare"}
+        options |= {"--node-config", "--run-config", "--root-certificates"}
         before = ["", *arguments[1:]]
         words = [
             word

@@ -9,8 +9,8 @@ import pytest
 from flwr.serverapp.strategy import FedAvg
 from PIL import Image
 
-from client_app import check
 from data_partitions.conversations import conversation_of, form_of
+from server_app.command import app as feddat
 from server_app.command.given import read_given
 from tests.conftest import ROOT
 
@@ -132,7 +132,8 @@ def test_data_as_a_page_shows_it_pass_the_check_that_it_shows(page, home, tmp_pa
                 file.write(json.dumps(example | {"image": name, "answer": "ab"[number % 2]}) + "\n")
     (shown,) = [block for block in blocks("bash") if block.page.name == page and "feddat check" in block.text]
     ((_, _, *arguments),) = [words for words in commands_of(shown.text) if words[1] == "check"]
-    code = check.main([word.replace("/absolute/path", str(data)) for word in arguments])
+    with pytest.raises(SystemExit) as ended:
+        feddat(["check", *(word.replace("/absolute/path", str(data)) for word in arguments)])
     said = capsys.readouterr().out
-    assert code == 0, said
+    assert ended.value.code == 0, said
     assert "ok    data: one, " in said

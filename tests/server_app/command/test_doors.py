@@ -31,7 +31,7 @@ def test_what_cannot_be_done_is_one_line(person, words, reason):
     assert re.fullmatch(reason, person.is_refused(*words))
 
 
-@pytest.mark.parametrize("name", ["check", "annotate", "pretrain", "study"])
+@pytest.mark.parametrize("name", ["annotate", "pretrain", "study"])
 def test_help_is_that_of_the_command(person, name):
     called = person.calls(name, "--help")
     assert called.returncode == 0

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 import sys
 import tempfile
@@ -88,6 +89,13 @@ class Machine:
     cpus: int
     gpus: float | None
 
+    @property
+    def options(self) -> list[str]:
+        """The command's options that name it, without those that are defaults."""
+        given = {"superlink": self.superlink, "port": self.port, "cpus": self.cpus, "gpus": self.gpus}
+        default = {"superlink": "", "port": 0, "cpus": 1, "gpus": None}
+        return [f"--{key}={value}" for key, value in given.items() if value != default[key]]
+
 
 def _run(root: Path, home: Path, words: list[str], machine: Machine, compare: Sequence[str]) -> None:
     """Run what is asked for, after the methods that it is compared with."""
@@ -115,7 +123,9 @@ def _run(root: Path, home: Path, words: list[str], machine: Machine, compare: Se
                 )
             continue
         key = "resume" if (runs / beside).exists() else "run-name"
-        _federate(root, home, changed(root, other, {key: beside}), beside, machine, began)
+        # Gone on with by itself, it would end without the run that it is to stand beside.
+        again = _command(words, given.settings, name, machine, compare)
+        _federate(root, home, changed(root, other, {key: beside}), beside, machine, began, again)
         began = time.monotonic()
     _federate(root, home, given, name, machine, began)
 
@@ -161,8 +171,21 @@ def _check(settings: "Settings") -> None:
         raise Refusal(str(error)) from None
 
 
-def _federate(root: Path, home: Path, given: "Given", name: str, machine: Machine, began: float) -> None:
-    """Run one federation to its end, and show what it gave, and how long since `began` that took."""
+def _command(
+    words: list[str], settings: "Settings", name: str, machine: Machine, compare: Sequence[str]
+) -> str:
+    """Return the command that was given, with the name that the run has by now."""
+    named = [] if settings.resume or settings.run_name else [f"run-name={name}"]
+    return shlex.join(["feddat", "run", *words, *named, *machine.options, f"--compare={','.join(compare)}"])
+
+
+def _federate(
+    root: Path, home: Path, given: "Given", name: str, machine: Machine, began: float, again: str = ""
+) -> None:
+    """Run one federation to its end, and show what it gave, and how long since `began` that took.
+
+    If it is stopped or fails, the command `again` is to be given next; without one, that which resumes it.
+    """
     settings, superlink, folder = given.settings, machine.superlink, home / "runs" / name
     overrides = given.overrides if settings.resume else {**given.overrides, "run-name": name}
     clients = 0 if superlink else _num_clients(settings)
@@ -194,9 +217,9 @@ def _federate(root: Path, home: Path, given: "Given", name: str, machine: Machin
                 options += ["--federation-config", resources]
                 reason = _alone(root, scratch, machine.port, options, log, screen)
         except KeyboardInterrupt:
-            raise Refusal(f"stopped; {_how_on(folder)}", code=130) from None
+            raise Refusal(f"stopped; {_how_on(folder, again)}", code=130) from None
     if reason is not None:
-        screen.line(f"the run failed; {_how_on(folder)}")
+        screen.line(f"the run failed; {_how_on(folder, again)}")
         raise Refusal(reason)
     from server_app.report import clock
 
@@ -319,10 +342,10 @@ def _counted(number: int, what: str) -> str:
     return f"{number} {what}" + "s" * (number != 1)
 
 
-def _how_on(folder: Path) -> str:
+def _how_on(folder: Path, again: str) -> str:
     if (folder / "checkpoints").is_dir():
-        return f"to go on: feddat run resume={folder.name}"
-    return "nothing of it is kept: it had not begun"
+        return f"to go on: {again or f'feddat run resume={folder.name}'}"
+    return "nothing of it is kept: it had not begun" + (f"; to go on: {again}" if again else "")
 
 
 def _program(name: str) -> str:

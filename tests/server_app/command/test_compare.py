@@ -5,6 +5,7 @@ import json
 import pytest
 
 from app.source import source_hash
+from server_app.command import app
 from server_app.command import run as room
 from server_app.command.refusal import Refusal
 from server_app.defaults import default_settings
@@ -27,7 +28,7 @@ def begun(home, monkeypatch):
     """Collect what each federation is given instead of running it."""
     made = []
 
-    def federate(root, home, given, name, machine, began):
+    def federate(root, home, given, name, machine, began, again=""):
         made.append((name, given.settings))
 
     monkeypatch.setattr(room, "_federate", federate)
@@ -82,3 +83,47 @@ def test_all_are_checked_before_the_first_one_begins(home, begun, words, method,
         room._run(ROOT, home, ["run-name=mine", *words], ALONE, ["local", method])
     assert str(caught.value).startswith(reason)
     assert begun == []
+
+
+@pytest.fixture
+def stopped(home, monkeypatch):
+    """Stop the first federation after its first round, or have it fail; return a call of the command."""
+
+    def call(*words, reason=None):
+        def alone(*_):
+            (home / "runs" / "mine.adapter" / "checkpoints").mkdir(parents=True)
+            if reason is None:
+                raise KeyboardInterrupt
+            return reason
+
+        monkeypatch.setattr(room, "_alone", alone)
+        with pytest.raises(Refusal) as caught:
+            app(["run", *words])
+        return str(caught.value)
+
+    return call
+
+
+def test_one_that_is_stopped_says_the_command_that_makes_the_run_too(stopped):
+    """The same one: to go on with what it is compared with alone would end without it."""
+    words = ("lora", "run-name=mine", "--cpus", "2", "--compare", "adapter,local")
+    assert stopped(*words) == (
+        "stopped; to go on: feddat run lora run-name=mine --cpus=2 --compare=adapter,local"
+    )
+
+
+def test_a_run_that_was_given_no_name_is_called_by_the_one_that_it_has(home, stopped, monkeypatch):
+    monkeypatch.setattr(room, "_name", lambda settings: "mine")
+    said = stopped("seed=4", "--compare", "adapter")
+    assert said == "stopped; to go on: feddat run seed=4 run-name=mine --compare=adapter"
+
+
+def test_one_that_fails_says_it_too(stopped, capsys):
+    assert stopped("run-name=mine", "--compare", "adapter", reason="no client replied") == "no client replied"
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "the run failed; to go on: feddat run run-name=mine --compare=adapter"
+    )
+
+
+def test_the_run_itself_goes_on_by_its_name(home, stopped):
+    assert stopped("run-name=mine.adapter") == "stopped; to go on: feddat run resume=mine.adapter"

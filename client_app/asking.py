@@ -1,7 +1,9 @@
 """A client of a run is asked: what each branch answers to a question of one's own about a picture.
 
     python -m client_app.asking --folder RUN --client 2 --of 5 --image FILE --question "…"
+    python -m client_app.asking --folder RUN --node-config 'partition-id=2 …' --image FILE --question "…"
 
+The first is of a simulation on this machine, the second at a site, by whose own settings it is done.
 Where its examples have several pictures each, so does what it is asked: ``--image`` once for each, in order.
 
 It is done where the client's private state and data lie, and nowhere else.
@@ -11,7 +13,7 @@ import argparse
 import json
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import exp, isnan, nan
 from pathlib import Path
@@ -38,6 +40,7 @@ from app.settings import Settings, SettingsError
 from app.tasks import TASKS
 from data_partitions.partition import FEATURES, PLACE
 
+from .check import read_node_config
 from .chosen_answers import MOST_OPTIONS
 from .client import Client
 from .local_training import OwnTraining, mixed_precision
@@ -49,7 +52,7 @@ Said = tuple[str, float]
 
 @dataclass(frozen=True)
 class Asked:
-    """One client as the run left it. Make one with `of_run`.
+    """One client as the run left it. Make one with `of_run`, at a site with `at_site`.
 
     Attributes
     ----------
@@ -70,7 +73,7 @@ class Asked:
 
     @classmethod
     def of_run(cls, folder: Path, partition_id: int, num_partitions: int) -> "Asked":
-        """Put a client of a run together: what the run exported, and this machine's private state.
+        """Put a client of a simulation together: what the run exported, and this machine's private state.
 
         Parameters
         ----------
@@ -84,23 +87,38 @@ class Asked:
         ValueError
             One line: the run is not over, or the client has no private state here, or no data.
         """
+        # Whoever asks here is at home: no policy is between them and their own data.
+        node = {"partition-id": partition_id, "num-partitions": num_partitions, "policy": "open"}
+        return cls.at_site(folder, node)
+
+    @classmethod
+    def at_site(cls, folder: Path, node_config: Mapping[str, Any]) -> "Asked":
+        """Put a site's client of a run together, as the site's own settings say.
+
+        Parameters
+        ----------
+        folder : Path
+            As in `of_run`.
+        node_config : Mapping
+            What the site's SuperNode is given. Its policy takes the run, or does not, as in training.
+
+        Raises
+        ------
+        ValueError
+            As in `of_run`; or a setting of the site cannot be used.
+        """
         kept = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
         # A setting that came after the run was as it is by default.
         config = get_fused_config_from_dir(Path(__file__).parents[1], {})
         config |= {key: kept[key] for key in Settings.fields() if key in kept}
-        # Whoever asks here is at home: no policy is between them and their own data.
-        node: dict[str, Any] = {
-            "partition-id": partition_id,
-            "num-partitions": num_partitions,
-            "policy": "open",
-        }
         config |= {"private-state": "files", "resume": "", "run-name": folder.name}
-        client = Client.of(Context(0, 0, node, RecordDict(), config))
+        client = Client.of(Context(0, 0, dict(node_config), RecordDict(), config))
+        partition_id = client.partition_id
         shelf = client.shelf({"run": folder.name, "run-token": kept.get("run-token")})
         if not shelf.rounds():
             raise SettingsError(
                 f"client = {partition_id} has no private state of {folder.name!r} on this machine"
-                f" ({shelf.folder}); allowed: {_there(shelf)}"
+                f" (state-dir = {str(shelf.state_dir)!r}); allowed: {_there(shelf)}"
             )
         learner, method = open_learner(client.settings), METHODS[client.settings.method]
         arrays: dict[str, torch.Tensor] = {}
@@ -245,9 +263,7 @@ class Asked:
 def main(arguments: list[str] | None = None, prog: str = "python -m client_app.asking") -> int:
     """Print a table of the answers; what cannot be asked is one line, and the code is 1."""
     parser = argparse.ArgumentParser(prog, description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, required=True, help="the run's")
-    parser.add_argument("--client", type=int, required=True, help="which one, from 0")
-    parser.add_argument("--of", type=int, required=True, help="of how many")
+    add_whom(parser)
     parser.add_argument(
         "--image", type=Path, required=True, action="append", help="file of a picture; once for each"
     )
@@ -257,7 +273,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m client_app.a
     # What transformers thinks of its own code is not the asker's business.
     warnings.simplefilter("ignore")
     try:
-        asked = Asked.of_run(given.folder, given.client, given.of)
+        asked = whom(given)
         said = asked.answer(given.question, *given.image, top=given.top)
     except (ValueError, OSError) as error:
         print(f"feddat: {error}", file=sys.stderr)
@@ -270,6 +286,22 @@ def main(arguments: list[str] | None = None, prog: str = "python -m client_app.a
     console.print(table)
     console.print(asked.meaning, markup=False, soft_wrap=True)
     return 0
+
+
+def add_whom(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which client of which run."""
+    parser.add_argument("--folder", type=Path, required=True, help="the run's")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--client", type=int, help="which one of a simulation here, from 0")
+    which.add_argument("--node-config", help="the site's, as flower-supernode gets it")
+    parser.add_argument("--of", type=int, default=1, help="of how many in the simulation")
+
+
+def whom(given: argparse.Namespace) -> Asked:
+    """Put the client together that the options of `add_whom` name; ValueError as `Asked.at_site`."""
+    if given.node_config is not None:
+        return Asked.at_site(given.folder, read_node_config(given.node_config))
+    return Asked.of_run(given.folder, given.client, given.of)
 
 
 def _read(image: Path) -> bytes:

@@ -103,12 +103,18 @@ class Site:
         return f"{where}, benchmark {client.settings.benchmark}"
 
 
-def open_site(node_config: str, run_config: str) -> Site:
-    """Read the site's settings, on top of the app's with `run_config`; ValueError if they cannot be used."""
-    node = _pairs("node-config", node_config or _SIMULATED)
+def read_node_config(text: str) -> dict[str, Any]:
+    """Read a node-config as flower-supernode does; ValueError if it cannot be, or has an unknown key."""
+    node = _pairs("node-config", text)
     for key in node:
         if key not in NODE_KEYS:
             raise ValueError(f"{key} is not a setting of a site; allowed: {', '.join(NODE_KEYS)}")
+    return node
+
+
+def open_site(node_config: str, run_config: str) -> Site:
+    """Read the site's settings, on top of the app's with `run_config`; ValueError if they cannot be used."""
+    node = read_node_config(node_config or _SIMULATED)
     defaults = get_fused_config_from_dir(Path(__file__).parents[1], {})
     settings = {**defaults, **_pairs("run-config", run_config)}
     context = Context(run_id=0, node_id=0, node_config=node, state=RecordDict(), run_config=settings)

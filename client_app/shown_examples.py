@@ -12,7 +12,6 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 from PIL import Image
@@ -21,7 +20,7 @@ from rich.progress import track
 from app.files import write_atomically
 from app.home import closed_folder
 
-from .asking import Asked, Said
+from .asking import Asked, Said, add_whom, whom
 from .shown_examples_template import PAGE
 
 _WIDEST = 320  # pixels of a picture on the page
@@ -92,15 +91,13 @@ def _data_url(picture: bytes) -> str:
 def main(arguments: list[str] | None = None, prog: str = "python -m client_app.shown_examples") -> int:
     """Write the page and say where; what cannot be had is one line, and the code is 1."""
     parser = argparse.ArgumentParser(prog, description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, required=True, help="the run's")
-    parser.add_argument("--client", type=int, required=True, help="which one, from 0")
-    parser.add_argument("--of", type=int, required=True, help="of how many")
+    add_whom(parser)
     parser.add_argument("--examples", type=int, default=24, help="how many at most")
     given = parser.parse_args(arguments)
     # What transformers thinks of its own code is not the reader's business.
     warnings.simplefilter("ignore")
     try:
-        asked = Asked.of_run(given.folder, given.client, given.of)
+        asked = whom(given)
         seen = track(
             shown_examples(asked, given.examples),
             "asking",

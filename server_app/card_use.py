@@ -8,10 +8,9 @@ from textwrap import indent
 from typing import Any
 
 from app.backbones import Backbone
+from app.exported import lies_beside
 from app.heads import TRAINED_HEADS
 from app.methods import METHODS
-
-from .export import lies_beside
 
 
 def use(settings: Mapping[str, Any], backbone: Backbone, answers: Sequence[str] = ()) -> str:

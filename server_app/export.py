@@ -1,22 +1,17 @@
 """The federation's result in files that stock tools load."""
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from peft import get_peft_model, set_peft_model_state_dict
-from safetensors.torch import save_file
 from torch import Tensor
 
 from app.adapters import Adapter
-from app.backbones import BUILTIN, Backbone, open_backbone
+from app.backbones import Backbone, open_backbone
+from app.exported import save_adapter, save_head
 from app.learner import CLASSIFIER
 from app.methods import METHODS
-from app.quantisation import QUANTISED
 from app.settings import Settings
-
-_BASE = "base_model"
 
 
 def export_result(
@@ -45,40 +40,16 @@ def export_result(
     shared = {name: value for name, value in arrays.items() if not name.startswith(CLASSIFIER)}
     classifier = {n.removeprefix(CLASSIFIER): v for n, v in arrays.items() if n.startswith(CLASSIFIER)}
     fresh = folder.with_name(f".{folder.name}.new")
-    save = {"adapter": _save_adapter, "model": _save_model}[METHODS[settings.method].artifact]
+    save = {"adapter": save_adapter, "model": _save_model}[METHODS[settings.method].artifact]
     save(fresh, settings, backbone, shared)
     if classifier:
-        weights = {name: value.contiguous() for name, value in classifier.items()}
-        save_file(weights, fresh / "classifier.safetensors", {"answers": json.dumps(list(answers))})
+        save_head(fresh, classifier, answers)
     (fresh / "README.md").write_text(card, encoding="utf-8")
     if folder.is_symlink() or folder.is_file():
         folder.unlink()
     elif folder.exists():
         shutil.rmtree(folder)
     fresh.rename(folder)
-
-
-def _save_adapter(folder: Path, settings: Settings, backbone: Backbone, shared: Mapping[str, Tensor]) -> None:
-    adapter = Adapter(settings.adapter, settings.reduction_factor, settings.lora_rank)
-    model = get_peft_model(backbone.fork(), adapter.config(backbone))
-    shared = METHODS[settings.method].exported(shared, backbone, adapter, settings.seed)
-    set_peft_model_state_dict(model, dict(shared))
-    beside = settings.adapter == "lora" and lies_beside(settings.backbone, settings.backbone_weights)
-    # Otherwise PEFT writes the folder that this machine loaded the backbone from.
-    model.peft_config["default"].base_model_name_or_path = _BASE if beside else settings.backbone
-    # Otherwise PEFT asks the hub whether the vocabulary was changed.
-    model.save_pretrained(str(folder), save_embedding_layers=False)
-    if settings.adapter == "lora":
-        backbone.processor.save(folder)
-    if beside:
-        if settings.backbone_precision in QUANTISED:  # whoever loads it need not have what made it smaller
-            backbone = open_backbone(settings.model_copy(update={"backbone_precision": "float32"}))
-        backbone.model.save_pretrained(folder / _BASE)
-
-
-def lies_beside(backbone: str, weights: str) -> bool:
-    """Say whether a backbone has neither a folder nor a hub id of its own, so that a LoRA brings it along."""
-    return backbone in BUILTIN or weights == "random"
 
 
 def _save_model(folder: Path, settings: Settings, backbone: Backbone, shared: Mapping[str, Tensor]) -> None:

@@ -6,7 +6,7 @@ import sys
 import typer
 import typer.core
 
-from . import answer, check, doors, run, runs, settings
+from . import answer, check, doors, export, run, runs, settings
 from .refusal import Refusal
 
 # Otherwise help says `\[default: 0]`, escaped for a markup that is off here.
@@ -24,6 +24,7 @@ app.add_typer(runs.app, name="runs")
 app.command("report")(runs.report)
 app.command("answer")(answer.answer)
 app.command("check")(check.check)
+app.command("export")(export.export)
 app.command("settings")(settings.settings)
 doors.open_all(app)
 

@@ -11,11 +11,16 @@ from .runs import find_run, newest_run, which_client
 
 
 def answer(
-    client: Annotated[int, typer.Option(help="Which of its clients, from 0.")],
     image: Annotated[
         list[Path], typer.Option(help="File of a picture; given as often as the client's examples have some.")
     ],
     question: Annotated[str, typer.Option(help="What is asked.")],
+    client: Annotated[
+        int | None, typer.Option(help="Which of a simulation's clients on this machine, from 0.")
+    ] = None,
+    node_config: Annotated[
+        str, typer.Option(help="At a site instead: its settings, as flower-supernode gets them.")
+    ] = "",
     run: Annotated[str, typer.Option(help="Name of the run. Without it: the newest.")] = "",
     top: Annotated[int, typer.Option(min=1, help="How many answers are shown.")] = 3,
 ) -> None:
@@ -24,7 +29,7 @@ def answer(
     Shows what its student, local and teacher branch answer.
     """
     found = find_run(run) if run else newest_run()
-    which = which_client(found, client)
+    which = which_client(found, client, node_config)
     for one in image:
         if not one.expanduser().is_file():
             raise Refusal(f"image = {str(one)!r} is not a file; allowed: a picture")

@@ -73,8 +73,19 @@ def find_run(name: str) -> Run:
     return Run(folder, settings, rows_in(folder / "metrics.jsonl"))
 
 
-def which_client(run: Run, client: int) -> list[str]:
-    """Return the options by which programs know the client; raises a Refusal if the run has none such."""
+def which_client(run: Run, client: int | None, node_config: str = "") -> list[str]:
+    """Return the options by which programs know a simulation's client, or the one of a site's node-config.
+
+    Raises
+    ------
+    Refusal
+        Both are given, or neither; or the simulation has no such client.
+    """
+    if (client is None) != bool(node_config):
+        given = "both" if node_config else "neither"
+        raise Refusal(f"client, node-config: {given} given; allowed: --client, or at a site --node-config")
+    if node_config:
+        return [f"--folder={run.folder}", f"--node-config={node_config}"]
     from server_app.rows import names_of
 
     names = names_of(run.rows)
@@ -210,6 +221,9 @@ def report(
         int | None,
         typer.Option(help="Write a page of this client's own test examples, on its machine. From 0."),
     ] = None,
+    node_config: Annotated[
+        str, typer.Option(help="At a site: the same page of its own client; as flower-supernode gets it.")
+    ] = "",
     examples: Annotated[int, typer.Option(min=1, help="How many examples at most.")] = 24,
 ) -> None:
     """Show a run's report.
@@ -217,10 +231,11 @@ def report(
     Of several runs write a page with all side by side; of a client one with its examples.
     """
     found = [find_run(name) for name in names] if names else [newest_run()]
-    if client is not None:
+    if client is not None or node_config:
         if len(found) > 1:
-            raise Refusal(f"--client = {client} with {len(found)} runs; allowed: one")
-        which = which_client(found[0], client)
+            which_one = "--node-config" if node_config else f"--client = {client}"
+            raise Refusal(f"{which_one} with {len(found)} runs; allowed: one")
+        which = which_client(found[0], client, node_config)
         run_program("report", "client_app.shown_examples", [*which, f"--examples={examples}"])
     if len(found) > 1:
         typer.echo(f"side by side: {_side_by_side(found)}")

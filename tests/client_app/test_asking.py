@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -12,11 +13,12 @@ from safetensors.torch import load_file
 from app.backbones import load_backbone
 from app.examples import Examples
 from app.settings import read_settings
-from client_app.asking import Asked
+from client_app.asking import Asked, main
 from client_app.client import data_options
 from data_partitions.benchmarks import load_partition
 from tests.app.tiny_generative import made, pictures_alone
 from tests.data_partitions.given_files import of_pictures
+from tests.private_files import newest_state
 
 BRANCHES = ("student", "local", "teacher")
 
@@ -213,6 +215,65 @@ def test_a_client_of_another_machine_cannot_be_asked(federation, home):
     reason = r"^client = 1 has no private state of 'test' on this machine \(.*\); allowed: 0$"
     with pytest.raises(ValueError, match=reason):
         Asked.of_run(folder, 1, 2)
+
+
+@pytest.fixture
+def at_sites(federation, small_backbone, tmp_path):
+    """Run two sites, each with a state-dir of its own, and return the run's folder and their node-configs."""
+    clients = federation(2, deployed=True)
+    for context in clients.contexts.values():
+        site = tmp_path / f"site-{context.node_config['partition-id']}"
+        own = {"policy": "closed", "backbone": str(small_backbone), "state-dir": str(site)}
+        context.node_config.update(own)
+    folder = clients.serve()
+    return folder, {c.node_config["partition-id"]: c.node_config for c in clients.contexts.values()}
+
+
+def in_words(node):
+    """Write a node-config as it is given to a SuperNode."""
+    return " ".join(f"{key}={json.dumps(value)}" for key, value in node.items())
+
+
+def test_a_site_asks_by_its_own_settings_with_what_the_operator_hands_over(at_sites, tmp_path, home, capsys):
+    """Its state is in its own folder, and of the run's it has the settings and the shared adapter alone."""
+    folder, nodes = at_sites
+    assert not (home / "clients").exists()
+    handed = tmp_path / "handed" / folder.name
+    handed.mkdir(parents=True)
+    shutil.copy(folder / "settings.json", handed)
+    shutil.copytree(folder / "adapter", handed / "adapter")
+    asked = Asked.at_site(handed, nodes[1])
+    state = newest_state(tmp_path / "site-1", folder.name, 1)["private-head"].to_torch_state_dict()
+    head = asked.learner.head.state_dict()
+    assert head.keys() == state.keys()
+    assert all(torch.equal(head[name], value) for name, value in state.items())
+    Image.new("RGB", (32, 32), "red").save(path := tmp_path / "red.png")
+    given = ["--image", str(path), "--question", "what color is it ?"]
+    assert main([f"--folder={handed}", f"--node-config={in_words(nodes[1])}", *given]) == 0
+    (first, likely), *_ = asked.answer("what color is it ?", path)["student"]
+    assert f"{first} ({likely:.0%})" in capsys.readouterr().out
+
+
+def test_what_a_site_is_not_asked_by(at_sites, tmp_path, capsys):
+    """Another site's state, a state-dir that has none, an unknown key, a run that its policy refuses."""
+    folder, nodes = at_sites
+    own, empty = nodes[1], tmp_path / "empty"
+    refused = {
+        f"client = 1 has no private state of 'test' on this machine (state-dir = '{tmp_path / 'site-0'}');"
+        " allowed: 0": {**own, "state-dir": nodes[0]["state-dir"]},
+        f"client = 1 has no private state of 'test' on this machine (state-dir = '{empty}');"
+        " allowed: none is here": {**own, "state-dir": str(empty)},
+        "a site has require-dp = 'local'; the run has dp.mode = 'none'": {**own, "require-dp": "local"},
+    }
+    for line, node in refused.items():
+        assert (
+            main([f"--folder={folder}", f"--node-config={in_words(node)}", "--image=x", "--question=?"]) == 1
+        )
+        assert capsys.readouterr().err == f"feddat: {line}\n"
+    assert main([f"--folder={folder}", "--node-config=state='x'", "--image=x", "--question=?"]) == 1
+    assert capsys.readouterr().err.startswith(
+        "feddat: state is not a setting of a site; allowed: partition-id,"
+    )
 
 
 def test_a_file_that_is_no_picture_is_named(federation, tmp_path):

@@ -118,5 +118,14 @@ def test_without_a_name_it_is_the_newest_run(runs):
     assert reason == "client = 9 is not in the run 'one'; allowed: 0 (clean), 1 (sketch)"
 
 
+def test_at_a_site_its_node_config_says_which_client_it_is(runs):
+    words = ("export", "--run", "one", "own")
+    allowed = "allowed: --client, or at a site --node-config"
+    assert runs.is_refused(*words) == f"client, node-config: neither given; {allowed}"
+    site = ("--node-config", "partition-id=9 num-partitions=10")
+    assert runs.is_refused(*words, "--client", "1", *site) == f"client, node-config: both given; {allowed}"
+    assert runs.is_refused("report", "one", "two", *site) == "--node-config with 2 runs; allowed: one"
+
+
 def test_without_a_run_there_is_none_to_report(person):
     assert person.is_refused("report") == "there is no run yet; to make one: feddat run"

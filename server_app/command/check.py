@@ -29,7 +29,10 @@ def check(
         str, typer.Option(help="File of the SuperLink's CA. Without it: the system's.")
     ] = "",
 ) -> None:
-    """Check a site before it joins, or the clients of a simulation: one line a check, ok or FAIL."""
+    """Check a site before it joins, or the clients of a simulation.
+
+    Prints one line a check, ok or FAIL.
+    """
     if words and run_config:
         raise Refusal(f"--run-config = {run_config!r} with {' '.join(words)}; allowed: one of the two")
     with tempfile.TemporaryDirectory() as folder:

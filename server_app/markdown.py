@@ -11,7 +11,11 @@ from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.markdown import Markdown, TableElement
+from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
+
+from .scores import in_short
 
 BAR = r"\|"  # in a cell of a table, also in a code span
 # Letters and digits of all languages, and marks that mean nothing where they stand.
@@ -36,13 +40,43 @@ def table(header: Sequence[str], lines: Sequence[Sequence[str]], align: str = "-
 
 
 class _WholeTable(TableElement):
-    """A table whose headings and names go on in the next line: what is cut off cannot be read."""
+    """A table that is made as narrow as it must be, so that a terminal folds no word of it.
+
+    One of scores: its heads go on in a second line; then they have one word, explained below; then it loses
+    its space; last its names go on after a hyphen.
+    """
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        for shown in super().__rich_console__(console, options):
-            for column in shown.columns if isinstance(shown, Table) else ():
-                column.overflow = "fold"
-            yield shown
+        assert self.header
+        assert self.header.row
+        assert self.body
+        heads = [cell.content for cell in self.header.row.cells]
+        full, legend = [head.plain for head in heads], ""
+        for narrow in range(5 if in_short(full)[0] != full else 1):
+            if narrow == 1:
+                _write(heads, [head.replace(" (", "\n(") for head in full])
+            elif narrow == 2:
+                short, legend = in_short(full)
+                _write(heads, short)
+            elif narrow == 4:
+                names = [row.cells[0].content for row in self.body.rows]
+                _write(names, [name.plain.replace("-", "-\n") for name in names])
+            (shown,) = super().__rich_console__(console, options)
+            assert isinstance(shown, Table)
+            if narrow > 2:
+                shown.padding, shown.show_edge = 0, False
+            shown.caption, shown.caption_justify = legend or None, "left"
+            for column in shown.columns:
+                column.overflow = "fold"  # what is cut off cannot be read
+            if Measurement.get(console, options.update(width=10_000), shown).maximum <= options.max_width:
+                break
+        yield shown
+
+
+def _write(cells: Sequence[Text], lines: Sequence[str]) -> None:
+    """Give cells other text, in their styles."""
+    for cell, line in zip(cells, lines, strict=True):
+        cell.plain = line
 
 
 class OnScreen(Markdown):

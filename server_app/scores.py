@@ -25,12 +25,12 @@ SCORES = {
 GAIN = "gain\n(student − text only)"
 
 
-# Heads in one word, and what each then leaves unsaid.
+# Heads in one word, and what each then leaves unsaid; in one line, as a report has them.
 _SHORT = {
-    SCORES["text-only"]: ("text", "the question without the picture"),
-    HEADINGS["adapter"]: ("FedAvg", "one adapter, averaged"),
-    HEADINGS["local"]: ("alone", "each client by itself"),
-    GAIN: ("gain", "student − text"),
+    "text only": ("text", "the question without the picture"),
+    " ".join(HEADINGS["adapter"].split()): ("FedAvg", "one adapter, averaged"),
+    " ".join(HEADINGS["local"].split()): ("alone", "each client by itself"),
+    " ".join(GAIN.split()): ("gain", "student − text"),
 }
 
 
@@ -38,9 +38,10 @@ def in_short(header: Sequence[str]) -> tuple[list[str], str]:
     """Return a table's heads in one word each, and a legend to those that need one."""
     heads, legend = [], []
     for heading in header:
-        bare = heading.removesuffix(FROM_STUDY)
-        head, means = _SHORT.get(bare, (heading.split("\n")[0], ""))
-        heads.append(head + heading.removeprefix(bare) if means else head)
+        line = " ".join(heading.split())
+        bare = line.removesuffix(FROM_STUDY)
+        head, means = _SHORT.get(bare, (line.split(" (")[0], ""))
+        heads.append(head + line.removeprefix(bare) if means else head)
         legend += [f"{head}: {means}"] * bool(means)
     return heads, "; ".join(legend)
 

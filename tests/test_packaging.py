@@ -1,5 +1,6 @@
 """The package as it is installed: what a wheel holds, and whether it works away from its sources."""
 
+import importlib
 import re
 import subprocess
 import sys
@@ -63,6 +64,34 @@ def test_flower_packs_the_study_that_the_default_runs_report_shows():
     asked = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["fab-include"]
     assert STUDY.relative_to(ROOT).as_posix() in asked
     assert STUDY.suffix in {Path(pattern).suffix for pattern in FAB_INCLUDE_PATTERNS}
+
+
+def test_the_command_that_an_install_makes_is_there(monkeypatch, capsys):
+    """By the module that the script names, found where the package's sources are."""
+    read = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert read["project"]["scripts"].keys() == {"feddat"}
+    module, _, function = read["project"]["scripts"]["feddat"].partition(":")
+    sources = read["tool"]["setuptools"]["package-dir"][module]
+    assert module in read["tool"]["setuptools"]["packages"]
+    main = getattr(importlib.import_module(sources.replace("/", ".")), function)
+    monkeypatch.setattr(sys, "argv", ["feddat", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    assert said.split()[0] == "Usage:"
+    commands = set(re.findall(r"^  ([a-z]\w+) ", said, re.M))
+    assert commands >= {
+        "run",
+        "runs",
+        "report",
+        "answer",
+        "check",
+        "settings",
+        "annotate",
+        "pretrain",
+        "study",
+    }
 
 
 def test_what_an_extra_is_missing_for_is_said(tmp_path):

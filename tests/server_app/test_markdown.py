@@ -13,6 +13,7 @@ from rich.console import Console
 from app.backbones import load_backbone
 from server_app import markdown
 from server_app.card import model_card
+from server_app.defaults import default_settings
 from server_app.report import write_report
 from tests.server_app.test_report import ROWS, SETTINGS
 
@@ -126,7 +127,7 @@ def test_nothing_of_a_client_or_a_setting_is_live_in_report_and_cards(tmp_path):
         assert html in ([], ["<details><summary>All settings</summary>\n", "</details>\n"])
 
 
-@pytest.mark.parametrize("width", [60, 80])
+@pytest.mark.parametrize("width", [60, 80, 100])
 def test_a_terminal_shows_every_heading_and_name_whole_and_no_settings(tmp_path, width):
     rows = [{**row, "name": "low-resolution"} for row in ROWS]
     write_report(tmp_path, {**SETTINGS, "some-setting": 5}, rows, seconds=1)
@@ -136,11 +137,35 @@ def test_a_terminal_shows_every_heading_and_name_whole_and_no_settings(tmp_path,
     console.print(markdown.OnScreen(report))
     shown = console.file.getvalue()
     assert "…" not in shown
-    for word in ("(A_s,", "deployed", "(A_c)", "(DAT)", "text", "only)"):
+    words = {100: ("(A_s, deployed)", "(A_c)", "(DAT)", "text only", "(student − text only)")}
+    for word in words.get(width, ("student", "local", "teacher", "text", "gain")):
         assert word in shown
-    first = "".join(
-        line[1:9].strip() for line in shown.splitlines() if line[1:9].strip() in ("low-reso", "lution")
-    )
-    assert "low-resolution" in shown or first == 2 * "low-resolution"
+    assert sum(line.split()[:1] == ["low-resolution"] for line in shown.splitlines()) == 2
     assert "some-setting" not in shown
     assert max(map(len, shown.splitlines())) <= width
+
+
+@pytest.mark.parametrize(
+    ("width", "heads", "name"),
+    [
+        (80, "client student local teacher text FedAvg* alone* gain", "low-resolution"),
+        (60, "client student local teacher text FedAvg* alone* gain", "low-"),
+    ],
+)
+def test_the_default_runs_report_breaks_no_word_in_a_narrow_terminal(tmp_path, width, heads, name):
+    """As the run's own table: each head one word, numbers beside their client's name, and what heads mean."""
+    names = ("clean", "sketch", "noisy", "inverted", "low-resolution")
+    rows = [
+        {**ROWS[-1], "partition": number, "name": name, "student": 0.8} for number, name in enumerate(names)
+    ]
+    settings = {**default_settings(), "run-name": "mine", "backbone-weights": "pretrained"}
+    write_report(tmp_path, settings, rows, seconds=1)
+    console = Console(file=io.StringIO(), width=width)
+    console.print(markdown.OnScreen((tmp_path / "report.md").read_text()))
+    lines = [line.split() for line in console.file.getvalue().splitlines()]
+    (header,) = (line for line in lines if line[:1] == ["client"])
+    assert header == heads.split()
+    (row,) = (line for line in lines if line[:1] == [name])
+    assert row[1:] == ["80.0", "45.0", "90.0", "30.0", "63.5", "64.5", "50.0"]
+    said = " ".join(" ".join(line) for line in lines)
+    assert "FedAvg: one adapter, averaged; alone: each client by itself; gain: student − text" in said

@@ -378,6 +378,20 @@ def test_the_report_tells_what_ran_and_what_came_out(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"adapter", "report.md", "report.html", "curves.png"}
 
 
+def test_the_page_for_a_browser_has_the_facts(tmp_path):
+    dp = {"dp.mode": "central", "dp.delta": 1e-5, "dp.noise-multiplier": 1.0}
+    write_report(tmp_path, {**SETTINGS, **dp}, ROWS, seconds=90)
+    page = (tmp_path / "report.html").read_text()
+    facts = dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", page[page.index("<dl>") : page.index("</dl>")]))
+    assert facts["clients"] == "clean, sketch"
+    assert facts["time"] == "1.5 minutes"
+    assert facts["sent"] == (
+        "1,500 bytes down and 1,000 bytes up a client and round, evaluation included; 10,000 in all"
+    )
+    privacy = r"central, ε = [\d.]+ at δ = 1e-05 for whether .*, over 2 rounds"
+    assert re.fullmatch(privacy, facts["privacy"])
+
+
 @pytest.mark.parametrize(
     ("method", "note"),
     [("feddat", None), ("head", "No weight of the backbone"), ("plora", "Each client keeps")],

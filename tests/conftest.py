@@ -1,6 +1,7 @@
 """Fixtures: a whole federation in one process, on a small backbone."""
 
 import json
+import logging
 import os
 import string
 from collections import defaultdict
@@ -343,6 +344,12 @@ def record(home, tmp_path) -> Callable[..., str]:
         return str(tmp_path / "said.parquet")
 
     return write
+
+
+@pytest.fixture(autouse=True)
+def flower_logs():
+    """Let every test begin with what Flower's logger shows by default: programs that measure quieten it."""
+    logging.getLogger("flwr").setLevel(logging.DEBUG)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -69,7 +69,7 @@ def test_no_picture_of_a_source_that_was_deleted_is_left(domains, own_data, tmp_
     assert pictures() == set(range(14))
     assert len(list(own_data.glob("examples/*"))) == 4
     shutil.rmtree(tmp_path / "source")
-    with pytest.raises(RuntimeError, match="is not a folder"):
+    with pytest.raises(RuntimeError, match="does not exist"):
         domains(num_rounds=1, run_name="again").serve()
     assert pictures() == set()
     assert list(own_data.glob("examples/*")) == list(own_data.glob("data/*/*")) == []

@@ -7,7 +7,7 @@ import typer
 
 from .doors import run_program
 from .refusal import Refusal
-from .runs import find_run, newest_run, which_client
+from .runs import ClientOption, NodeConfigOption, RunOption, find_run, newest_run, which_client
 
 
 def answer(
@@ -15,13 +15,9 @@ def answer(
         list[Path], typer.Option(help="File of a picture; given as often as the client's examples have some.")
     ],
     question: Annotated[str, typer.Option(help="What is asked.")],
-    client: Annotated[
-        int | None, typer.Option(help="Which of a simulation's clients on this machine, from 0.")
-    ] = None,
-    node_config: Annotated[
-        str, typer.Option(help="At a site instead: its settings, as flower-supernode gets them.")
-    ] = "",
-    run: Annotated[str, typer.Option(help="Name of the run. Without it: the newest.")] = "",
+    client: ClientOption = None,
+    node_config: NodeConfigOption = "",
+    run: RunOption = "",
     top: Annotated[int, typer.Option(min=1, help="How many answers are shown.")] = 3,
 ) -> None:
     """Ask a client about a picture.

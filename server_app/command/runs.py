@@ -73,6 +73,16 @@ def find_run(name: str) -> Run:
     return Run(folder, settings, rows_in(folder / "metrics.jsonl"))
 
 
+# Whom a command asks, and of which run.
+ClientOption = Annotated[
+    int | None, typer.Option(help="Which of a simulation's clients on this machine, from 0.")
+]
+NodeConfigOption = Annotated[
+    str, typer.Option(help="At a site instead: its settings, as flower-supernode gets them.")
+]
+RunOption = Annotated[str, typer.Option(help="Name of the run. Without it: the newest.")]
+
+
 def which_client(run: Run, client: int | None, node_config: str = "") -> list[str]:
     """Return the options by which programs know a simulation's client, or the one of a site's node-config.
 

@@ -1,7 +1,6 @@
 """Attacks on whole runs: what attackers send, that they are in a run, and the table of what they take."""
 
 import json
-import logging
 from collections import defaultdict
 from dataclasses import replace
 
@@ -93,10 +92,8 @@ def test_the_settings_of_every_cell_can_be_run(defence, attack):
 def small(small_backbone, home, monkeypatch):
     """Return settings of a small run."""
     monkeypatch.setattr(room, "write_report", lambda *_: None)
-    level = logging.getLogger("flwr").level
     few = {key: value for key, value in SMALL.items() if key != "clip-change"}
-    yield {**few, "backbone": str(small_backbone), "reduction-factor": 4, "device": "cpu"}
-    logging.getLogger("flwr").setLevel(level)
+    return {**few, "backbone": str(small_backbone), "reduction-factor": 4, "device": "cpu"}
 
 
 def test_attackers_are_in_the_run_and_the_defence_is_what_stops_them(small, monkeypatch):

@@ -1,7 +1,6 @@
 """Studies: which cells run, what they run, and the table of what they found."""
 
 import json
-import logging
 
 import pytest
 import torch
@@ -25,9 +24,6 @@ CELLS = (
 @pytest.fixture(autouse=True)
 def _quick(home, monkeypatch):
     monkeypatch.setattr(federation, "write_report", lambda *_: None)
-    level = logging.getLogger("flwr").level
-    yield
-    logging.getLogger("flwr").setLevel(level)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ They are this machine's own, under names made from the run's, or those of the st
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 from .defaults import CHECKOUT, default_settings
@@ -40,6 +41,7 @@ CELLS = {
     "adapter": ("scenes-domain | fedavg-ft | steps", "student"),
     "local": ("scenes-domain | local | steps", "local"),
 }
+THE_DEFAULT = "scenes-domain | feddat | steps"
 
 
 def name_beside(name: str, method: str) -> str:
@@ -74,10 +76,29 @@ def runs_beside(folder: Path, settings: Mapping[str, Any], rows: Rows) -> dict[s
 
 
 def note_on(beside: Mapping[str, Any]) -> list[str]:
-    """Say where scores that stand beside a run's are from, if no run of one's own made them."""
-    if any(heading.endswith(FROM_STUDY) for heading in beside):
-        return [f"{FROM_STUDY} From the study in docs/results/rivals.md, with the same seed."]
-    return []
+    """Say where scores that stand beside a run's are from, and how they and its own vary with the seed.
+
+    Nothing where runs of one's own made them: of these one seed is known.
+    """
+    if not any(heading.endswith(FROM_STUDY) for heading in beside):
+        return []
+    return [f"{FROM_STUDY} From the study in docs/results/rivals.md, with the same seed.", *over_seeds()]
+
+
+def over_seeds() -> list[str]:
+    """Say the means over the clients that the study has of default settings, with their spread over seeds."""
+    shown = {branch: (THE_DEFAULT, branch) for branch in ("student", "local", "teacher")}
+    shown |= {" ".join(HEADINGS[method].split()): cell for method, cell in CELLS.items()}
+    cells, wanted = _study(), {cell for cell, _ in shown.values()}
+    seeds = sorted(seed for seed in cells if wanted <= cells[seed].keys())
+    if len(seeds) < 2:
+        return []
+    means = {
+        name: [100 * fmean(scores[branch] for scores in cells[seed][cell].values()) for seed in seeds]
+        for name, (cell, branch) in shown.items()
+    }
+    said = ", ".join(f"{name} {fmean(values):.1f} ± {stdev(values):.1f}" for name, values in means.items())
+    return [f"Over seeds {', '.join(map(str, seeds))} (mean ± standard deviation): {said}."]
 
 
 def are_alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
@@ -88,11 +109,9 @@ def are_alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 def _of_the_study(settings: Mapping[str, Any], partitions: Mapping[str, int]) -> dict[str, dict[int, float]]:
     """Return what the study has of default settings and the run's seed; nothing where these are others."""
     other = OWN - {"method"} | {"seed"}
-    differing = (settings.get(key) != value for key, value in default_settings().items() if key not in other)
-    if not STUDY.is_file() or any(differing):
+    if any(settings.get(key) != value for key, value in default_settings().items() if key not in other):
         return {}
-    lines = map(json.loads, STUDY.read_text(encoding="utf-8").splitlines())
-    cells = {line["cell"]: line["clients"] for line in lines if line["seed"] == settings["seed"]}
+    cells = _study().get(settings["seed"], {})
     return {
         HEADINGS[method] + FROM_STUDY: {
             partitions[name]: scores[branch] for name, scores in cells[cell].items()
@@ -100,6 +119,14 @@ def _of_the_study(settings: Mapping[str, Any], partitions: Mapping[str, int]) ->
         for method, (cell, branch) in CELLS.items()
         if cells.get(cell, {}).keys() == partitions.keys()
     }
+
+
+def _study() -> dict[int, dict[str, dict[str, dict[str, float]]]]:
+    """Return the study's scores by seed, cell, client and branch; none where its file is not there."""
+    cells: dict[int, dict[str, dict[str, dict[str, float]]]] = {}
+    for line in map(json.loads, STUDY.read_text(encoding="utf-8").splitlines() if STUDY.is_file() else ()):
+        cells.setdefault(line["seed"], {})[line["cell"]] = line["clients"]
+    return cells
 
 
 def _shown(method: str) -> tuple[str, str]:

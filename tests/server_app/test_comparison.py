@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from server_app.comparison import STUDY, is_over, runs_beside
+from server_app import comparison
+from server_app.comparison import STUDY, is_over, note_on, over_seeds, runs_beside
 from server_app.defaults import default_settings
 from server_app.report import write_report
 from server_app.scores import scores
@@ -88,6 +89,40 @@ def test_beside_default_settings_stand_the_studys_of_the_same_seed(write):
         "one adapter\n(FedAvg)*": {4: 0.79, 3: 0.67, 2: 0.6, 1: 0.545, 0: 0.635},
         "local\nonly*": {4: 0.78, 3: 0.665, 2: 0.665, 1: 0.56, 0: 0.645},
     }
+
+
+def test_the_spread_over_seeds_is_of_those_that_all_three_have(tmp_path, monkeypatch):
+    """Student 0.5 and 0.7 in the mean: 60, and a standard deviation of the root of 2 × 10² points."""
+    cells = {
+        "feddat": lambda s: {"student": 0.5 + s, "local": 0.25, "teacher": 0.5 - s},
+        "fedavg-ft": lambda s: {"student": 0.75 + s, "local": 0.0},
+        "local": lambda s: {"local": 0.25 + s},
+    }
+    lines = [
+        {
+            "seed": seed,
+            "cell": f"scenes-domain | {method} | {budget}",
+            "clients": {
+                name: {branch: value + more for branch, value in scores(spread).items()}
+                for name, more in (("clean", 0.125), ("sketch", -0.125))
+            },
+        }
+        for budget, factor in (("steps", 1), ("flops", 0))
+        for seed, spread in ((1, 0.2 * factor), (0, 0.0), (5, 0.9))
+        for method, scores in cells.items()
+        if (seed, method) != (5, "local")
+    ]
+    file = tmp_path / "rivals.jsonl"
+    monkeypatch.setattr(comparison, "STUDY", file)
+    assert over_seeds() == []
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    said = (
+        "Over seeds 0, 1 (mean ± standard deviation): student 60.0 ± 14.1, local 25.0 ± 0.0, "
+        "teacher 40.0 ± 14.1, one adapter (FedAvg) 85.0 ± 14.1, local only 35.0 ± 14.1."
+    )
+    assert over_seeds() == [said]
+    assert note_on({"local\nonly*": {}})[1:] == [said]
+    assert note_on({"local\nonly": {}}) == []
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import configparser
 import json
+import re
 import tomllib
 from pathlib import Path
 
@@ -29,11 +30,35 @@ def test_every_language_is_tested():
     assert {block.language for block in blocks()} == {"", "bash", "diff", "ini", "json", "python", "toml"}
 
 
-def test_the_methods_step_is_that_of_the_code():
-    shown = [line.strip() for line in code_of("method.md").splitlines() if line.strip()]
-    lines = [line.strip() for line in (ROOT / "app" / "mkd.py").read_text().splitlines() if line.strip()]
+@pytest.mark.parametrize(
+    ("page", "having", "file"),
+    [
+        ("method.md", "", "app/mkd.py"),
+        ("mllm.md", "kl_div", "server_app/alignment_loss.py"),
+        ("mllm.md", "balanced_batches", "server_app/alignment.py"),
+    ],
+)
+def test_the_methods_steps_are_those_of_the_code(page, having, file):
+    shown, lines = (
+        [line.strip() for line in text.splitlines() if line.strip()]
+        for text in (code_of(page, having=having), (ROOT / file).read_text())
+    )
     start = lines.index(shown[0])
     assert lines[start : start + len(shown)] == shown
+
+
+@pytest.mark.parametrize("page", ["method.md", "mllm.md"])
+def test_the_methods_tables_name_what_there_is(page):
+    """Each function that stands beside a line of the paper is defined in the file named with it."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    named = [
+        (name, file)
+        for names, file in re.findall(r"((?:`\w+`(?: and )?)+) of `([\w/]+\.py)`", text)
+        for name in re.findall(r"`(\w+)`", names)
+    ]
+    assert len(named) >= 3
+    for name, file in named:
+        assert f"def {name}(" in (ROOT / file).read_text(), (name, file)
 
 
 def test_the_strategy_of_plug_in():

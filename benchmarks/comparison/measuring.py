@@ -20,6 +20,7 @@ from data_partitions.benchmarks import load_partition
 
 from ..in_process import Federation
 from ..step import count_flops
+from .centralised import centralised
 from .plan import Cell
 
 BRANCHES = ("student", "local", "teacher", "mixed")
@@ -114,12 +115,17 @@ def measure(cell: Cell, seed: int, given: Mapping[str, Any], defaults: Mapping[s
         theirs = {**common, **cell.settings(given, cell.plan.reference)}
         budget = mean_cost(cell, theirs).of(read_settings(theirs), theirs["num-rounds"])
         settings["num-rounds"] = rounds_within(budget, cost, settings["local-epochs"])
-    federation = Federation(settings, cell.clients, wire=None)
+    rows = centralised(settings, cell.clients) if cell.centralised else federated(cell, settings)
+    return {**summary(rows, settings["local-epochs"], cost), "rounds": settings["num-rounds"]}
+
+
+def federated(cell: Cell, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Run the real apps; return the rows of ``metrics.jsonl``."""
+    federation = Federation(dict(settings), cell.clients, wire=None)
     for context in federation.contexts.values():
         context.node_config.update(cell.node_config(int(context.node_config["partition-id"])))
     folder = federation.serve()
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return {**summary(rows, settings["local-epochs"], cost), "rounds": settings["num-rounds"]}
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def rounds_within(budget: int, cost: Cost, local_epochs: int) -> int:

@@ -21,6 +21,10 @@ HEADINGS: dict[Budget, str] = {
     "steps": "equal steps",
     "flops": "equal FLOPs (as many rounds as come closest to the reference's)",
 }
+_CENTRALISED = """
+
+*centralised* is no federation: one adapter, with a head for each client, takes the same steps on the
+examples of all clients in one random order. It says what there would be to gain if nothing were private."""
 AXES = {
     "round": ("round", 1.0),
     "bytes": ("MB sent, all clients, both ways", 1e-6),
@@ -234,6 +238,7 @@ def _preamble(plan: Comparison, lines: Lines) -> str:
     wanted = sum(1 for _ in plan.cells()) * len(plan.seeds)
     machines = sorted({line["machine"] for line in lines})
     hours = sum(line["seconds"] for line in lines) / 3600
+    reference = _CENTRALISED if any(one.centralised for one in plan.methods.values()) else ""
     return f"""Made by `python -m benchmarks.study --plan recipes/study/{plan.name}.toml` of {len(lines)}
 of the plan's {wanted} cells and seeds ({", ".join(machines)}; {hours:.1f} hours in all, beside other work);
 every figure is of a line in the file of results. Scores are of the last round, on each client's own
@@ -244,7 +249,7 @@ measured; where a part of the student is each client's own, it is the student.
 Differences are paired by seed and client: the mean, its 95 % interval (bootstrap), p of a two-sided
 permutation test, corrected for the number of methods (Holm). Bold: better with p < {LEVEL}. Clients of
 one seed share a shared adapter, and are not independent of each other: p is too small rather than too
-large. FLOPs are those of training's matrix products, counted by torch."""
+large. FLOPs are those of training's matrix products, counted by torch.{reference}"""
 
 
 def _difference(tested: tuple[Difference, float] | None) -> str:

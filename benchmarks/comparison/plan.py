@@ -58,9 +58,20 @@ class Arena(_Table):
 
 
 class Contestant(_Table):
-    """A method of a plan, with the branch that is a client's own."""
+    """A method of a plan.
+
+    Attributes
+    ----------
+    personal : str
+        The branch that is a client's own; "" if there is none.
+    centralised : bool
+        Whether it is the reference that is no federation, see `centralised`.
+    settings : dict
+        What differs from the benchmark's.
+    """
 
     personal: str = ""
+    centralised: bool = False
     settings: dict[str, Any] = {}
 
 
@@ -125,6 +136,11 @@ class Cell:
     def clients(self) -> int:
         """How many clients the benchmark has."""
         return self.plan.benchmarks[self.benchmark].clients
+
+    @property
+    def centralised(self) -> bool:
+        """Whether its method is no federation."""
+        return self.plan.methods[self.method].centralised
 
     def node_config(self, partition: int) -> dict[str, Any]:
         """Return what the node of a client says."""

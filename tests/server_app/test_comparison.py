@@ -161,6 +161,7 @@ def test_the_report_in_the_folder_has_the_columns_too(write, method, headings, n
         assert f"| {heading} |" in text.replace("`", "")
     for written, star in ((text, r"\*"), (page, "*")):
         assert (f"{star} From the study in docs/results/rivals.md, with the same seed." in written) == note
+        assert (over_seeds()[0] in written) == note
 
 
 def test_the_study_was_made_with_what_is_the_default_now():
@@ -174,6 +175,10 @@ def test_the_study_was_made_with_what_is_the_default_now():
         for name, student, local, teacher in re.findall(row, (ROOT / "README.md").read_text(), re.M)
     }
     assert shown == {name: pytest.approx(scores) for name, scores in study.items()}
+
+
+def test_readme_has_the_spread_over_seeds():
+    assert over_seeds()[0] in " ".join((ROOT / "README.md").read_text().split())
 
 
 def test_a_personal_method_is_shown_by_what_is_a_clients_own(write):

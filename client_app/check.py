@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m client_app.c
                 line("answers", answers, client)
         found = line("device", device, site.client)
         line("state-dir", state_dir, site.client)
-        if clients and read:
+        if read and not site.simulated:  # of a simulation nothing leaves this machine
             line("leaves", leaves, site.client, bool(loaded and found))
     if given.superlink and (
         answer := line("superlink", ask_superlink, given.superlink, given.root_certificates)
@@ -157,7 +157,10 @@ def data(client: Client) -> str:
         raise ValueError(f"{found.name} has no training examples")
     client.policy.require_examples(len(found.train))
     unscored = "" if len(found.test) else ": it trains, and has no score"
-    return f"{found.name}, {len(found.train)} training and {len(found.test)} test examples{unscored}"
+    counts = [f"{len(found.train)} training"]
+    if len(found.validation):
+        counts.append(f"{len(found.validation)} validation")
+    return f"{found.name}, {', '.join(counts)} and {len(found.test)} test examples{unscored}"
 
 
 def answers(client: Client) -> str:
@@ -210,7 +213,7 @@ def state_dir(client: Client) -> str:
         file.flush()
     runs = sum(path.is_dir() for path in folder.iterdir())
     free = shutil.disk_usage(folder).free / _GIB
-    return f"{folder}, states of {runs} runs, {_megabytes(folder)}, {free:.1f} GiB free"
+    return f"{folder}, states of {runs} run{'s' * (runs != 1)}, {_megabytes(folder)}, {free:.1f} GiB free"
 
 
 def home() -> str:
@@ -218,7 +221,7 @@ def home() -> str:
     with closed_home() as folder:
         limit = cache_limit()
         prune(folder, limit)
-        kept = (f"{path.name} {_megabytes(path)}" for path in sorted(folder.iterdir()) if path.is_dir())
+        kept = (f"{path.name} {_megabytes(path)}" for path in sorted(folder.glob("[!.]*")) if path.is_dir())
         caches = f"{' and '.join(CACHES)} at most {limit / 1e9:g} GB together"
         return f"{folder}: {', '.join(kept) or 'nothing'}; {caches}"
 

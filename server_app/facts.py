@@ -79,7 +79,9 @@ def _secure(settings: Mapping[str, Any]) -> str:
 def _traffic(rows: Rows) -> str:
     ways = {way: [row[f"bytes-{way}"] for row in rows if f"bytes-{way}" in row] for way in ("down", "up")}
     mean = " and ".join(f"{np.mean(sent):,.0f} bytes {way}" for way, sent in ways.items() if sent)
-    return mean and f"{mean} a client and round, evaluation included; {sum(map(sum, ways.values())):,} in all"
+    return (
+        mean and f"{mean} per client and round, evaluation included; {sum(map(sum, ways.values())):,} in all"
+    )
 
 
 def _clipped(rows: Rows) -> str:
@@ -90,7 +92,7 @@ def _clipped(rows: Rows) -> str:
     mean, most = np.mean([row["clipped"] for row in left]), min(left, key=lambda row: row["clipped"])
     who = f"{names_of(rows)[most['partition']]} in round {most['round']}"
     kept = f"{100 * mean:.0f} % of what a client changed was averaged, in the mean"
-    return f"{kept}; least of {who}, {100 * most['clipped']:.2g} %"
+    return f"{kept}; least for {who}, {100 * most['clipped']:.2g} %"
 
 
 def _aligned(rows: Rows) -> str:

@@ -79,10 +79,15 @@ def _write(cells: Sequence[Text], lines: Sequence[str]) -> None:
         cell.plain = line
 
 
+def without_settings(report: str) -> str:
+    """Return a report without what is folded away in a browser."""
+    return report.partition("\n<details>")[0]
+
+
 class OnScreen(Markdown):
-    """A report as a terminal shows it; what is folded away in a browser is left out."""
+    """A report as a terminal shows it: without what is folded away in a browser, and without pictures."""
 
     elements = Markdown.elements | {"table_open": _WholeTable}
 
     def __init__(self, report: str) -> None:
-        super().__init__(report.partition("\n<details>")[0])
+        super().__init__(re.sub(r"^!\[.*\)\n", "", without_settings(report), flags=re.MULTILINE))

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from math import isnan
 from statistics import fmean
 from typing import Any
 
@@ -14,7 +15,7 @@ from .comparison import note_on
 from .curves import as_svg, draw_branches, draw_training
 from .defaults import default_settings
 from .page_template import PAGE
-from .rows import Rows, last_scores, names_of
+from .rows import NONE_IN_COMMON, Rows, have_none_in_common, last_scores, names_of, side_by_side
 from .scores import Beside, measured_on, scores, unscored, what_ran
 from .verdict import verdict
 
@@ -131,13 +132,14 @@ class RunShown:
 
 def html_report(runs: Sequence[RunShown]) -> str:
     """Return the page: of one run what it gave and how it went, of several what they gave, side by side."""
-    clients = {partition: name for run in runs for partition, name in run.names.items()}
+    scores = side_by_side([run.rows for run in runs])
+    note = NONE_IN_COMMON if have_none_in_common(scores) else ""
     differing = [
         key
         for key in runs[0].settings
         if key not in _OWN and len({str(run.settings.get(key)) for run in runs}) > 1
     ]
-    return _template().render(runs=runs, clients=clients, differing=differing, words=WORDS)
+    return _template().render(runs=runs, beside=scores, note=note, differing=differing, words=WORDS)
 
 
 @cache
@@ -145,5 +147,7 @@ def _template() -> Template:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["points"] = lambda score: "–" if score is None else f"{100 * score:.1f}"
+    environment.filters["points"] = lambda score: (
+        "–" if score is None or isnan(score) else f"{100 * score:.1f}"
+    )
     return environment.from_string(PAGE)

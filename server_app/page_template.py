@@ -70,13 +70,16 @@ summary { cursor: pointer; padding: .3rem 0; }
 <caption>Scores on each client's test split, in points</caption>
 <thead><tr><th scope="col">client</th>{% for run in runs %}<th scope="col">{{ run.name }}</th>{% endfor %}</tr></thead>
 <tbody>
-{% for partition, name in clients.items() %}
-<tr><th scope="row">{{ name }}</th>{% for run in runs %}<td>{{ run.last.get(partition) | points }}</td>{% endfor %}</tr>
+{% for name, scores in beside.items() %}
+<tr><th scope="row">{{ name }}</th>{% for score in scores %}<td>{{ score | points }}</td>{% endfor %}</tr>
 {% endfor %}
 <tr class="sum"><th scope="row">mean</th>{% for run in runs %}<td>{{ run.mean | points }}</td>{% endfor %}</tr>
 </tbody>
 </table>
 </div>
+{% if note %}
+<p class="says">{{ note }}</p>
+{% endif %}
 <h2>Settings that differ</h2>
 {% if differing %}
 <div class="wide" tabindex="0" role="region" aria-label="settings that differ">

@@ -5,8 +5,9 @@ row with ``refused`` records a reply that did not count. Where the server evalua
 has the accuracy over all classes as ``student``, and those of the groups of classes by their names.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from math import isfinite, nan
+from math import isfinite, isnan, nan
 from statistics import median
 from typing import Any
 
@@ -49,6 +50,31 @@ def names_of(rows: Rows) -> dict[int, str]:
     named = {row["partition"]: row["name"] for row in rows if row.get("name")}
     partitions = sorted({row["partition"] for row in rows if row["partition"] >= 0})
     return {partition: named.get(partition, f"partition {partition}") for partition in partitions}
+
+
+def side_by_side(runs: Sequence[Rows]) -> dict[str, list[float]]:
+    """Return the last score of each client in each of several runs, by its name; NaN where a run has none.
+
+    Partitions of unlike runs are other clients. Where a run has two of one name, they are told apart by them.
+    """
+    found: dict[str, list[float]] = {}
+    for index, rows in enumerate(runs):
+        scores = last_scores(rows)
+        names = names_of(rows) | ({SERVER: ALL} if SERVER in scores else {})
+        often = Counter(names.values())
+        for partition, name in sorted(names.items()):
+            if partition in scores:
+                one = f"{name} ({partition})" if often[name] > 1 else name
+                found.setdefault(one, [nan] * len(runs))[index] = scores[partition]
+    return found
+
+
+NONE_IN_COMMON = "No client is in all of these runs: their means are of different questions."
+
+
+def have_none_in_common(scores: Mapping[str, Sequence[float]]) -> bool:
+    """Whether no client has a score in all runs, of what `side_by_side` gives."""
+    return bool(scores) and all(any(map(isnan, each)) for each in scores.values())
 
 
 def last_round(rows: Rows) -> int:

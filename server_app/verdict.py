@@ -47,7 +47,7 @@ def verdict(rows: Rows, written: Callable[[str], str] = str) -> list[str]:
         spread = max(means.values()) - min(means.values())
         best = max(means, key=lambda other: means[other])
         if spread < NOTHING:
-            said.append("Its branches do not differ: less than half a point in the mean.")
+            said.append("The branches do not differ: their means are within half a point of each other.")
         elif best != branch:
             more = means[best] - means[branch]
             said.append(f"At the sites themselves the {NAMES[best]} is best, by {more:.1f} points.")

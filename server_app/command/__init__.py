@@ -16,6 +16,7 @@ app = typer.Typer(
     help="Federated fine-tuning of multi-modal foundation models.",
     no_args_is_help=True,
     add_completion=False,
+    suggest_commands=False,  # click itself does
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )

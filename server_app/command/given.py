@@ -7,12 +7,15 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .called import called
 from .refusal import Refusal
 
 if TYPE_CHECKING:
     from app.settings import Settings
 
 Config = dict[str, Any]  # flat, keys as in a run-config
+# A setting that may be relative to where it is given.
+_FOLDER = "data-dir"
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,9 @@ def _pair(word: str, defaults: Config) -> tuple[str, Any]:
         value = text
     if isinstance(defaults.get(key), str) and not isinstance(value, str):
         value = text
+    # The app does not run in this folder.
+    if key == _FOLDER and value and Path(value).is_dir():
+        value = str(Path(value).absolute())
     return key, value
 
 
@@ -114,8 +120,7 @@ def _check_names(given: Config, known: Config) -> None:
     for key, value in given.items():
         if key not in known:
             raise Refusal(
-                f"{key} = {value!r} is not a setting{_nearest(key, known)}; all of them:"
-                " [tool.flwr.app.config] in pyproject.toml"
+                f"{key} = {value!r} is not a setting; all of them: {called()} settings{_nearest(key, known)}"
             )
 
 

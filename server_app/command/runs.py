@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
+from .called import called
 from .checkout import checkout
 from .doors import run_program
 from .refusal import Refusal
@@ -111,7 +112,7 @@ def newest_run() -> Run:
     """Open the run that was begun last; raises a Refusal if there is none."""
     found = _all_runs()
     if not found:
-        raise Refusal("there is no run yet; to make one: feddat run")
+        raise Refusal(f"there is no run yet; to make one: {called()} run")
     return found[-1]
 
 
@@ -134,10 +135,10 @@ def _all_runs() -> list[Run]:
 
 @app.callback()
 def runs(context: typer.Context) -> None:
-    """List the runs, the oldest first."""
+    """List the runs, in the order in which they were begun or gone on with."""
     if context.invoked_subcommand:
         return
-    table, lines = Table("run", "when", "method", "rounds", "report", "mean score"), []
+    table, lines = Table("run", "last start", "method", "rounds", "report", "mean score"), []
     for run in _all_runs():
         when = datetime.fromtimestamp((run.folder / "settings.json").stat().st_mtime)
         finished = "yes" if (run.folder / "report.md").exists() else "no"
@@ -155,7 +156,7 @@ def runs(context: typer.Context) -> None:
         lines += [run.folder.name, f"  {', '.join(about)}"]
     console = Console(highlight=False)
     if Measurement.get(console, console.options.update(width=10_000), table).maximum <= console.width:
-        console.print(table if lines else "no runs yet: feddat run")
+        console.print(table if lines else f"no runs yet: {called()} run")
         return
     # A name that is folded or cut off cannot be given to another command.
     for line in lines:
@@ -166,21 +167,20 @@ def runs(context: typer.Context) -> None:
 def compare(names: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help="Names of runs.")]) -> None:
     """Show runs side by side: the last score on each client, and the settings that differ."""
     found = [find_run(name) for name in names]
-    from server_app.rows import ALL, SERVER, names_of
+    from server_app.rows import NONE_IN_COMMON, have_none_in_common, side_by_side
 
-    clients: dict[int, str] = {}
-    for run in found:
-        clients |= names_of(run.rows) | ({SERVER: ALL} if SERVER in run.scores else {})
+    scores = side_by_side([run.rows for run in found])
     console = Console(highlight=False)
     table = Table("score, in points", *map(escape, names))
     for column in table.columns[1:]:
         column.justify = "right"
-    for partition, client in sorted(clients.items()):
-        if any(partition in run.scores for run in found):
-            table.add_row(escape(client), *(_points(run.scores.get(partition, nan)) for run in found))
+    for client, each in scores.items():
+        table.add_row(escape(client), *(_points(100 * score) for score in each))
     table.add_section()
     table.add_row("mean", *(_points(run.mean) for run in found))
     console.print(table)
+    if have_none_in_common(scores):
+        console.print(NONE_IN_COMMON, soft_wrap=True)
     _, *others = found
     own = {"run-name", "run-token", "resumed-after", "resume"}
     differing = Table("setting", *map(escape, names))
@@ -253,11 +253,13 @@ def report(
     (run,) = found
     name, path = run.folder.name, run.folder / "report.md"
     if not path.exists():
-        raise Refusal(f"run {name!r} is not over ({run.rounds} rounds); to go on: feddat run resume={name}")
-    from server_app.markdown import OnScreen
+        raise Refusal(
+            f"run {name!r} is not over ({run.rounds} rounds); to go on: {called()} run resume={name}"
+        )
+    from server_app.markdown import OnScreen, without_settings
 
     text, console = path.read_text(encoding="utf-8"), Console()
-    console.print(OnScreen(text)) if console.is_terminal else typer.echo(text)
+    console.print(OnScreen(text)) if console.is_terminal else typer.echo(without_settings(text))
     if (page := run.folder / "report.html").exists():
         typer.echo(f"with curves and every setting, for a browser: {page}")
     typer.echo(f"the run is in {run.folder}")

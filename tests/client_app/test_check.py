@@ -128,7 +128,7 @@ def test_a_site_that_is_ready_passes_every_check(lines, superlink, certificates,
     assert " ".join(found) == "node-config home data backbone device state-dir leaves superlink clock"
     assert {mark for mark, _ in found.values()} == {"ok"}
     assert found["node-config"][1] == "partition 1 of 5, benchmark scenes"
-    assert found["data"][1] == "sketch, 12 training and 8 test examples"
+    assert found["data"][1] == "sketch, 12 training, 4 validation and 8 test examples"
     assert found["backbone"][1].startswith(f"{small_backbone}, fingerprint ")
     assert found["device"][1].startswith("cpu, ")
     assert "data and examples at most 20 GB together" in found["home"][1]
@@ -156,7 +156,7 @@ def test_without_a_node_config_all_clients_of_a_simulation_are_checked(
     said = [f"{name} {found}" for _, name, found in lines]
     assert said[0] == "node-config: none, so all clients of a simulation here, benchmark scenes"
     names = ("clean", "sketch", "noisy", "inverted", "low-resolution")
-    counted = [f"data: {name}, 12 training and 8 test examples" for name in names]
+    counted = [f"data: {name}, 12 training, 4 validation and 8 test examples" for name in names]
     assert said[2:8] == ["clients: 5", *counted]
 
     code, lines = checked("benchmark='files' data-dir='/no/such'")
@@ -309,9 +309,16 @@ def test_clocks_may_differ_by_what_a_superlink_bears(asked, ahead, mark):
     assert found["clock"][0] == mark
 
 
-@pytest.mark.parametrize(("tests", "more"), [(2, ""), (0, ": it trains, and has no score")])
-def test_a_client_that_cannot_be_scored_is_told(tests, more):
+@pytest.mark.parametrize(
+    ("validated", "tests", "told"),
+    [
+        (0, 2, "3 training and 2 test examples"),
+        (4, 2, "3 training, 4 validation and 2 test examples"),
+        (0, 0, "3 training and 0 test examples: it trains, and has no score"),
+    ],
+)
+def test_a_client_that_cannot_be_scored_is_told(validated, tests, told):
     policy = SimpleNamespace(require_examples=lambda count: None)
-    partition = SimpleNamespace(name="school", train=range(3), test=range(tests))
+    partition = SimpleNamespace(name="school", train=range(3), validation=range(validated), test=range(tests))
     found = check.data(SimpleNamespace(partition=partition, policy=policy))
-    assert found == f"school, 3 training and {tests} test examples{more}"
+    assert found == f"school, {told}"

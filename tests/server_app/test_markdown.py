@@ -142,6 +142,7 @@ def test_a_terminal_shows_every_heading_and_name_whole_and_no_settings(tmp_path,
         assert word in shown
     assert sum(line.split()[:1] == ["low-resolution"] for line in shown.splitlines()) == 2
     assert "some-setting" not in shown
+    assert "scores, losses and changes" not in shown  # a picture
     assert max(map(len, shown.splitlines())) <= width
 
 

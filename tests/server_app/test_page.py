@@ -8,6 +8,7 @@ import pytest
 
 from server_app.curves import draw_branches
 from server_app.page import RunShown, html_report
+from server_app.rows import NONE_IN_COMMON
 
 HOSTILE = '</td><script>alert(1)</script><img src=x onerror="alert(2)">$x$&'
 SETTINGS = {"run-name": "first", "method": "feddat", "benchmark": "scenes", "num-rounds": 2, "seed": 7}
@@ -126,6 +127,19 @@ def test_runs_stand_side_by_side_with_what_differs():
     ]
     assert page.lines[5:7] == [["setting", "first", "second"], ["learning-rate", "0.2", "0.1"]]
     assert set(page.ids.values()) == {1}
+
+
+def test_runs_without_a_client_in_common_are_not_matched_by_number():
+    page = page_of(RunShown(SETTINGS, ROWS), RunShown(SETTINGS, [row(2, 0, 1.0, "anna")]))
+    assert page.lines[1:5] == [
+        ["clean", "75.0", "–"],
+        ["sketch", "50.0", "–"],
+        ["anna", "–", "100.0"],
+        ["mean", "62.5", "100.0"],
+    ]
+    assert NONE_IN_COMMON in html_report(
+        [RunShown(SETTINGS, ROWS), RunShown(SETTINGS, [row(2, 0, 1.0, "a")])]
+    )
 
 
 def test_it_says_how_to_repeat_the_run_and_not_its_token(run_config):

@@ -321,7 +321,7 @@ def test_a_line_says_how_a_round_went(rows, server_round, num_rounds, seconds, l
 def test_the_report_says_how_much_of_what_clients_changed_was_averaged(tmp_path):
     rows = [row(1, 0, clipped=1.0), row(1, 1, clipped=0.25), row(2, 0, clipped=1.0), row(2, 1, clipped=0.75)]
     write_report(tmp_path, SETTINGS, rows, seconds=1)
-    line = "**: 75 % of what a client changed was averaged, in the mean; least of sketch in round 1, 25 %\n"
+    line = "**: 75 % of what a client changed was averaged, in the mean; least for sketch in round 1, 25 %\n"
     assert f"- **clipped{line}" in (tmp_path / "report.md").read_text()
     write_report(tmp_path, SETTINGS, ROWS, seconds=1)
     assert "**clipped**" not in (tmp_path / "report.md").read_text()
@@ -367,7 +367,7 @@ def test_the_report_tells_what_ran_and_what_came_out(tmp_path):
         "- **clients**: clean, sketch\n",
         "- **adapter**: bottleneck, 1,234 parameters\n",
         # Down (1000 + 1000 + 2000 + 2000) / 4, up 1000; 6000 + 4000.
-        "1,500 bytes down and 1,000 bytes up a client and round, evaluation included; 10,000 in all\n",
+        "1,500 bytes down and 1,000 bytes up per client and round, evaluation included; 10,000 in all\n",
         "- **time**: 1.5 minutes\n",
         r"| 2 | sketch | train | `array 'a\|b' holds <nan>` |",
         "| 1 | not asked | train | not asked for a reply |",
@@ -386,7 +386,7 @@ def test_the_page_for_a_browser_has_the_facts(tmp_path):
     assert facts["clients"] == "clean, sketch"
     assert facts["time"] == "1.5 minutes"
     assert facts["sent"] == (
-        "1,500 bytes down and 1,000 bytes up a client and round, evaluation included; 10,000 in all"
+        "1,500 bytes down and 1,000 bytes up per client and round, evaluation included; 10,000 in all"
     )
     privacy = r"central, ε = [\d.]+ at δ = 1e-05 for whether .*, over 2 rounds"
     assert re.fullmatch(privacy, facts["privacy"])

@@ -1,10 +1,10 @@
 """What is read out of a run's rows."""
 
-from math import nan
+from math import isnan, nan
 
 import pytest
 
-from server_app.rows import best_round
+from server_app.rows import best_round, have_none_in_common, side_by_side
 
 
 def rows_of(*rounds):
@@ -29,3 +29,28 @@ def test_two_of_seven_do_not_choose_the_best_round():
 )
 def test_the_first_of_equals_and_none_without_scores(rounds, best):
     assert best_round(rows_of(*rounds), 9) == best
+
+
+def scored(*clients):
+    return [
+        {"round": 2, "partition": partition, "name": name, "student": score}
+        for partition, (name, score) in enumerate(clients)
+    ]
+
+
+def test_clients_of_several_runs_are_matched_by_their_names():
+    """Partition 0 of the one is another client than partition 0 of the other."""
+    found = side_by_side([scored(("clean", 0.5), ("sketch", 0.25)), scored(("sketch", 0.75), ("anna", 1.0))])
+    assert {name: [None if isnan(one) else one for one in scores] for name, scores in found.items()} == {
+        "clean": [0.5, None],
+        "sketch": [0.25, 0.75],
+        "anna": [None, 1.0],
+    }
+    assert not have_none_in_common(found)
+    assert have_none_in_common(side_by_side([scored(("clean", 0.5)), scored(("anna", 1.0))]))
+    assert not have_none_in_common({})
+
+
+def test_clients_of_one_name_are_told_apart_and_the_servers_score_is_over_all_classes():
+    rows = [*scored(("a", 0.5), ("a", 0.25)), {"round": 2, "partition": -1, "student": 0.75}]
+    assert side_by_side([rows]) == {"all classes": [0.75], "a (0)": [0.5], "a (1)": [0.25]}

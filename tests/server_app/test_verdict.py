@@ -20,7 +20,7 @@ def rows(*clients):
             [(0.5, 0.5, 0.504, 0.3), (0.4, 0.401, 0.4, 0.3)],
             [
                 "The student is 15.0 points above what the question alone gives.",
-                "Its branches do not differ: less than half a point in the mean.",
+                "The branches do not differ: their means are within half a point of each other.",
             ],
         ),
         (

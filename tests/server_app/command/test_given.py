@@ -37,6 +37,13 @@ def test_what_is_given_wins_over_the_recipe():
     assert read("lora").settings.lora_rank == 8
 
 
+def test_a_folder_of_data_may_be_relative_to_where_the_command_is_given(tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert read("benchmark=files", "data-dir=mine").overrides["data-dir"] == str(tmp_path / "mine")
+    assert "data-dir" not in read("benchmark=scenes").overrides
+
+
 def test_a_recipe_may_be_a_file(tmp_path):
     path = tmp_path / "own.toml"
     path.write_text('num-rounds = 2\n[dp]\nmode = "none"\nepsilon = 0.25\n')

@@ -7,7 +7,10 @@ import socket
 import pytest
 
 WRONG = [
-    ("num-round=3", r"num-round = 3 is not a setting; did you mean num-rounds\?; all of them: .*"),
+    (
+        "num-round=3",
+        r"num-round = 3 is not a setting; all of them: feddat settings; did you mean num-rounds\?",
+    ),
     ("align-steps=3", r"align-steps is now align\.steps"),
     ("num-rounds=0", r"num-rounds = 0; allowed: greater than 0"),
     ("num-rounds=many", r"num-rounds = 'many'; allowed: .*integer"),

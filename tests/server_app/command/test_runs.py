@@ -20,7 +20,7 @@ def runs(person):
             for partition, (client, score) in enumerate(zip(("clean", "sketch"), scores, strict=True))
         ]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (person.home / "runs" / "one" / "report.md").write_text("# one\n")
+    (person.home / "runs" / "one" / "report.md").write_text("# one\n\n<details>\na-setting\n")
     return person
 
 
@@ -42,6 +42,15 @@ def test_compared_runs_show_clients_and_the_settings_that_differ(runs):
     assert ["mean", "37.5", "43.8"] in rows
     assert ["learning-rate", "0.1", "0.2"] in rows
     assert not [row for row in rows if row[0] in ("method", "run-token")]
+
+
+def test_runs_of_other_clients_are_not_matched_by_number(runs):
+    folder = runs.home / "runs" / "two"
+    (folder / "metrics.jsonl").write_text('{"round": 2, "partition": 0, "name": "anna", "student": 0.75}\n')
+    said = runs.calls("runs", "compare", "one", "two").stdout
+    assert ["clean", "50.0", "–"] in cells(said)
+    assert ["anna", "–", "75.0"] in cells(said)
+    assert "No client is in all of these runs" in said
 
 
 def test_a_run_without_a_student_is_shown_by_the_branch_that_it_has(runs):
@@ -80,6 +89,7 @@ def test_a_damaged_metrics_file_is_read_as_far_as_it_goes_and_stays(runs):
 def test_a_report_is_shown_when_there_is_one(runs):
     shown = runs.calls("report", "one").stdout.splitlines()
     assert shown[0] == "# one"
+    assert "a-setting" not in shown
     assert shown[-1].endswith("/runs/one")
     reason = "run 'two' is not over (2/2 rounds); to go on: feddat run resume=two"
     assert runs.is_refused("report", "two") == reason

@@ -3,7 +3,7 @@
 import io
 import re
 from collections.abc import Sequence
-from math import ceil
+from math import ceil, inf
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,8 @@ BRANCHES: dict[str, Style] = {
 # Becomes the colour of the text around a picture, which may be light or dark.
 INK = "#010203"
 MOST_CLIENTS = 12
+# Up to which ratio of the ends of a logarithmic axis → what has a label in each decade.
+_SUBS = {30.0: (1, 2, 3, 5, 7), 1000.0: (1, 3), inf: (1,)}
 
 
 def draw_curves(rows: Rows) -> Figure:
@@ -64,7 +66,7 @@ def draw_training(rows: Rows) -> Figure:
 
 
 def draw_branches(rows: Rows) -> Figure | None:
-    """Draw the branches' scores over the rounds, a picture a client, the lowest last score first.
+    """Draw the branches' scores over the rounds, one plot per client, the lowest last score first.
 
     Of many clients the lowest `MOST_CLIENTS`; None where clients have no scores.
     """
@@ -128,7 +130,10 @@ def _draw_training(losses: Axes, changes: Axes, rows: Rows) -> None:
     for key, (label, style) in LOSSES.items():
         _draw_mean(losses, rows, key, label=label, **style)
     losses.set(title="training loss, mean of the clients", ylabel="loss (nats)", yscale="log")
-    losses.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
+    low, high = losses.get_ylim()
+    # Labels of many decades have no room for more between them.
+    subs = next(subs for most, subs in _SUBS.items() if high <= most * low)
+    losses.yaxis.set_major_locator(LogLocator(subs=subs))
     losses.yaxis.set_major_formatter("{x:g}")
     losses.yaxis.set_minor_locator(NullLocator())
 

@@ -117,7 +117,7 @@ class RunShown:
 
     @property
     def branches(self) -> Markup | None:
-        """Curves of the branches, a picture a client."""
+        """Curves of the branches, one plot per client."""
         figure = draw_branches(self.rows)
         label = "score of each branch by round"
         return Markup(as_svg(figure, f"{self.name}-branches", label)) if figure else None

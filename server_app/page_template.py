@@ -11,9 +11,9 @@ PAGE = """\
 <meta name="color-scheme" content="light dark">
 <title>{{ runs | map(attribute="name") | join(" and ") }} – feddat</title>
 <style>
-:root { color-scheme: light dark; --ink: #1b1f24; --soft: #57606a; --line: #d0d7de; --page: #ffffff; --band: #f3f5f7; --mark: #0b6e4f; }
+:root { color-scheme: light dark; --ink: #1b1f24; --soft: #57606a; --line: #d0d7de; --page: #ffffff; --band: #f3f5f7; --mark: #0b6e4f; --edge: #00000055; }
 @media (prefers-color-scheme: dark) {
-  :root { --ink: #e6edf3; --soft: #9aa4af; --line: #3a424c; --page: #12161b; --band: #1b2128; --mark: #5fd3a6; }
+  :root { --ink: #e6edf3; --soft: #9aa4af; --line: #3a424c; --page: #12161b; --band: #1b2128; --mark: #5fd3a6; --edge: #ffffff55; }
 }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 68rem; padding: 1.5rem 1rem 4rem; color: var(--ink); background: var(--page);
@@ -23,10 +23,14 @@ h2 { font-size: 1.2rem; margin: 2.2rem 0 .5rem; border-bottom: 1px solid var(--l
 p { max-width: 46rem; }
 .soft { color: var(--soft); }
 .says { border-left: .25rem solid var(--soft); padding: .25rem 0 .25rem .9rem; font-size: 1.1rem; }
-.wide { overflow-x: auto; }
+/* Where there is more to the side an edge is darkened: two covers of the page's colour move with what scrolls. */
+.wide { overflow-x: auto; background: linear-gradient(90deg, var(--page) 40%, transparent) 0 / 2.5rem 100% local,
+  linear-gradient(270deg, var(--page) 40%, transparent) 100% / 2.5rem 100% local,
+  linear-gradient(90deg, var(--edge), transparent) 0 / 1rem 100%,
+  linear-gradient(270deg, var(--edge), transparent) 100% / 1rem 100%; background-repeat: no-repeat; }
 .wide:focus-visible, summary:focus-visible, a:focus-visible { outline: .2rem solid var(--mark); outline-offset: .15rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
-caption { text-align: left; color: var(--soft); padding-bottom: .4rem; }
+caption { text-align: left; color: var(--soft); padding-bottom: .4rem; position: sticky; left: 0; max-width: calc(100vw - 2rem); }
 th, td { padding: .35rem .8rem; text-align: right; border-bottom: 1px solid var(--line); vertical-align: bottom; }
 thead th { white-space: pre-line; font-weight: 600; }
 tbody th, th:first-child, .words td, .words th { text-align: left; font-weight: 400; }
@@ -111,7 +115,7 @@ summary { cursor: pointer; padding: .3rem 0; }
 {% endif %}
 {% if run.branches %}
 <figure><div class="wide" tabindex="0" role="region" aria-label="curves of the branches">{{ run.branches }}</div>
-<figcaption>Score of each branch by round, a picture a client, the lowest at the end first{% if run.names | length > 12 %}; the twelve lowest of {{ run.names | length }}{% endif %}. The grey line is what the question alone gives.</figcaption></figure>
+<figcaption>Score of each branch in the rounds that were scored, one plot per client, the lowest final score first{% if run.names | length > 12 %}; the twelve lowest of {{ run.names | length }}{% endif %}. The grey line is what the question alone gives.</figcaption></figure>
 {% endif %}
 {% if runs | length == 1 %}
 <h2>How it went</h2>

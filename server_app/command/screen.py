@@ -65,7 +65,7 @@ class Screen(AbstractContextManager["Screen"]):
         if self._bar is None or not now:
             return
         current, asked, replied = now["round"], now["asked"], now["replied"]
-        share = replied / asked if asked else 0.0
+        share = replied / asked if asked and now["phase"] != "query" else 0.0
         if current % self.every == 0 or current == self.rounds:
             share = _TRAINING + (1 - _TRAINING) * share if now["phase"] == "evaluate" else _TRAINING * share
         where = f"round {current}/{self.rounds}: " if 0 < current <= self.rounds else ""

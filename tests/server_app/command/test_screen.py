@@ -40,6 +40,21 @@ def test_a_terminal_has_a_bar_for_the_round_and_its_clients(shown):
     assert COLOR.search(text)
 
 
+def test_the_bar_does_not_fill_before_there_is_a_round(monkeypatch):
+    """Who is there is asked of all clients, and training begins with none again."""
+    for name, value in {"TTY_COMPATIBLE": "1", "TTY_INTERACTIVE": "1", "TERM": "xterm"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    done = []
+    with Screen(num_rounds=2, evaluate_every=1) as screen:
+        for phase, replied in [("query", 4), ("train", 0), ("train", 4), ("evaluate", 0), ("evaluate", 4)]:
+            screen.clients({"round": 1, "asked": 4, "replied": replied, "phase": phase})
+            done.append(screen._bar.tasks[0].completed)
+    assert done[:2] == [0, 0]
+    assert done == sorted(done)
+    assert done[-1] == 1
+
+
 def test_of_what_each_client_may_have_the_first_six_are_shown():
     """As a simulation's workers say it, in lines of theirs."""
     shown, line = [], "client c{}: 1 of 6 test questions have no right answer that fits"

@@ -61,6 +61,16 @@ def old_name_in(keys: Iterable[str]) -> str | None:
     return next((f"{key} is now {OLD_NAMES[key]}" for key in keys if key in OLD_NAMES), None)
 
 
+# What pydantic calls a valid integer, and so on.
+_WORDS = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "a text",
+}
+
+
 def one_line_of(error: ValidationError) -> str:
     """Say the first thing that is wrong: the key, the value and what is allowed."""
     first = error.errors()[0]
@@ -73,6 +83,8 @@ def one_line_of(error: ValidationError) -> str:
             return f"{key} is missing from the run-config"
         case "literal_error":
             return f"{key} = {value!r}; allowed: {first['ctx']['expected']}"
+        case kind if kind in _WORDS:
+            return f"{key} = {value!r}; allowed: {_WORDS[kind]}"
         case _:
             return f"{key} = {value!r}; allowed: {first['msg'].removeprefix('Input should be ')}"
 

@@ -60,8 +60,8 @@ WEIGHTS = (
 TEXTS = ("run-name", "resume", "backbone", "device", "benchmark", "heterogeneity", "data-dir")
 TEXTS = (*TEXTS, "pretrain.encoder", "pretrain.language-model")
 
-NO_INTEGER = [(True, "integer"), (False, "integer"), (1.5, "integer"), ("3", "integer"), ("many", "integer")]
-NO_NUMBER = [(True, "number"), ("0.1", "number"), (math.nan, "finite"), (math.inf, "finite")]
+NO_INTEGER = [(value, "a whole number") for value in (True, False, 1.5, "3", "many")]
+NO_NUMBER = [(True, "a number"), ("0.1", "a number"), (math.nan, "finite"), (math.inf, "finite")]
 WRONG = [
     *[("method", value, "'adapter', 'bias', ") for value in ("nonsense", "", "FEDDAT")],
     *[(key, value, DEFAULTS[key]) for key in WORDS for value in ("nonsense", "", 1, DEFAULTS[key].upper())],
@@ -71,7 +71,7 @@ WRONG = [
     *[(key, value, "greater than 0") for key in POSITIVE for value in (0, 0.0, -0.5)],
     *[(key, -0.5, "greater than or equal to 0") for key in WEIGHTS],
     *[(key, value, said) for key in (*POSITIVE, *WEIGHTS) for value, said in [*NO_NUMBER, (-math.inf, "")]],
-    *[(key, value, "string") for key in TEXTS for value in (1, True)],
+    *[(key, value, "a text") for key in TEXTS for value in (1, True)],
     *[
         (key, name, "A-Za-z0-9")
         for key in ("run-name", "resume")

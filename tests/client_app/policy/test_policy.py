@@ -288,7 +288,7 @@ def test_a_sites_name_is_its_own_word(vqa, asked):
     [
         ({"policy": "lax"}, "policy = 'lax'; allowed: 'open' or 'closed'"),
         ({"min-examples": 0}, "min-examples = 0; allowed: greater than or equal to 1"),
-        ({"min-examples": 2.0}, "min-examples = 2.0; allowed: a valid integer"),
+        ({"min-examples": 2.0}, "min-examples = 2.0; allowed: a whole number"),
         ({"metric-decimals": -1}, "metric-decimals = -1; allowed: greater than or equal to 0"),
         ({"require-dp": "much"}, "require-dp = 'much'; allowed: 'none', 'central' or 'local'"),
         (

@@ -65,8 +65,8 @@ def shown_examples(asked: Asked, most: int) -> Iterator[Shown]:
             yield Shown(row["question"], list(map(_data_url, pictures)), right, said)
 
 
-def examples_page(run: str, client: str, shown: Sequence[Shown]) -> str:
-    """Return the page, what was answered wrong first."""
+def examples_page(run: str, client: str, shown: Sequence[Shown], meaning: str) -> str:
+    """Return the page, what was answered wrong first; `meaning` says what probabilities are of."""
     environment = Environment(
         autoescape=True,
         undefined=StrictUndefined,
@@ -75,7 +75,8 @@ def examples_page(run: str, client: str, shown: Sequence[Shown]) -> str:
     )
     ordered = sorted(shown, key=lambda one: one.is_right)
     page = environment.from_string(PAGE)
-    return page.render(run=run, client=client, shown=ordered, right=sum(one.is_right for one in shown))
+    right = sum(one.is_right for one in shown)
+    return page.render(run=run, client=client, shown=ordered, right=right, meaning=meaning)
 
 
 def _data_url(picture: bytes) -> str:
@@ -107,7 +108,8 @@ def main(arguments: list[str] | None = None, prog: str = "python -m client_app.s
         )
         shown = list(seen)
         path = closed_folder("state-dir", asked.shelf.folder) / "examples.html"
-        write_atomically(path, examples_page(given.folder.name, asked.client.partition.name, shown))
+        page = examples_page(given.folder.name, asked.client.partition.name, shown, asked.meaning)
+        write_atomically(path, page)
     except (ValueError, OSError) as error:
         print(f"feddat: {error}", file=sys.stderr)
         return 1

@@ -27,7 +27,7 @@ dd { margin: 0; }
 <main>
 <h1>{{ client }} in {{ run }}</h1>
 <p>{{ right }} of {{ shown | length }} test examples shown are answered right by the branch that is deployed; those that are not come first.
-This page has the client's own data: it stays where it is.</p>
+{{ meaning }} This page has the client's own data: it stays where it is.</p>
 <ul>
 {% for one in shown %}
 <li>
@@ -39,7 +39,7 @@ This page has the client's own data: it stays where it is.</p>
 <dl>
 <dt>right answer</dt><dd>{% for answer, score in one.right.items() %}{{ answer }}{% if score < 1 %} ({{ "%.1f" | format(score) }}){% endif %}{{ ", " if not loop.last }}{% endfor %}</dd>
 {% for branch, answers in one.said.items() %}
-<dt>{{ branch }}</dt><dd>{% for answer, probability in answers %}{{ answer }}{% if probability == probability %} ({{ "%.0f" | format(100 * probability) }}&nbsp;%){% endif %}{{ ", " if not loop.last }}{% endfor %}</dd>
+<dt>{{ branch }}</dt><dd>{% for answer, probability in answers %}{{ answer }}{% if probability == probability %} ({{ "%.0f" | format(100 * probability) }}%){% endif %}{{ ", " if not loop.last }}{% endfor %}</dd>
 {% endfor %}
 </dl>
 </li>

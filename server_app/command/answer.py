@@ -12,7 +12,8 @@ from .runs import ClientOption, NodeConfigOption, RunOption, find_run, newest_ru
 
 def answer(
     image: Annotated[
-        list[Path], typer.Option(help="File of a picture; given as often as the client's examples have some.")
+        list[Path],
+        typer.Option(help="File of a picture; once for each that the client's examples have."),
     ],
     question: Annotated[str, typer.Option(help="What is asked.")],
     client: ClientOption = None,

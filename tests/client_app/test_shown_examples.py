@@ -1,6 +1,7 @@
 """A client's own examples on a page at its site."""
 
 import base64
+import html
 import io
 import json
 import re
@@ -39,6 +40,7 @@ def test_the_page_has_the_clients_own_test_examples_and_the_scores_of_the_evalua
     pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', text)
     sizes = [Image.open(io.BytesIO(base64.b64decode(one))).size for one in pictures]
     assert len(sizes) == 12
+    assert "probability is its own: they need not add up to 100%." in html.unescape(text)
     assert "http:" not in text
     assert "https:" not in text
 
@@ -55,7 +57,7 @@ def test_all_pictures_of_an_example_are_shown(federation, tmp_path):
     asked = Asked.of_run(folder, 0, 1)
     shown = list(shown_examples(asked, 100))
     assert [one.question for one in shown] == ["0?", "1?", "3?"]
-    text = examples_page("test", "data", shown)
+    text = examples_page("test", "data", shown, "")
     reds = [
         Image.open(io.BytesIO(base64.b64decode(one))).getpixel((0, 0))[0]
         for one in re.findall(r'src="data:image/png;base64,([^"]+)"', text)
@@ -66,7 +68,7 @@ def test_all_pictures_of_an_example_are_shown(federation, tmp_path):
 def test_what_the_data_say_is_text():
     hostile = "<script>alert(1)</script>"
     shown = [Shown(hostile, ["data:image/png;base64,AA=="], {hostile: 1.0}, {"student": [(hostile, 0.5)]})]
-    text = examples_page(hostile, hostile, shown)
+    text = examples_page(hostile, hostile, shown, "")
     assert "<script" not in text
     assert text.count("&lt;script&gt;") == 7  # in title, heading, question and answers
     assert "1 of 1" in text

@@ -130,9 +130,9 @@ def _draw_training(losses: Axes, changes: Axes, rows: Rows) -> None:
     for key, (label, style) in LOSSES.items():
         _draw_mean(losses, rows, key, label=label, **style)
     losses.set(title="training loss, mean of the clients", ylabel="loss (nats)", yscale="log")
-    low, high = losses.get_ylim()
+    bottom, top = losses.get_ylim()
     # Labels of many decades have no room for more between them.
-    subs = next(subs for most, subs in _SUBS.items() if high <= most * low)
+    subs = next(subs for most, subs in _SUBS.items() if top <= most * bottom)
     losses.yaxis.set_major_locator(LogLocator(subs=subs))
     losses.yaxis.set_major_formatter("{x:g}")
     losses.yaxis.set_minor_locator(NullLocator())

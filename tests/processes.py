@@ -1,5 +1,6 @@
 """Real processes for tests: Flower's programs in folders of their own, ended by their ids."""
 
+import io
 import json
 import os
 import subprocess
@@ -7,10 +8,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+from warnings import catch_warnings, simplefilter
+
+import pytest
+from flwr.cli.app import app as flwr
+from flwr.supercore.logger import console_handler
 
 from benchmarks.real_processes import QUIET, end, free_port, wait_for
 from tests.conftest import ROOT
@@ -78,13 +84,11 @@ def program(
 class Lab:
     """A user with a FLWR_HOME that knows one SuperLink, `lab`.
 
-    `superlink` is the id of its process, where that is this test's; `programs` is where the user's programs
-    lie.
+    `superlink` is the id of its process, where that is this test's.
     """
 
     folder: Path
     superlink: int = 0
-    programs: Path = PROGRAMS
 
     def knows(self, port: int, trust: str) -> None:
         """Write Flower's configuration; `trust` is the line on TLS."""
@@ -95,16 +99,22 @@ class Lab:
 
     def flwr(self, *arguments: str) -> dict[str, Any]:
         """Call Flower's command and return what it says."""
-        called = self._call(*arguments, "--format", "json")
-        assert called.returncode == 0, called.stdout + called.stderr
-        return json.loads(called.stdout)
+        said = json.loads(self._call(*arguments, "--format", "json"))
+        assert said["success"], said
+        return said
 
-    def _call(self, *arguments: str, seconds: float = 120) -> subprocess.CompletedProcess:
-        command = [self.programs / "flwr", *arguments]
-        machine = environment(self.folder, self.programs)
-        return subprocess.run(
-            command, cwd=self.folder, env=machine, capture_output=True, text=True, timeout=seconds
-        )
+    def _call(self, *arguments: str) -> str:
+        """Call Flower's command here, for each process takes a second to import it, and return its output."""
+        output = io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, chdir(self.folder), catch_warnings():
+            simplefilter("ignore")  # of the packages that it uses
+            for name, value in environment(self.folder).items():
+                patch.setenv(name, value)
+            for name in ("stdout", "__stdout__"):
+                patch.setattr(sys, name, output)
+            patch.setattr(console_handler, "stream", output)
+            flwr(arguments, standalone_mode=False)
+        return output.getvalue()
 
     def start(self, settings: Mapping[str, Any], *options: str, app: Path = ROOT) -> str:
         """Start a run of an app, by default of this one, and return its id."""
@@ -114,8 +124,7 @@ class Lab:
     def build(self, app: Path = ROOT) -> Path:
         """Build an app, and return the file that a run of it sends to the clients."""
         before = set(self.folder.glob("*.fab"))
-        built = self._call("build", "--app", str(app))
-        assert built.returncode == 0, built.stdout + built.stderr
+        self._call("build", "--app", str(app))
         (path,) = set(self.folder.glob("*.fab")) - before
         return path
 
@@ -126,14 +135,12 @@ class Lab:
             (run,) = self.flwr("ls", "lab", "--run-id", run_id)["runs"]
             return run if run["status"].startswith("finished") else None
 
-        # One process that follows the run; asking again and again would take a core from it. A round may wait
-        # for its deadline.
-        self._call("log", run_id, "lab", "--stream", seconds=2 * DEADLINE)
-        return wait_until(ended)
+        # A round may wait for its deadline.
+        return wait_until(ended, 2 * DEADLINE)
 
     def log(self, run_id: str) -> list[str]:
         """Return what `flwr log` shows of a run."""
-        return self._call("log", run_id, "lab", "--show").stdout.splitlines()
+        return self._call("log", run_id, "lab", "--show").splitlines()
 
 
 def adapter_of(folder: Path) -> bytes:
@@ -147,7 +154,7 @@ def simulating_lab(folder: Path, programs: Path = PROGRAMS, **variables: str) ->
 
     `programs` and `variables` are as in `program`.
     """
-    lab, port = Lab(folder, programs=programs), free_port()
+    lab, port = Lab(folder), free_port()
     lab.knows(port, "insecure = true")
     command = ("flower-superlink", "--insecure", "--simulation", "--host", "127.0.0.1", "--port", str(port))
     with program(folder, *command, programs=programs, **variables) as (process, log):

@@ -12,6 +12,7 @@ from tests.processes import Lab, adapter_of, program, wait_until
 pytestmark = pytest.mark.slow
 
 NODES = "num-supernodes=4 client-resources-num-cpus=1"
+ROUNDS = 3
 
 
 @pytest.fixture(scope="module")
@@ -34,30 +35,28 @@ def cluster(tmp_path_factory):
 def run(tmp_path_factory, run_config):
     """Run with a SuperLink of its own, whose environment has `variables`; give status, log and folder."""
 
-    def to_its_end(nodes=NODES, variables=None, **settings):
+    def to_its_end(variables, **settings):
         lab, port = Lab(tmp_path_factory.mktemp("lab")), free_port()
         lab.knows(port, "insecure = true")
         command = ("flower-superlink", "--insecure", "--simulation", "--host", "127.0.0.1")
-        with program(lab.folder, *command, "--port", str(port), **variables or {}) as (process, log):
+        with program(lab.folder, *command, "--port", str(port), **variables) as (process, log):
             wait_for(port, process, log.read_text)
-            run_id = lab.start(run_config(num_rounds=3, **settings), "--federation-config", nodes)
+            run_id = lab.start(run_config(num_rounds=ROUNDS, **settings), "--federation-config", NODES)
             ended = lab.wait(run_id)
             return ended["status"], "\n".join(lab.log(run_id)), lab.folder / "home" / "runs" / "test"
 
     return to_its_end
 
 
-@pytest.fixture(scope="module")
-def right(run):
-    """Return the adapter that one machine alone makes."""
-    status, log, folder = run(nodes=f"{NODES} init-args-num-cpus=2")
-    assert status == "finished:completed", log
-    return adapter_of(folder)
+@pytest.fixture
+def right(federation):
+    """Return the adapter that one process alone makes, with as many threads."""
+    return adapter_of(federation(4, num_rounds=ROUNDS).serve())
 
 
 def test_states_that_travel_give_the_bytes_of_one_machine(cluster, run, right):
     port, homes = cluster
-    status, log, folder = run(variables={"RAY_ADDRESS": f"127.0.0.1:{port}"}, private_state="context")
+    status, log, folder = run({"RAY_ADDRESS": f"127.0.0.1:{port}"}, private_state="context")
     assert status == "finished:completed", log
     trained = [{path.parent.name for path in home.glob("clients/*/*/*.safetensors")} for home in homes]
     assert all(trained)
@@ -71,9 +70,7 @@ def test_a_state_left_on_the_other_machine_is_missed_aloud(cluster, run, right):
     Where all of them moved at once, no client is left to a round, and the run has failed.
     """
     port, _ = cluster
-    status, log, folder = run(
-        variables={"RAY_ADDRESS": f"127.0.0.1:{port}"}, max_failure_rate=1.0, min_clients=1
-    )
+    status, log, folder = run({"RAY_ADDRESS": f"127.0.0.1:{port}"}, max_failure_rate=1.0, min_clients=1)
     missed = re.search(r"the private state of round \d is not in ", log)
     unharmed = status == "finished:completed" and adapter_of(folder) == right
     assert bool(missed) != unharmed, (status, log)

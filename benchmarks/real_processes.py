@@ -19,6 +19,8 @@ from server_app.command.processes import QUIET, end, free_port, stopped_by_signa
 EMPTY_APP = Path(__file__).parent / "empty_app"
 # The last line of a run that went well: this project's names the run's folder.
 OVER = re.compile(r"the run is (?:over|in (.+))$")
+# What `--first` is.
+FIRST_RUNS = "runs of each app that come before and are left out: they make files that the others find"
 COLOR = re.compile(r"\x1b\[\d*m")
 # When it was read, by `time.perf_counter`, and what it says.
 Line = tuple[float, str]

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .figures import machine_of, write_figures
-from .real_processes import EMPTY_APP, Machine, superlink
+from .real_processes import EMPTY_APP, FIRST_RUNS, Machine, superlink
 
 ROOT = Path(__file__).parents[1]
 EMPTY = "empty app"
@@ -69,20 +69,18 @@ def rounds(run: dict[str, Any], workers: int) -> list[dict[str, float]]:
 
 
 def measure(
-    apps: Mapping[str, Path], clients: int, workers: int, repeats: int, num_rounds: int, settings: str
+    apps: Mapping[str, Path], clients: int, workers: int, turns: int, num_rounds: int, settings: str
 ) -> dict[str, list[dict[str, Any]]]:
     """Run the apps in turn, for a round each, and the last time for so many."""
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in apps}
     with tempfile.TemporaryDirectory() as scratch, superlink(Path(scratch), "--simulation") as machine:
-        # The first of each, left out, reads files from the disk and makes the data.
-        for turn in range(repeats + 1):
+        for turn in range(turns):
             for name, app in apps.items():
-                few = num_rounds if turn == repeats and name != EMPTY else 1
+                few = num_rounds if turn == turns - 1 and name != EMPTY else 1
                 own = "" if name == EMPTY else settings
                 run = simulate(app, machine, clients, workers, f"num-rounds={few} {own}")
                 print(f"{name}: round 1 after {run['began'][0]:.2f} s", flush=True)
-                if turn:
-                    runs[name].append(run)
+                runs[name].append(run)
     return runs
 
 
@@ -112,15 +110,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--clients", type=int, default=5)
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that Ray starts")
     parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument(
-        "--repeats", type=int, default=3, help="simulations of each app, after one that is left out"
-    )
+    parser.add_argument("--repeats", type=int, default=3, help="simulations of each app")
+    parser.add_argument("--first", type=int, default=1, help=FIRST_RUNS)
     parser.add_argument("--set", default="", metavar="KEY=VALUE ...", help="other settings of the run-config")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args(arguments)
     apps = {EMPTY: EMPTY_APP, **{str(app): app.resolve() for app in options.apps}}
-    runs = measure(apps, options.clients, options.workers, options.repeats, options.rounds, options.set)
-    starts = {name: [run["began"][0] for run in own] for name, own in runs.items()}
+    turns = options.first + options.repeats
+    runs = measure(apps, options.clients, options.workers, turns, options.rounds, options.set)
+    starts = {name: [run["began"][0] for run in own[options.first :]] for name, own in runs.items()}
     later = {name: rounds(own[-1], options.workers) for name, own in runs.items()}
     show(starts, later, f"{options.clients} clients, {options.workers} workers, {machine_of()}")
     conditions = {key: vars(options)[key] for key in ("clients", "workers", "rounds", "set")}

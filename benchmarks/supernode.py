@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .figures import machine_of, write_figures
-from .real_processes import EMPTY_APP, Line, free_port, superlink
+from .real_processes import EMPTY_APP, FIRST_RUNS, Line, free_port, superlink
 
 ROOT = Path(__file__).parents[1]
 EMPTY = "empty app"
@@ -66,9 +66,9 @@ def beside_work(
 
 
 def measure(
-    apps: Mapping[str, Path], repeats: int, num_rounds: int, settings: str
+    apps: Mapping[str, Path], first: int, repeats: int, num_rounds: int, settings: str
 ) -> dict[str, dict[str, list[float]]]:
-    """Run the apps in turn on one site; return seconds by app and kind of message."""
+    """Run the apps in turn on one site; return seconds of all but the `first` turns, by app and kind."""
     seconds: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in apps}
     node = ("--node-config", 'partition-id=0 num-partitions=1 policy="open"', "--port", str(free_port()))
     with ExitStack() as programs:
@@ -76,15 +76,14 @@ def measure(
         machine = programs.enter_context(superlink(Path(scratch)))
         command = ("flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{machine.port}", *node)
         site = programs.enter_context(machine.program(*command))
-        # The first of each, left out, reads files from the disk and makes the data.
-        for turn in range(repeats + 1):
+        for turn in range(first + repeats):
             for name, app in apps.items():
                 own, before = "" if name == EMPTY else f"num-clients=1 {settings}", len(site.lines)
                 _, rows = machine.flwr_run(app, "--run-config", f"num-rounds={num_rounds} {own}")
                 time.sleep(1)  # for what the SuperNode says last
                 found = beside_work(messages(site.lines[before:]), rows)
                 print(f"{name}: {len(found[LATER])} later rounds", flush=True)
-                if turn:
+                if turn >= first:
                     for kind, each in found.items():
                         seconds[name][kind] += each
     return seconds
@@ -97,7 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--apps", type=Path, nargs="+", default=[ROOT], help="checkouts, taken in turn")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--repeats", type=int, default=2, help="runs of each app, after one that is left out")
+    parser.add_argument("--repeats", type=int, default=2, help="runs of each app")
+    parser.add_argument("--first", type=int, default=1, help=FIRST_RUNS)
     parser.add_argument(
         "--set",
         default="train-examples=160 test-examples=40",
@@ -107,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args(arguments)
     apps = {EMPTY: EMPTY_APP, **{str(app): app.resolve() for app in options.apps}}
-    seconds = measure(apps, options.repeats, options.rounds, options.set)
+    seconds = measure(apps, options.first, options.repeats, options.rounds, options.set)
     medians = {
         name: {kind: statistics.median(each) for kind, each in own.items() if each}
         for name, own in seconds.items()

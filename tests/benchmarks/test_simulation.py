@@ -1,6 +1,7 @@
 """The program that times real simulations: its arithmetic, and one whole small run."""
 
 import json
+from contextlib import nullcontext
 
 import pytest
 
@@ -33,11 +34,31 @@ def test_the_tables_worked_out_by_hand(capsys):
     assert ["ours", "2,", "25.0", "s", "20.0", "s", "25.0", "%", "60", "%"] in cells
 
 
+def test_first_turns_are_left_out_and_the_last_one_has_all_rounds(tmp_path, monkeypatch):
+    asked, file = [], tmp_path / "figures.json"
+
+    def simulate(app, machine, clients, workers, run_config):
+        asked.append((app.name, run_config))
+        return {"began": [100.0 / len(asked), 60.0, 80.0], "rows": []}
+
+    monkeypatch.setattr(simulation, "simulate", simulate)
+    monkeypatch.setattr(simulation, "superlink", lambda folder, *options: nullcontext())
+    few = ("--first", "1", "--repeats", "2", "--rounds", "3", "--set", "seed=1")
+    simulation.main([*few, "--apps", str(tmp_path / "ours"), "--json", str(file)])
+    empty, ours, last = (
+        ("empty_app", "num-rounds=1 "),
+        ("ours", "num-rounds=1 seed=1"),
+        ("ours", "num-rounds=3 seed=1"),
+    )
+    assert asked == [empty, ours, empty, ours, empty, last]
+    assert list(json.loads(file.read_text())["starts"].values()) == [[100 / 3, 20], [25, 100 / 6]]
+
+
 @pytest.mark.slow
 def test_it_times_this_app_beside_one_that_does_nothing(tmp_path):
-    few = "train-examples=16 test-examples=4"
+    few = ("--clients", "2", "--rounds", "3", "--first", "0", "--repeats", "1")
     file = str(tmp_path / "figures.json")
-    simulation.main(["--clients", "2", "--rounds", "3", "--repeats", "1", "--set", few, "--json", file])
+    simulation.main([*few, "--set", "train-examples=16 test-examples=4", "--json", file])
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert [len(figures["starts"][name]) for name in ("empty app", str(ROOT))] == [1, 1]
     (later,) = figures["rounds"][str(ROOT)]

@@ -14,11 +14,15 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from .rows import ALL, GROUPS, Rows, by_round, central, last_round, last_scores, names_of
 
-# A branch keeps its colour; colours that colour-blind readers tell apart (Petroff, 2021, arXiv 2107.02270).
+# Colours that colour-blind readers tell apart (Petroff, 2021, arXiv 2107.02270).
 PALETTE = color_sequences["petroff10"]
 Style = dict[str, Any]
-STUDENT: Style = {"color": PALETTE[0]}
-TEACHER: Style = {"color": PALETTE[1]}
+# A branch keeps its colour: of those that such readers tell apart (Okabe and Ito, "Color Universal Design",
+# 2008), the four that stand out from light and from dark paper.
+STUDENT: Style = {"color": "#0072b2"}
+TEACHER: Style = {"color": "#d55e00"}
+LOCAL: Style = {"color": "#009e73"}
+MIXED: Style = {"color": "#cc79a7"}
 LOSSES = {
     "ce-student": ("cross-entropy, student", STUDENT),
     "kl-student": ("KL, student", STUDENT | {"linestyle": "--"}),
@@ -29,14 +33,7 @@ CHANGES = {
     "delta-shared": (r"$|\Delta A_s|$, shared", STUDENT),
     "delta-local": (r"$|\Delta A_c|$, local", TEACHER),
 }
-
-
-BRANCHES: dict[str, Style] = {
-    "student": STUDENT,
-    "local": {"color": PALETTE[2]},
-    "mixed": {"color": PALETTE[3]},
-    "teacher": TEACHER,
-}
+BRANCHES: dict[str, Style] = {"student": STUDENT, "local": LOCAL, "mixed": MIXED, "teacher": TEACHER}
 # Becomes the colour of the text around a picture, which may be light or dark.
 INK = "#010203"
 MOST_CLIENTS = 12

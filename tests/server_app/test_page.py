@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from server_app.curves import draw_branches
+from server_app.curves import BRANCHES, draw_branches
 from server_app.page import RunShown, html_report
 from server_app.rows import NONE_IN_COMMON
 
@@ -155,6 +155,32 @@ def test_it_says_how_to_repeat_the_run_and_not_its_token(run_config):
 @pytest.mark.parametrize("rows", [[], [{"round": 1, "partition": -1, "student": 0.5, "many": 0.25}]])
 def test_a_run_without_scores_of_clients_has_a_page(rows):
     assert page_of(RunShown(SETTINGS, rows)).lines
+
+
+def luminance(color):
+    """Return the relative luminance of WCAG 2.2."""
+    parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    red, green, blue = (v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def test_every_line_stands_out_from_light_and_dark_paper():
+    """WCAG 2.2, 1.4.11: at least 3 to 1; but for the grid, which is drawn through."""
+    rows = [{**one, "mixed": 0.4, "ce-teacher": 0.5, "delta-local": 0.1} for one in ROWS]
+    text = html_report([RunShown(SETTINGS, rows)])
+    drawn = {
+        color
+        for style in re.findall(r'style="([^"]*)"', text)
+        if "opacity" not in style
+        for color in re.findall(r"(?:stroke|fill): (#[0-9a-f]{6})", style)
+    }
+    assert {style["color"] for style in BRANCHES.values()} <= drawn
+    papers = re.findall(r"--page: (#[0-9a-f]{6})", text)
+    assert len(papers) == 2
+    for color in drawn:
+        for paper in papers:
+            low, high = sorted(map(luminance, (color, paper)))
+            assert (high + 0.05) / (low + 0.05) >= 3, (color, paper)
 
 
 def test_of_many_clients_the_lowest_have_curves():

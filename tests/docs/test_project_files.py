@@ -1,13 +1,19 @@
 """What others read of the project: how it is cited, what has changed, how a change is checked."""
 
+import ast
 import re
 import tomllib
 
 import yaml
+from packaging.requirements import Requirement
 
 from tests.conftest import ROOT
 
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+from .commands import commands_of
+from .pages import blocks
+
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT = PYPROJECT["project"]
 
 
 def read(name):
@@ -50,3 +56,41 @@ def test_the_changelog_has_what_is_to_be_released():
         "Fixed",
         "Security",
     }
+
+
+def extras_of(words):
+    """Return what a command that installs this project in place, with the lock, asks for."""
+    *install, project = words
+    assert install[1:] == ["install", "-c", "constraints.txt", "-e"]
+    return set(re.fullmatch(r"\.\[([\w,]+)\]", project)[1].split(","))
+
+
+def test_readmes_two_lines_are_those_that_are_tried():
+    """`.ci/run` installs and tests in a fresh environment; a page must not promise another one."""
+    lines = [block.text for block in blocks("bash") if block.page.name == "README.md"]
+    first, last = (list(commands_of(text)) for text in lines if "pip install" in text)
+    environment, install, run = first
+    assert environment == ["python3", "-m", "venv", ".venv"]
+    assert run == [".venv/bin/feddat", "run"]
+    install_tests, test = last
+    assert test == [".venv/bin/python", "-m", "pytest"]
+    assert install[0] == install_tests[0] == ".venv/bin/pip"
+    assert extras_of(install) == {"app"}
+
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    tried = list(commands_of(script.replace("${1:-constraints.txt}", "constraints.txt")))
+    (installed,) = (words for words in tried if words[:2] == ["pip", "install"])
+    installed.remove("--quiet")
+    assert extras_of(install_tests) <= extras_of(installed)
+    asked = map(Requirement, PROJECT["optional-dependencies"]["dev"])
+    own = {extra for one in asked if one.name == PROJECT["name"] for extra in one.extras}
+    assert extras_of(install) <= own
+    assert tried[-1] == ["python", "-m", "pytest"]
+
+
+def test_the_command_that_is_installed_is_there():
+    module, name = PROJECT["scripts"]["feddat"].split(":")
+    folder = ROOT / PYPROJECT["tool"]["setuptools"]["package-dir"][module]
+    tree = ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))
+    assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    assert module in PYPROJECT["tool"]["setuptools"]["packages"]

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from itertools import count
 from time import monotonic, sleep
 from typing import cast
 
@@ -209,7 +210,7 @@ class Members:
     def _ranked(self, nodes: set[int]) -> dict[int, Answer]:
         """Give each node that is not asked the number of its own place, or the next that is free."""
         new = sorted(node for node in nodes if self.places.of(node) is None)
-        numbers = {node: self.places.free() + rank for rank, node in enumerate(new)}
+        numbers = dict(zip(new, count(self.places.free()), strict=False))
         return {
             node: ConfigRecord({"partition-id": cast(int, numbers.get(node, self.places.of(node)))})
             for node in sorted(nodes)

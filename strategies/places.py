@@ -36,7 +36,8 @@ class Places:
         self.given = {} if isinstance(rule, str) else dict(rule)
         self.kept = rule != "any"
         self.nodes: dict[int, bytes] = {}
-        self._owners: dict[int, bytes] = {}
+        self._named = {node: place for place, node in self.given.items()}
+        self._set({})
 
     def look(self, grid: Grid) -> set[int]:
         """Return the ids of the nodes that are there, and note who they are."""
@@ -44,7 +45,7 @@ class Places:
         self.nodes |= {node: hashlib.sha256(key).digest() for node, key in there.items()}
         if not self.kept:
             present = {self.nodes[node] for node in there}
-            self._owners = {place: owner for place, owner in self._owners.items() if owner in present}
+            self._set({place: owner for place, owner in self._owners.items() if owner in present})
         return set(there)
 
     def take(self, node: int, partition: int) -> str:
@@ -55,7 +56,7 @@ class Places:
                 f"partition {partition} (node {node}): it is given to node {named}"
                 " (in a run-config: node-partitions)"
             )
-        own = next((place for place, name in self.given.items() if name == node), self.of(node))
+        own = self._named.get(node, self.of(node))
         if own not in (None, partition):
             return (
                 f"partition {partition} (node {node}): the node has partition {own} in this run; give it that"
@@ -72,13 +73,16 @@ class Places:
             return (
                 f"nodes {holder} and {node} both hold partition {partition}: give each its own partition-id"
             )
-        others = {place: name for place, name in self._owners.items() if name != self.nodes[node]}
-        self._owners = {**others, partition: self.nodes[node]}
+        if (held := self.of(node)) is not None:
+            del self._owners[held]
+        if partition in self._owners:  # of a node to which it was not given
+            del self._held[self._owners[partition]]
+        self._owners[partition], self._held[self.nodes[node]] = self.nodes[node], partition
         return ""
 
     def of(self, node: int) -> int | None:
         """Return the place that belongs to a node, if one does."""
-        return next((place for place, owner in self._owners.items() if owner == self.nodes[node]), None)
+        return self._held.get(self.nodes[node])
 
     def free(self) -> int:
         """Return the first number behind all places that belong to somebody."""
@@ -87,12 +91,13 @@ class Places:
     def copy(self) -> "Places":
         """Return the same places, to try out who could take which."""
         twin = copy(self)
-        twin._owners = dict(self._owners)
+        twin._set(dict(self._owners))
         return twin
 
     def forget(self) -> None:
         """Begin anew, and keep no place for a node that leaves: ids and keys mean nothing beyond this run."""
-        self.kept, self._owners = False, {}
+        self.kept = False
+        self._set({})
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Return the kept ``places``, int64, shape (n,), and their ``owners``, uint8, shape (n, 32)."""
@@ -105,4 +110,8 @@ class Places:
         """Put back what `state_dict` returned."""
         if self.kept and "owners" in state:
             pairs = zip(state["places"], state["owners"], strict=True)
-            self._owners = {int(place): owner.tobytes() for place, owner in pairs}
+            self._set({int(place): owner.tobytes() for place, owner in pairs})
+
+    def _set(self, owners: dict[int, bytes]) -> None:
+        """Say whose each place is, and so which place each has."""
+        self._owners, self._held = owners, {owner: place for place, owner in owners.items()}

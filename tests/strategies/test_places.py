@@ -6,6 +6,7 @@ from flwr.app import ConfigRecord
 from flwr.serverapp.strategy import FedAvg
 
 from strategies import Admission, FedDAT
+from strategies.places import Places
 
 KEYS = {node: bytes([node]) * 40 for node in range(1, 40)}
 
@@ -180,6 +181,16 @@ class TestGivenPlaces:
         grid.nodes[30] = grid.nodes.pop(12)
         again, _ = begun(grid, strategy.state_dict(), places={1: 30})
         assert again.partitions == {11: 0, 13: 2, 30: 1}
+
+    def test_who_had_such_a_place_has_none_and_who_gets_one_leaves_its_own(self, grid):
+        before, after = Places(), Places({0: 12})
+        for places in (before, after):
+            places.look(grid)
+        assert [before.take(11, 0), before.take(12, 1)] == ["", ""]
+        after.load_state_dict(before.state_dict())
+        assert after.take(12, 0) == ""
+        assert [after.of(11), after.of(12)] == [None, 0]
+        assert after.take(13, 1) == ""
 
 
 class TestResumed:

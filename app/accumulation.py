@@ -38,7 +38,7 @@ class Accumulation:
         """Gather gradients."""
         for parameter in self._parameters():
             if parameter.grad is not None:
-                share = parameter.grad * self._weight
+                share = parameter.grad * _beside(parameter.grad, self._weight)
                 gathered = self._sums.get(parameter)
                 self._sums[parameter] = share if gathered is None else gathered + share
 
@@ -46,8 +46,13 @@ class Accumulation:
         """Take a step on the weighted mean of what was gathered."""
         self.optimizer.zero_grad()
         for parameter, gathered in self._sums.items():
-            parameter.grad = gathered / self._total
+            parameter.grad = gathered / _beside(gathered, self._total)
         self.optimizer.step()
 
     def _parameters(self) -> list[Tensor]:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+
+def _beside(tensor: Tensor, number: float | Tensor) -> float | Tensor:
+    """Return a number where a tensor is: of a spread model parameters lie on several devices."""
+    return number.to(tensor.device) if isinstance(number, Tensor) else number

@@ -9,6 +9,7 @@ from peft import LoraConfig, PeftConfig
 from .backbones import Backbone
 from .bottleneck import BottleneckConfig
 from .dual_adapter import DualAdapter
+from .spreading import is_spread
 
 
 def adapter_config(
@@ -103,7 +104,8 @@ def adapt(
 ) -> DualAdapter:
     """Put three adapters into a backbone that is left as it is; its features are what a head is to take.
 
-    `device` is where it computes; None: where the backbone is. `kind` may be a subclass.
+    `device` is where it computes; None, and always where it is spread: where the backbone is. `kind` may be a
+    subclass.
     """
     split = backbone.family.split
     adapter = kind(
@@ -113,4 +115,4 @@ def adapt(
         forward=backbone.features,
         split=lambda model: split(model, backbone.processor),
     )
-    return adapter if device is None else adapter.to(device)
+    return adapter if device is None or is_spread(backbone.model) else adapter.to(device)

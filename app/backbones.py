@@ -21,6 +21,8 @@ from .families import FAMILIES, Family, family_of
 from .hub import check_hub
 from .quantisation import loading, tensors_in
 from .settings import Settings
+from .settings.training import SPREAD
+from .spreading import check_spread
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -112,8 +114,11 @@ class Backbone:
         return self.family.all_features(model, self.processor.inputs(batch))
 
 
-def open_backbone(settings: Settings) -> Backbone:
-    """Return the process's backbone for a run's settings; random weights follow the run's seed."""
+def open_backbone(settings: Settings, device_map: str = "") -> Backbone:
+    """Return the process's backbone for a run's settings; random weights follow the run's seed.
+
+    `device_map` is `Settings.device_map` where it is for a client to compute with.
+    """
     seed = settings.seed if settings.backbone_weights == "random" else 0
     return load_backbone(
         settings.backbone,
@@ -124,6 +129,7 @@ def open_backbone(settings: Settings) -> Backbone:
         settings.head,
         settings.answer_prompt,
         settings.adapted_parts,
+        device_map,
     )
 
 
@@ -142,6 +148,7 @@ def load_backbone(
     head: str = "private",
     prompt: str = "{}",
     parts: str = "language",
+    device_map: str = "",
 ) -> Backbone:
     """Load a frozen backbone, once a process.
 
@@ -161,6 +168,8 @@ def load_backbone(
         Tokens of a text at most; 0: as many as the model reads.
     head, prompt, parts : str
         The settings `head`, `answer-prompt` and `adapted-parts`.
+    device_map : str
+        How it is spread over several GPUs, in transformers' terms; ``""``: it is not.
 
     Raises
     ------
@@ -171,13 +180,14 @@ def load_backbone(
     if not folder:
         backbone = _frozen(name, family.draw(config, seed), family.processor("", config))
         return _chosen(backbone, head, prompt, parts)
-    how = loading(precision)
+    how = loading(precision) | ({"device_map": device_map} if device_map else {})
     with _told_in_one_line(name):
         if weights == "random":
             model = family.draw(config, seed, how["dtype"])
         else:
             model = family.load(folder, config, **how)
         processor = family.processor(folder, config)
+    check_spread(model, device_map)
     processor = processor.cut(max_tokens) if max_tokens else processor
     return _chosen(_frozen(name, family.prepare(model), processor), head, prompt, parts)
 
@@ -309,14 +319,17 @@ def choose_device(device: str = "auto") -> torch.device:
     Parameters
     ----------
     device : str
-        ``"auto"`` (CUDA where there is one, else CPU), or any name that torch knows.
+        ``"auto"`` (CUDA where there is one, else CPU), or any name that torch knows. What spreads a model
+        over several GPUs is the current one.
 
     Raises
     ------
     ValueError
         If the device is unknown or not there.
     """
-    if device == "auto":
+    if device in SPREAD and not torch.cuda.is_available():
+        raise ValueError(f"device = {device!r} without CUDA; allowed: auto, cpu")
+    if device == "auto" or device in SPREAD:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)

@@ -14,6 +14,7 @@ from .dual_adapter import DualAdapter, Forward
 from .mkd import LOSSES, Distillation, mkd_step
 from .private_store import PrivateStore
 from .records import from_record, to_record
+from .spreading import is_spread
 
 
 class FedDATClient:
@@ -30,7 +31,8 @@ class FedDATClient:
     loss : str
         Form of the task's loss, see `Distillation`.
     device : str or torch.device, optional
-        Where to compute. None: CUDA where there is one, else the CPU.
+        Where to compute. None: CUDA where there is one, else the CPU; and where it lies, if the model was
+        spread over several by ``device_map``.
     store : PrivateStore, optional
         Where private states lie. None: ``FEDDAT_HOME/clients``.
 
@@ -68,7 +70,8 @@ class FedDATClient:
         store: PrivateStore | None = None,
     ) -> None:
         self.dual = DualAdapter(model, config, head, seed, forward=forward)
-        self.dual.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if device is not None or not is_spread(model):
+            self.dual.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.distillation = Distillation(loss=loss)
         self.store = store or PrivateStore()
 

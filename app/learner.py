@@ -8,6 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from .spreading import is_spread
+
 Role = Literal["shared", "frozen", "local"]
 Branch = Literal["student", "teacher", "local", "mixed"]
 
@@ -50,7 +52,7 @@ class Learner(nn.Module):
         """Put a head in place; its weights as they are now are those of a client that begins."""
         self.head, self.head_travels = head, travels
         self._first_head = copy.deepcopy(head.state_dict()) if head is not None else {}
-        if head is not None:
+        if head is not None and not is_spread(self.model):
             head.to(self.device)
 
     @property
@@ -75,7 +77,8 @@ class Learner(nn.Module):
 
     def classify(self, features: Any) -> Tensor:
         """Compute the logits (n, classes) of features."""
-        return features if self.head is None else self.head(features)
+        # The head of a spread model may lie elsewhere than what its logits are compared with.
+        return features if self.head is None else self.head(features).to(self.device)
 
     def forward(self, batch: Any, branch: Branch) -> Tensor:
         """Compute a branch's logits by one plain forward of the whole model."""

@@ -53,7 +53,8 @@ class Prefilled:
         """
         chosen = torch.tensor(images, device=self._mask.device)
         cache = copy.deepcopy(self._cache)
-        cache.batch_select_indices(chosen)
+        for layer in cache.layers:  # of a spread model they lie on several devices
+            layer.batch_select_indices(chosen.to(layer.keys.device))
         fed, valid = _pad([tokens[:-1] for tokens in texts], self._mask.device)
         whole = torch.cat([self._mask[chosen], valid.to(self._mask)], dim=1)
         where = _positions(whole)[:, self._mask.shape[1] :]

@@ -162,7 +162,7 @@ class Client:
     @property
     def backbone(self) -> Backbone:
         """The frozen backbone; the process keeps it."""
-        return open_backbone(self.settings)
+        return open_backbone(self.settings, self.settings.device_map)
 
     @property
     def partition(self) -> "Partition":

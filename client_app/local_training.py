@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from app.accumulation import Accumulation
@@ -265,7 +266,7 @@ class OwnTraining:
 
 
 def _distance(before: dict[str, Tensor], after: dict[str, Tensor]) -> float:
-    return float(torch.stack([(after[name] - before[name]).norm() for name in before]).norm())
+    return float(get_total_norm([after[name] - before[name] for name in before]))
 
 
 def evaluate(learner: Learner, examples: Examples, settings: Settings, own: OwnTraining) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from ..chat import ChatProcessor, load_chat_processor
 from ..conversations import FEATURES, TOLD, Conversations, converse
 from ..likelihood import log_likelihoods
 from ..piecewise import logits_of
+from ..spreading import is_spread
 from .family import Family, Inputs
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class AnswerPositions:
 
     def features(self, trunk: Entered) -> Any:
         """Compute the logits (n, words) of the n tokens that are told, see `logits_of`."""
-        hidden = self.decoder(**trunk.arguments, use_cache=False).last_hidden_state
+        hidden = self._read(trunk, use_cache=False)
         return logits_of(hidden[:, :-1].flatten(0, 1)[trunk.told], self._words, self.head.out_features)
 
     @torch.no_grad()
@@ -102,7 +103,7 @@ class AnswerPositions:
             DynamicCache(config=self.decoder.config),
             torch.tensor(sorted(stops), device=mask.device),
         )
-        hidden = self.decoder(**trunk.arguments, cache=cache, use_cache=True).last_hidden_state
+        hidden = self._read(trunk, cache=cache, use_cache=True)
         if positions is not None:
             positions = positions[..., -1:]
         written: list[Tensor] = []
@@ -116,13 +117,8 @@ class AnswerPositions:
             mask = torch.cat([mask, torch.ones_like(token)], dim=1)
             if positions is not None:
                 positions = positions + 1
-            hidden = self.decoder(
-                inputs_embeds=embed(token),
-                attention_mask=mask,
-                position_ids=positions,
-                cache=cache,
-                use_cache=True,
-            ).last_hidden_state
+            given = {"inputs_embeds": embed(token), "attention_mask": mask, "position_ids": positions}
+            hidden = self._read(Entered(given, mask, None), cache=cache, use_cache=True)
         return [[token for token in row if token >= 0] for row in torch.cat(written, dim=1).tolist()]
 
     def likelihoods(
@@ -145,8 +141,14 @@ class AnswerPositions:
         # At a time one answer a text: as much as `write` holds.
         return log_likelihoods(self.model, _inputs(self.model, batch), candidates, at_once=1)
 
+    def _read(self, entered: Entered, **options: Any) -> Tensor:
+        """Compute the last hidden states, which a spread model gives on another device than it is given."""
+        hidden: Tensor = self.decoder(**entered.arguments, **options).last_hidden_state
+        return hidden.to(entered.mask.device)
+
     def _words(self, hidden: Tensor) -> Tensor:
-        return self.head(hidden).float()
+        words: Tensor = self.head(hidden)
+        return words.to(hidden.device, torch.float32)
 
     def _entering(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Run the model up to its language model."""
@@ -334,7 +336,8 @@ class Generative(Family):
         """
         if self.parts != "language":
             return converse(rows, processor, None)
-        model.to(device)
+        if not is_spread(model):
+            model.to(device)
 
         def encode(pictures: Mapping[str, Tensor]) -> Tensor:
             floats = (value.is_floating_point() for value in pictures.values())

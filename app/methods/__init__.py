@@ -32,7 +32,7 @@ def open_learner(settings: Settings) -> Learner:
     ValueError
         If the settings' backbone, adapter or device cannot be had, or do not go with the loss.
     """
-    backbone = open_backbone(settings)
+    backbone = open_backbone(settings, settings.device_map)
     _check_loss(settings, backbone.family)
     learner = _open(
         METHODS[settings.method],

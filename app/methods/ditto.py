@@ -45,11 +45,11 @@ class Ditto(SharedAdapter):
         descend(optimizer, ce_student)
         ce_local = branch_loss(learner, trunk, "local", targets, distillation)
         v, w = learner.parameters_of["local"], learner.parameters_of["frozen"]
-        apart = sum_of_squares(v[name] - w[name] for name in v)
+        apart = sum_of_squares((v[name] - w[name] for name in v), ce_local.device)
         descend(optimizer, ce_local + settings.personal.pull / 2 * apart)
         return {"ce-student": ce_student.detach(), "ce-local": ce_local.detach()}
 
 
-def sum_of_squares(arrays: Iterable[Tensor]) -> Tensor:
-    """Compute the squared norm of all arrays together."""
-    return torch.stack([array.square().sum() for array in arrays]).sum()
+def sum_of_squares(arrays: Iterable[Tensor], device: torch.device) -> Tensor:
+    """Compute the squared norm of all arrays together, wherever each lies, on a device."""
+    return torch.stack([array.square().sum().to(device) for array in arrays]).sum()

@@ -19,7 +19,7 @@ from .run import RunSettings
 from .section import Section
 from .secure import SecureSettings
 from .teacher import TeacherSettings
-from .training import TrainingSettings
+from .training import SPREAD, TrainingSettings
 from .writing import WritingSettings
 
 
@@ -171,6 +171,20 @@ class Settings(  # pydantic takes the last one's fields first
             (
                 self.backbone_precision == "nf4" and self.device == "cpu",
                 "backbone-precision = 'nf4' with device = 'cpu'; allowed: 'int8', or a device with CUDA",
+            ),
+            (
+                self.server_device in SPREAD,
+                f"server-device = {self.server_device!r}; allowed: 'auto', 'cpu', 'cuda', 'cuda:N'",
+            ),
+            (
+                bool(self.device_map) and not writes,
+                f"device = {self.device!r} with loss = {self.loss!r}; allowed: one device, or loss ="
+                " 'next-token' with a backbone that writes",
+            ),
+            (
+                bool(self.device_map) and self.backbone_weights == "random",
+                f"device = {self.device!r} with backbone-weights = 'random', which are of no file; allowed:"
+                " one device, or 'pretrained'",
             ),
             (
                 not writes and self.adapted_parts != "language",

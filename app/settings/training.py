@@ -6,6 +6,9 @@ from pydantic import Field
 
 from .section import Section
 
+# Values of `device` that are values of transformers' ``device_map``.
+SPREAD = ("balanced", "sequential")
+
 
 class TrainingSettings(Section):
     """Top-level settings of a client's training."""
@@ -21,3 +24,8 @@ class TrainingSettings(Section):
     local_epochs: int = Field(gt=0)
     gradient_checkpointing: bool
     device: str
+
+    @property
+    def device_map(self) -> str:
+        """How the backbone is spread over several GPUs, in transformers' terms; ``""``: it is not."""
+        return self.device if self.device in SPREAD else ""

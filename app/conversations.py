@@ -11,7 +11,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 from torch.nn.functional import pad
 
-from .chat import KINDS, ChatProcessor
+from .chat import KINDS, ChatProcessor, Conversation
 from .examples import decoded, send
 from .processor import upright
 from .tasks import IGNORED
@@ -56,6 +56,8 @@ class Conversations:
         which has all of their eight bits.
     grids, grid_ends : Tensor, optional
         Rows and columns of the pictures, and where each ends, for models whose positions follow them.
+    positions : Tensor, optional
+        Where each token is, int64, shape (axes, tokens), for models that would read values to find out.
     token_type_ids, mm_token_type_ids : Tensor, optional
         Kind of each token, shape (tokens,), for models that read it.
     """
@@ -73,6 +75,7 @@ class Conversations:
     pixel_ends: Tensor | None = None
     grids: Tensor | None = None
     grid_ends: Tensor | None = None
+    positions: Tensor | None = None
     token_type_ids: Tensor | None = None
     mm_token_type_ids: Tensor | None = None
 
@@ -88,6 +91,8 @@ class Conversations:
         inputs = self._inputs(rows, index, mask)
         targets = torch.where(mask & self.told[index], inputs["input_ids"], IGNORED)
         inputs[TOLD] = told_places(targets)
+        if self.positions is not None:
+            inputs["position_ids"] = torch.where(mask, self.positions[:, index], 0)
         return {name: send(value, device) for name, value in inputs.items()}, send(targets, device)
 
     def questions(self, rows: Tensor, device: torch.device) -> dict[str, Tensor]:
@@ -144,6 +149,7 @@ def converse(
     processor: ChatProcessor,
     encode: Callable[[Mapping[str, Tensor]], Tensor] | None,
     dtype: torch.dtype = torch.bfloat16,
+    locate: Callable[[Conversation], Tensor] | None = None,
 ) -> Conversations:
     """Make conversations of rows with columns images, messages, answers, answer_scores, options.
 
@@ -159,6 +165,9 @@ def converse(
         Makes features (levels, tokens, width) of a conversation's pictures; None: pixels are kept instead.
     dtype : torch.dtype
         How features are kept.
+    locate : callable, optional
+        Makes positions (axes, tokens) of a conversation, for a model whose positions follow its pictures'
+        rows and columns.
 
     Raises
     ------
@@ -210,6 +219,7 @@ def converse(
         pixel_ends=_ends([len(file) for file in pixels]) if pixels else None,
         grids=torch.cat(grids) if with_grids else None,
         grid_ends=_ends([len(grid) for grid in grids]) if with_grids else None,
+        positions=torch.cat([locate(one) for one in made], dim=1) if with_grids and locate else None,
         **{
             name: torch.cat([one.kinds.get(name, torch.zeros_like(one.tokens)) for one in made])
             for name in kinds

@@ -5,7 +5,7 @@ features take places in a text, and a language model that continues it.
 """
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,8 +18,8 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from ..bottleneck.places import as_expression, feed_forward_places
-from ..chat import ChatProcessor, load_chat_processor
-from ..conversations import FEATURES, TOLD, Conversations, converse
+from ..chat import ChatProcessor, Conversation, load_chat_processor
+from ..conversations import FEATURES, GRIDS, TOLD, Conversations, converse
 from ..likelihood import log_likelihoods
 from ..piecewise import logits_of
 from ..spreading import is_spread
@@ -238,6 +238,22 @@ def image_features(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
     return torch.stack([torch.cat(list(level)) for level in levels])
 
 
+def _locate(model: Any) -> Callable[[Conversation], Tensor] | None:
+    """Return what makes positions of several axes, if a model has them: its own reads values, token by token.
+
+    On the host, once a conversation, nobody waits for it.
+    """
+    index = getattr(model.base_model, "get_rope_index", None)
+
+    def located(conversation: Conversation) -> Tensor:
+        tokens, pictures = conversation.tokens, conversation.pictures
+        kinds = conversation.kinds.get("mm_token_type_ids", torch.zeros_like(tokens))
+        found, _ = index(tokens[None], mm_token_type_ids=kinds[None], image_grid_thw=pictures.get(GRIDS))
+        return found[:, 0]
+
+    return located if index else None
+
+
 # Query and value of an attention, or both in one, by their last name.
 _QUERY_VALUE = {"q_proj", "v_proj", "qkv", "qkv_proj", "query", "value", "query_key_value", "c_attn"}
 
@@ -345,7 +361,7 @@ class Generative(Family):
             moved = zip(pictures.items(), kinds, strict=True)
             return image_features(model, {name: v.to(device, kind) for (name, v), kind in moved})
 
-        return converse(rows, processor, encode)
+        return converse(rows, processor, encode, locate=_locate(model))
 
     def features(self, model: Any, inputs: Inputs) -> Tensor:
         """Compute the logits at every position (batch, length, words) by one plain forward."""

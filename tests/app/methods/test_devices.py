@@ -13,8 +13,6 @@ from transformers import masking_utils
 from app import piecewise
 from app.adapters import Adapter
 from app.backbones import load_backbone
-from app.conversations import converse
-from app.families.generative import image_features
 from app.heads import new_head
 from app.methods import METHODS
 from app.mkd import Distillation, make_optimizer
@@ -60,8 +58,8 @@ def step(name, learner, inputs, targets, update="alternating", loss="bce-scores"
     return METHODS[name].step(learner, optimizer, inputs, targets, distillation, SETTINGS)
 
 
-# Their positions are computed by transformers, token by token, on the host.
-READING = {"Qwen2.5-VL", "Qwen3-VL"}
+# Its deeper layers find the pictures' places by a mask, whose number of places transformers reads.
+READING = {"Qwen3-VL"}
 
 
 @pytest.fixture(params=sorted(MODELS.keys() - READING))
@@ -74,7 +72,7 @@ def writing(request, tmp_path_factory, monkeypatch):
     monkeypatch.setattr(piecewise, "PIECE", 2 * 1400)
     with pictures_alone():
         backbone = load_backbone(str(made(request.param, tmp_path_factory.mktemp("writes"))))
-    kept = converse(rows(), backbone.processor, lambda pictures: image_features(backbone.model, pictures))
+    kept = backbone.examples(rows(), torch.device("cpu"))
     learner = METHODS["feddat"].open(backbone, Adapter("lora", 4, 3), 0, torch.device("cpu"))
     return moved(learner), *kept.batch(torch.arange(3), META)
 

@@ -244,6 +244,8 @@ def _locate(model: Any) -> Callable[[Conversation], Tensor] | None:
     On the host, once a conversation, nobody waits for it.
     """
     index = getattr(model.base_model, "get_rope_index", None)
+    if index is None:
+        return None
 
     def located(conversation: Conversation) -> Tensor:
         tokens, pictures = conversation.tokens, conversation.pictures
@@ -251,7 +253,7 @@ def _locate(model: Any) -> Callable[[Conversation], Tensor] | None:
         found, _ = index(tokens[None], mm_token_type_ids=kinds[None], image_grid_thw=pictures.get(GRIDS))
         return found[:, 0]
 
-    return located if index else None
+    return located
 
 
 # Query and value of an attention, or both in one, by their last name.

@@ -161,14 +161,14 @@ def qwen(device: torch.device, tiny: bool) -> Subject:
     side = 4 if tiny else 32  # patches; a picture of 448 × 448 pixels is 256 tokens
 
     def draw(batch: int, where: torch.device) -> Drawn:
-        return _draw_qwen(config, side, batch, where)
+        return _draw_qwen(model.base_model, side, batch, where)
 
     batches = (1, 2) if tiny else (1, 4, 16, 64)
     return Subject(backbone.name, backbone, Adapter("lora"), "next-token", batches, draw)
 
 
-def _draw_qwen(config: Any, side: int, batch: int, device: torch.device) -> Drawn:
-    seen = config.vision_config
+def _draw_qwen(model: Any, side: int, batch: int, device: torch.device) -> Drawn:
+    config, seen = model.config, model.config.vision_config
     generator = torch.Generator().manual_seed(0)
     shown = (side // seen.spatial_merge_size) ** 2
     picture = [config.vision_start_token_id, *[config.image_token_id] * shown, config.vision_end_token_id]
@@ -184,8 +184,12 @@ def _draw_qwen(config: Any, side: int, batch: int, device: torch.device) -> Draw
         TOLD: told_places(targets),
         GRIDS: torch.tensor([[1, side, side]]).expand(batch, -1),
     }
+    positions, _ = model.get_rope_index(
+        tokens, mm_token_type_ids=text["mm_token_type_ids"], image_grid_thw=text[GRIDS]
+    )
     text = {name: value.to(device) for name, value in text.items()}
     features = torch.randn((1, batch * shown, seen.out_hidden_size), generator=generator)
     patches = torch.randn((batch * side**2, pixels), generator=generator)
     whole = {**text, "pixel_values": patches.to(device, torch.bfloat16)}
-    return Drawn(whole, {**text, FEATURES: features.to(device, torch.bfloat16)}, targets.to(device))
+    kept = {FEATURES: features.to(device, torch.bfloat16), "position_ids": positions.to(device)}
+    return Drawn(whole, text | kept, targets.to(device))

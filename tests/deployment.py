@@ -296,8 +296,15 @@ class Deployment:
     def start_sites(self, *sites: Site, app: bool = True) -> None:
         """Start sites until they are let in: for a while, one that was killed still counts as there.
 
-        `app`: also what runs their ClientApps.
+        The first asks for all of them until then, as each time takes a process. `app`: also what runs their
+        ClientApps.
         """
+        self._start_until_let_in(*sites[:1])
+        self._start_until_let_in(*sites[1:])
+        for site in sites if app else ():
+            site.start_app()
+
+    def _start_until_let_in(self, *sites: Site) -> None:
         known = {site.name: len(JOINED.findall(site.log)) for site in sites}
         waiting, deadline = list(sites), time.monotonic() + DEADLINE
         for site in sites:
@@ -309,8 +316,6 @@ class Deployment:
             waiting = [site for site in waiting if len(JOINED.findall(site.log)) == known[site.name]]
             assert time.monotonic() < deadline, [site.name for site in waiting]
             threading.Event().wait(0.5)
-        for site in sites if app else ():
-            site.start_app()
 
     def power_cut(self) -> None:
         """End all processes on all machines by SIGKILL."""

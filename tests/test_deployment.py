@@ -126,17 +126,20 @@ def refuse_strangers(deployment, folder):
     strangers["plain"].refused()
 
 
-def test_a_run_with_alignment_goes_on_after_a_power_cut_as_if_there_had_been_none(
-    deployment, run_config, federation
-):
-    """In the second round, with one client in the middle of its training."""
+def test_a_run_goes_on_after_a_power_cut_as_if_there_had_been_none(deployment, run_config, federation):
+    """In the second round of secure aggregation and alignment, with keys and shares exchanged.
+
+    One client is in the middle of its training.
+    """
     align = {"align.when": "each-round", "align.beta": 0.0, "align.steps": 2, "public.examples": 40}
     settings = {
         "num-clients": SITES,
         "run_name": "cut",
         "num_rounds": 2,
         "evaluate_every": 2,
+        "round_timeout": 180.0,
         "server_device": "cpu",
+        "secure.aggregation": True,
         **align,
     }
     first = deployment.sites[0]
@@ -153,8 +156,12 @@ def test_a_run_with_alignment_goes_on_after_a_power_cut_as_if_there_had_been_non
     clients = federation(SITES, node_config=as_at_a_site(deployment.backbone), **settings)
     expected = clients.serve()
     assert adapter_of(folder) == adapter_of(expected)
-    aligned = [row["round"] for row in rows_of(folder) if "align/delta-norm" in row]
-    assert aligned == [1, 2]
+    rows = rows_of(folder)
+    assert [row["round"] for row in rows if "align/delta-norm" in row] == [1, 2]
+    assert not any("refused" in row for row in rows)
     for site in deployment.sites:
+        lines = (site.folder / "state" / f"summed-{site.partition}.txt").read_text().splitlines()
+        assert [line.split(" ", 1)[1] for line in lines] == ["1 0 1 2", "2 0 1 2"]
+        assert not list((site.folder / "state").glob("secure-*"))
         kept = folder_of(expected.parents[1] / "clients", "cut", site.partition)
         assert_equal(private(site.state("cut")), private(kept))

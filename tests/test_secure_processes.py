@@ -1,4 +1,7 @@
-"""Secure aggregation in real processes: each message may come to another one."""
+"""Secure aggregation by Ray's processes: each message may come to another one.
+
+A process for each, and a power cut, are in `test_deployment.py`.
+"""
 
 import json
 
@@ -6,7 +9,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import load
 
-from tests.deployment import NEEDS_KEYS, Deployment, as_at_a_site
 from tests.processes import adapter_of, simulating_lab
 
 pytestmark = pytest.mark.slow
@@ -43,41 +45,3 @@ def test_a_simulation_sums_what_one_process_does_and_goes_on(lab, run_config, fe
     summed = (lab.folder / "home" / "clients" / "summed-0.txt").read_text().splitlines()
     assert [line.split(" ", 1)[1] for line in summed] == ["1 0 1 2 3", "2 0 1 2 3", "3 0 1 2 3"]
     assert not list((lab.folder / "home" / "clients").glob("secure-*"))
-
-
-@NEEDS_KEYS
-def test_sites_go_on_after_a_power_cut_as_if_there_had_been_none(
-    tmp_path_factory, small_backbone, run_config, federation
-):
-    """In the second round, with keys and shares exchanged and one site in the middle of its training."""
-    settings = {
-        "num-clients": CLIENTS,
-        "run_name": "cut",
-        "num_rounds": 2,
-        "evaluate_every": 2,
-        "round_timeout": 180.0,
-        **SECURE,
-    }
-    with Deployment(tmp_path_factory.mktemp("sites"), CLIENTS, small_backbone, tls=True) as deployment:
-        deployment.start_superlink()
-        for site in deployment.sites:
-            site.register()
-        deployment.start_sites(*deployment.sites)
-        first = deployment.sites[0]
-        first.hold("cut")
-        deployment.user.start(run_config(**settings))
-        first.wait_training()
-        deployment.power_cut()
-        first.release()
-        deployment.start_superlink()
-        deployment.start_sites(*deployment.sites)
-        run_id = deployment.user.start(run_config(**settings, resume="cut"))
-        folder = deployment.finished(run_id, "cut")
-        assert not any("refused" in row for row in rows_of(folder))
-        for site in deployment.sites:
-            lines = (site.folder / "state" / f"summed-{site.partition}.txt").read_text().splitlines()
-            assert [line.split(" ", 1)[1] for line in lines] == ["1 0 1 2 3", "2 0 1 2 3"]
-            assert not list((site.folder / "state").glob("secure-*"))
-
-        clients = federation(CLIENTS, node_config=as_at_a_site(small_backbone), **settings)
-        assert adapter_of(folder) == adapter_of(clients.serve())

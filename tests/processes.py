@@ -21,7 +21,7 @@ from flwr.supercore.logger import console_handler
 from benchmarks.real_processes import QUIET, end, free_port, wait_for
 from tests.conftest import ROOT
 
-DEADLINE = 240.0
+DEADLINE = 480.0  # of what hangs
 # Where Flower's programs of this environment lie.
 PROGRAMS = Path(sys.executable).parent
 T = TypeVar("T")

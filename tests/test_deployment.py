@@ -137,7 +137,7 @@ def test_a_run_goes_on_after_a_power_cut_as_if_there_had_been_none(deployment, r
         "run_name": "cut",
         "num_rounds": 2,
         "evaluate_every": 2,
-        "round_timeout": 180.0,
+        "round_timeout": 600.0,
         "server_device": "cpu",
         "secure.aggregation": True,
         **align,

@@ -13,7 +13,7 @@ WRONG = [
     ),
     ("align-steps=3", r"align-steps is now align\.steps"),
     ("num-rounds=0", r"num-rounds = 0; allowed: greater than 0"),
-    ("num-rounds=many", r"num-rounds = 'many'; allowed: .*integer"),
+    ("num-rounds=many", r"num-rounds = 'many'; allowed: a whole number"),
     ("align.steps=-1", r"align\.steps = -1; allowed: greater than or equal to 0"),
     ("strategy=fedsgd", r"strategy = 'fedsgd'; allowed: 'fedavg', .*"),
     ("data-dir=here", r"data-dir = 'here' is relative; allowed: an absolute path"),

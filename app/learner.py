@@ -77,8 +77,7 @@ class Learner(nn.Module):
 
     def classify(self, features: Any) -> Tensor:
         """Compute the logits (n, classes) of features."""
-        # The head of a spread model may lie elsewhere than what its logits are compared with.
-        return features if self.head is None else self.head(features).to(self.device)
+        return features if self.head is None else self.head(features)
 
     def forward(self, batch: Any, branch: Branch) -> Tensor:
         """Compute a branch's logits by one plain forward of the whole model."""

@@ -114,6 +114,8 @@ def test_layers_lie_on_both_and_adapters_beside_what_they_wrap(backbones):
     assert is_spread(spread.model)
     assert not is_spread(plain.model)
     assert spread.fingerprint == plain.fingerprint
+    examples(spread)
+    assert {str(weight.device) for weight in spread.model.parameters()} == {CPU, PRETEND}
     for kind in ("lora", "bottleneck"):
         learner = opened(spread, kind=kind)
         for name, weight in learner.named_trained():
@@ -187,6 +189,17 @@ def test_a_host_s_own_spread_model_stays_where_it_is(first, second):
     assert {str(weight.device) for weight in over_two.parameters()} == {first, second}
     assert ends[1][0] == pytest.approx(ends[0][0], rel=1e-5, abs=1e-6)
     alike(ends[1][1], ends[0][1])
+
+
+def test_what_would_wait_elsewhere_is_refused_in_a_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(integration, "dispatch_model", accelerate.dispatch_model)
+    monkeypatch.setattr(
+        modeling_utils, "_get_device_map", lambda model, *_: halves(model, PRETEND, CPU, PRETEND)
+    )
+    with pytest.raises(
+        ValueError, match=r"^device = 'balanced': the GPUs have no memory for model.*layers\.1"
+    ):
+        load_backbone.__wrapped__(str(made("LLaVA", tmp_path)), device_map="balanced")
 
 
 def test_what_cannot_be_spread_is_refused_in_a_line(run_config):

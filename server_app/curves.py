@@ -31,7 +31,7 @@ LOSSES = {
 }
 CHANGES = {
     "delta-shared": (r"$|\Delta A_s|$, shared", STUDENT),
-    "delta-local": (r"$|\Delta A_c|$, local", TEACHER),
+    "delta-local": (r"$|\Delta A_c|$, local", LOCAL),
 }
 BRANCHES: dict[str, Style] = {"student": STUDENT, "local": LOCAL, "mixed": MIXED, "teacher": TEACHER}
 # Becomes the colour of the text around a picture, which may be light or dark.

@@ -98,6 +98,7 @@ class FlowerRun:
                 meanwhile()
         finally:
             end(process, grace=2.0)
+        meanwhile()
         if not self.run_id:
             raise Refusal(f"Flower does not start the run: {' '.join(said[-8:])[-500:]}")
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .called import called
 from .checkout import checkout
 from .refusal import Refusal
 
@@ -119,7 +120,7 @@ def _run(root: Path, home: Path, words: list[str], machine: Machine, compare: Se
             if not are_alike(wanted, find_run(beside).settings):
                 raise Refusal(
                     f"the run {beside!r} has other settings or is of another source;"
-                    f" to make it anew: feddat runs prune {beside}"
+                    f" to make it anew: {called()} runs prune {beside}"
                 )
             continue
         key = "resume" if (runs / beside).exists() else "run-name"
@@ -176,7 +177,11 @@ def _command(
 ) -> str:
     """Return the command that was given, with the name that the run has by now."""
     named = [] if settings.resume or settings.run_name else [f"run-name={name}"]
-    return shlex.join(["feddat", "run", *words, *named, *machine.options, f"--compare={','.join(compare)}"])
+    return _run_with(*words, *named, *machine.options, f"--compare={','.join(compare)}")
+
+
+def _run_with(*words: str) -> str:
+    return f"{called()} run {shlex.join(words)}"
 
 
 def _federate(
@@ -184,9 +189,10 @@ def _federate(
 ) -> None:
     """Run one federation to its end, and show what it gave, and how long since `began` that took.
 
-    If it is stopped or fails, the command `again` is to be given next; without one, that which resumes it.
+    One of several has `again`, the command that goes on with all of them; another one is resumed by its name.
     """
     settings, superlink, folder = given.settings, machine.superlink, home / "runs" / name
+    on = again or _run_with(f"resume={name}", *machine.options)
     overrides = given.overrides if settings.resume else {**given.overrides, "run-name": name}
     clients = 0 if superlink else _num_clients(settings)
     log = home / "logs" / f"{name}.log"
@@ -217,10 +223,15 @@ def _federate(
                 options += ["--federation-config", resources]
                 reason = _alone(root, scratch, machine.port, options, log, screen)
         except KeyboardInterrupt:
-            raise Refusal(f"stopped; {_how_on(folder, again)}", code=130) from None
+            how = _how_on(folder, superlink, f"to go on: {on}", always=bool(again))
+            raise Refusal(f"stopped; {how}", code=130) from None
+        except Refusal as refusal:
+            reason = str(refusal)
     if reason is not None:
-        screen.line(f"the run failed; {_how_on(folder, again)}")
-        raise Refusal(reason)
+        # Of several, which; and no promise: what is wrong with its settings is so the next time too.
+        which = name if again else "the run"
+        screen.line(f"{which} failed; {_how_on(folder, superlink, f'to try again: {on}')}")
+        raise Refusal(f"{name}: {reason}" if again else reason)
     from server_app.report import clock
 
     screen.line(f"{clock(time.monotonic() - began)} in all, since the command began")
@@ -342,10 +353,14 @@ def _counted(number: int, what: str) -> str:
     return f"{number} {what}" + "s" * (number != 1)
 
 
-def _how_on(folder: Path, again: str) -> str:
+def _how_on(folder: Path, superlink: str, how: str, *, always: bool = False) -> str:
+    """Return `how` to go on with what is kept of a run; without, say so, and how only if `always`."""
     if (folder / "checkpoints").is_dir():
-        return f"to go on: {again or f'feddat run resume={folder.name}'}"
-    return "nothing of it is kept: it had not begun" + (f"; to go on: {again}" if again else "")
+        return how
+    kept = "nothing of it is kept: it had not begun"
+    if superlink and not folder.exists():
+        kept = "if it had begun, its folder is in the FEDDAT_HOME of its SuperLink's machine"
+    return f"{kept}; {how}" if always else kept
 
 
 def _program(name: str) -> str:

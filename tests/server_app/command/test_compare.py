@@ -89,9 +89,10 @@ def test_all_are_checked_before_the_first_one_begins(home, begun, words, method,
 def stopped(home, monkeypatch):
     """Stop the first federation after its first round, or have it fail; return a call of the command."""
 
-    def call(*words, reason=None):
+    def call(*words, reason=None, begun=True):
         def alone(*_):
-            (home / "runs" / "mine.adapter" / "checkpoints").mkdir(parents=True)
+            if begun:
+                (home / "runs" / "mine.adapter" / "checkpoints").mkdir(parents=True)
             if reason is None:
                 raise KeyboardInterrupt
             return reason
@@ -118,12 +119,27 @@ def test_a_run_that_was_given_no_name_is_called_by_the_one_that_it_has(home, sto
     assert said == "stopped; to go on: feddat run seed=4 run-name=mine --compare=adapter"
 
 
-def test_one_that_fails_says_it_too(stopped, capsys):
-    assert stopped("run-name=mine", "--compare", "adapter", reason="no client replied") == "no client replied"
-    assert capsys.readouterr().out.splitlines()[-1] == (
-        "the run failed; to go on: feddat run run-name=mine --compare=adapter"
+def test_one_that_is_stopped_before_it_begins_is_not_all_that_there_is(stopped):
+    assert stopped("run-name=mine", "--compare", "adapter", begun=False) == (
+        "stopped; nothing of it is kept: it had not begun;"
+        " to go on: feddat run run-name=mine --compare=adapter"
     )
 
 
+@pytest.mark.parametrize(
+    ("begun", "how"),
+    [
+        (True, "to try again: feddat run run-name=mine --compare=adapter"),
+        (False, "nothing of it is kept: it had not begun"),  # nor would it the next time
+    ],
+)
+def test_one_that_fails_is_named_with_its_reason(stopped, capsys, begun, how):
+    said = stopped("run-name=mine", "--compare", "adapter", reason="no client replied", begun=begun)
+    assert said == "mine.adapter: no client replied"
+    assert capsys.readouterr().out.splitlines()[-1] == f"mine.adapter failed; {how}"
+
+
 def test_the_run_itself_goes_on_by_its_name(home, stopped):
-    assert stopped("run-name=mine.adapter") == "stopped; to go on: feddat run resume=mine.adapter"
+    assert stopped("run-name=mine.adapter", "--cpus", "2") == (
+        "stopped; to go on: feddat run resume=mine.adapter --cpus=2"
+    )

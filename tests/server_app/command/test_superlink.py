@@ -1,18 +1,22 @@
 """`feddat run --superlink`: a SuperLink that is there, or is not, or is of another version."""
 
 import json
+import os
 import re
+import shlex
+import signal
 import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
+import psutil
 import pytest
 from flwr.supercore.version import package_version
 
 from benchmarks.real_processes import end, free_port, wait_for
-from tests.processes import PROGRAMS, environment
-from tests.server_app.command.test_run import SMALL
+from tests.processes import PROGRAMS, environment, wait_until
+from tests.server_app.command.test_run import SMALL, is_alive, is_worker, working
 
 OWN = "--superlink", "lab"
 
@@ -90,6 +94,17 @@ def test_one_that_can_and_one_that_does_not_tell_are_tried(known, describing, mo
     check_superlink("lab")
 
 
+def test_one_that_takes_no_run(person, known, describing):
+    called = person.calls("run", *OWN, "run-name=mine", *SMALL, **known(describing(package_version)))
+    assert called.returncode == 1
+    (last,) = called.stderr.splitlines()
+    assert last.startswith("feddat: Flower does not start the run: ")
+    assert len(last) < 600
+    assert called.stdout.splitlines()[-1] == (
+        "the run failed; if it had begun, its folder is in the FEDDAT_HOME of its SuperLink's machine"
+    )
+
+
 # What a SuperLink that was started before an update has in its memory.
 STALE = """
 import importlib.metadata
@@ -100,7 +115,7 @@ importlib.metadata.version = lambda name: "1.40.2" if name == "flwr" else versio
 
 @pytest.fixture
 def superlink(person, known):
-    """Return what starts Flower's own SuperLink, and how the person knows it."""
+    """Return what starts Flower's own SuperLink, and gives its process and how the person knows it."""
     started = []
 
     def start(sitecustomize=""):
@@ -120,7 +135,7 @@ def superlink(person, known):
         )
         started.append(process)
         wait_for(port, process, (lab / "superlink.log").read_text)
-        return known(port)
+        return process, known(port)
 
     yield start
     for process in started:
@@ -129,15 +144,35 @@ def superlink(person, known):
 
 @pytest.mark.slow
 def test_flowers_own_that_was_started_before_an_update(person, superlink):
-    reason = person.is_refused("run", *OWN, **superlink(STALE))
+    _, lab = superlink(STALE)
+    reason = person.is_refused("run", *OWN, **lab)
     assert f"is of Flower 1.40.2, and this is Flower {package_version};" in reason
 
 
 @pytest.mark.slow
-def test_a_run_at_one_that_is_there_ends_with_its_table(person, superlink):
-    words = ("run-name=mine", "num-rounds=1", *SMALL)
-    called = person.calls("run", *OWN, *words, **superlink())
+def test_a_run_that_is_interrupted_ends_and_the_superlink_does_not(person, superlink):
+    process, lab = superlink()
+    metrics = person.home / "runs" / "mine" / "metrics.jsonl"
+    with working(person, metrics, *OWN, **lab) as (command, family):
+        workers = [one for one in psutil.Process(process.pid).children(recursive=True) if is_worker(one)]
+        assert workers
+        os.killpg(command.pid, signal.SIGINT)
+        _, said = command.communicate(timeout=120)
+    assert command.returncode == 130
+    how = "feddat run resume=mine --superlink=lab"
+    assert said.splitlines() == [f"feddat: stopped; to go on: {how}"]
+    assert [member for member in family if is_alive(member)] == []
+    wait_until(lambda: not any(map(is_alive, workers)))
+    assert process.poll() is None
+    listed = (PROGRAMS / "flwr", "ls", "lab", "--format", "json")
+    asked = subprocess.run(listed, env=person.environment(**lab), capture_output=True, check=True)
+    assert [run["status"] for run in json.loads(asked.stdout)["runs"]] == ["finished:stopped"]
+
+    # As it says, and by the same SuperLink.
+    done = max(json.loads(row)["round"] for row in metrics.read_text().splitlines())
+    called = person.calls(*shlex.split(how)[1:], f"num-rounds={done + 1}", **lab)
     assert called.returncode == 0, called.stdout + called.stderr
     lines = called.stdout.splitlines()
-    assert [line for line in lines if line.startswith("round 1/1: student ")]
-    assert lines[-1] == f"the run is in {person.home / 'runs' / 'mine'}"
+    assert [line for line in lines if line.startswith(f"round {done + 1}/{done + 1}: student ")]
+    assert lines[-1] == f"the run is in {metrics.parent}"
+    assert process.poll() is None

@@ -106,35 +106,51 @@ def _run(root: Path, home: Path, words: list[str], machine: Machine, compare: Se
     with waiting("checking the settings"):
         given, name, others = _asked_for(root, home, words, machine, compare)
 
-    from app.source import source_hash
-    from server_app.comparison import are_alike, is_over, name_beside
+    from server_app.comparison import name_beside
 
     from .given import changed
-    from .runs import find_run
+    from .screen import Screen
 
     runs = home / "runs"
+    done = bool(others) and not given.settings.resume and _is_done(runs / name, given.settings)
     for other in others:
         beside = name_beside(name, other.settings.method)
-        if is_over(runs / beside):
-            wanted = {**other.settings.run_config(), "source-hash": source_hash()}
-            if not are_alike(wanted, find_run(beside).settings):
-                raise Refusal(
-                    f"the run {beside!r} has other settings or is of another source;"
-                    f" to make it anew: {called()} runs prune {beside}"
-                )
+        if _is_done(runs / beside, other.settings):
             continue
         key = "resume" if (runs / beside).exists() else "run-name"
         # Gone on with by itself, it would end without the run that it is to stand beside.
         again = _command(words, given.settings, name, machine, compare)
         _federate(root, home, changed(root, other, {key: beside}), beside, machine, began, again)
-        began = time.monotonic()
-    _federate(root, home, given, name, machine, began)
+    if done:
+        show_result(runs / name, Screen(given.settings.num_rounds, given.settings.evaluate_every))
+    else:
+        _federate(root, home, given, name, machine, began)
+
+
+def _is_done(folder: Path, settings: "Settings") -> bool:
+    """Whether a run is over; a Refusal if it is, but was another one than is asked for."""
+    from app.source import source_hash
+    from server_app.comparison import are_alike, is_over
+
+    from .runs import find_run
+
+    if not is_over(folder):
+        return False
+    wanted, theirs = {**settings.run_config(), "source-hash": source_hash()}, find_run(folder.name).settings
+    if theirs.get("method") != settings.method or not are_alike(wanted, theirs):
+        raise Refusal(
+            f"the run {folder.name!r} has other settings or is of another source;"
+            f" to make it anew: {called()} runs prune {folder.name}"
+        )
+    return True
 
 
 def _asked_for(
     root: Path, home: Path, words: list[str], machine: Machine, compare: Sequence[str]
 ) -> tuple["Given", str, list["Given"]]:
     """Return what is to be run, its name, and what it is compared with; all are checked before one begins."""
+    from server_app.comparison import is_over
+
     from .given import changed, read_given
     from .processes import is_taken
 
@@ -153,9 +169,16 @@ def _asked_for(
         check_superlink(machine.superlink)
     settings, runs = given.settings, home / "runs"
     name = settings.resume or settings.run_name or _name(settings)
-    if not settings.resume and (runs / name).exists():
-        raise Refusal(f"run-name = {name!r} is taken: {runs / name}; allowed: another name, or resume={name}")
-    others = [changed(root, given, {"method": method, "run-name": "", "resume": ""}) for method in compare]
+    over = is_over(runs / name)
+    if not settings.resume and (runs / name).exists() and not (over and compare):
+        more = " with more num-rounds" if over else ""
+        raise Refusal(
+            f"run-name = {name!r} is taken: {runs / name}; allowed: another name, or resume={name}{more}"
+        )
+    try:
+        others = [changed(root, given, {"method": one, "run-name": "", "resume": ""}) for one in compare]
+    except Refusal as refusal:
+        raise Refusal(f"--compare: {refusal}") from None
     if not machine.superlink:  # that of a SuperLink elsewhere has files of its own
         for one in (given, *others):
             _check(one.settings)
@@ -193,6 +216,7 @@ def _federate(
     """
     settings, superlink, folder = given.settings, machine.superlink, home / "runs" / name
     on = again or _run_with(f"resume={name}", *machine.options)
+    started = time.monotonic()
     overrides = given.overrides if settings.resume else {**given.overrides, "run-name": name}
     clients = 0 if superlink else _num_clients(settings)
     log = home / "logs" / f"{name}.log"
@@ -234,7 +258,8 @@ def _federate(
         raise Refusal(f"{name}: {reason}" if again else reason)
     from server_app.report import clock
 
-    screen.line(f"{clock(time.monotonic() - began)} in all, since the command began")
+    since, what = (started, "for this run") if again else (began, "in all, since the command began")
+    screen.line(f"{clock(time.monotonic() - since)} {what}")
     show_result(folder, screen)
 
 
@@ -264,7 +289,7 @@ def _alone(
         str(port),
     )
     screen.line("starting Flower and its workers")
-    with screen, started(command, log, empty, machine) as process:
+    with screen, started(command, log, empty, machine) as process, screen.stopping():
         try:
             wait_for(port, process, lambda: log.read_text(errors="replace"))
         except RuntimeError:
@@ -288,7 +313,7 @@ def _at(superlink: str, root: Path, options: list[str], log: Path, screen: "Scre
 
     run = FlowerRun(_program("flwr"), superlink, environment())
     try:
-        with screen, log.open("a") as lines:
+        with screen, log.open("a") as lines, screen.stopping():
             run.follow(root, options, lines, _teller(screen), lambda: None)
         return run.reason()
     except KeyboardInterrupt:

@@ -56,6 +56,15 @@ class Screen(AbstractContextManager["Screen"]):
     def __exit__(self, *error: Any) -> None:
         self._shown.__exit__(*error)
 
+    @contextmanager
+    def stopping(self) -> Iterator[None]:
+        """Say at once that Ctrl-C was heard: to end what was started takes a while."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            self.line("stopping")
+            raise
+
     def line(self, text: str) -> None:
         """Show a line that stays."""
         self.console.print(text, markup=False, soft_wrap=True)

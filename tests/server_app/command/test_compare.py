@@ -58,6 +58,34 @@ def test_one_that_is_over_is_not_run_again_and_one_that_was_stopped_goes_on(home
     ]
 
 
+def test_a_run_that_is_over_gets_what_is_missing_beside_it_and_is_shown(home, begun, monkeypatch):
+    shown = []
+    monkeypatch.setattr(room, "show_result", lambda folder, screen: shown.append(folder.name))
+    keep(home, "mine")
+    keep(home, "mine.adapter", method="adapter")
+    room._run(ROOT, home, ["run-name=mine"], ALONE, ["adapter", "local"])
+    assert [name for name, _ in begun] == ["mine.local"]
+    assert shown == ["mine"]
+
+
+@pytest.mark.parametrize("other", [{"num-rounds": 20}, {"method": "ditto"}], ids=str)
+def test_but_not_one_of_other_settings(home, begun, other):
+    keep(home, "mine", **other)
+    with pytest.raises(Refusal, match=r"^the run 'mine' has other settings .*: feddat runs prune mine$"):
+        room._run(ROOT, home, ["run-name=mine"], ALONE, ["adapter"])
+    assert begun == []
+
+
+def test_a_name_that_is_taken_by_one_that_is_over_can_go_on_with_more_rounds_alone(home, begun):
+    keep(home, "mine")
+    with pytest.raises(Refusal, match=r"allowed: another name, or resume=mine with more num-rounds$"):
+        room._run(ROOT, home, ["run-name=mine"], ALONE, [])
+    (home / "runs" / "mine" / "report.md").unlink()
+    for compare in ([], ["adapter"]):
+        with pytest.raises(Refusal, match=r"allowed: another name, or resume=mine$"):
+            room._run(ROOT, home, ["run-name=mine"], ALONE, compare)
+
+
 @pytest.mark.parametrize("other", [{"num-rounds": 20}, {"source-hash": "0" * 64}], ids=str)
 def test_one_that_is_over_with_other_settings_or_source_is_refused(home, begun, other):
     """It would not be shown beside the run."""
@@ -74,8 +102,8 @@ def test_one_that_is_over_with_other_settings_or_source_is_refused(home, begun, 
 @pytest.mark.parametrize(
     ("words", "method", "reason"),
     [
-        ([], "fedat", "method = 'fedat'; allowed: "),
-        (["update=joint"], "adapter", "update = 'joint' is a step of two adapters"),
+        ([], "fedat", "--compare: method = 'fedat'; allowed: "),
+        (["update=joint"], "adapter", "--compare: update = 'joint' is a step of two adapters"),
     ],
 )
 def test_all_are_checked_before_the_first_one_begins(home, begun, words, method, reason):

@@ -55,6 +55,12 @@ def test_the_bar_does_not_fill_before_there_is_a_round(monkeypatch):
     assert done[-1] == 1
 
 
+def test_ctrl_c_is_answered_at_once(capsys):
+    with pytest.raises(KeyboardInterrupt), Screen(1, 1) as screen, screen.stopping():
+        raise KeyboardInterrupt
+    assert capsys.readouterr().out == "stopping\n"
+
+
 def test_of_what_each_client_may_have_the_first_six_are_shown():
     """As a simulation's workers say it, in lines of theirs."""
     shown, line = [], "client c{}: 1 of 6 test questions have no right answer that fits"

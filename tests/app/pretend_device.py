@@ -27,6 +27,11 @@ class _Hook(backend_registration._DummyPrivateUse1Hook):
         return False  # for whoever asks what there is to compute on
 
 
+# Here, while tests are collected: PyTorch counts the devices at a process's first backward pass.
+if torch._C._get_privateuse1_backend_name() != "pretend":
+    backend_registration._setup_privateuseone_for_python_backend("pretend", _Module(), _Hook())
+
+
 class Pretended(torch.Tensor):
     """A tensor of the device around one of the host, `value`."""
 
@@ -88,8 +93,6 @@ class Pretending(TorchDispatchMode):
     """Makes the device there."""
 
     def __enter__(self):
-        if torch._C._get_privateuse1_backend_name() != "pretend":
-            backend_registration._setup_privateuseone_for_python_backend("pretend", _Module(), _Hook())
         self.before = torch._C._only_lift_cpu_tensors()
         torch._C._set_only_lift_cpu_tensors(True)  # `torch.tensor` moves what it has made on the host
         return super().__enter__()

@@ -40,7 +40,7 @@ def use(settings: Mapping[str, Any], backbone: Backbone, answers: Sequence[str] 
         what for what, name in (("picture", "image"), ("question", "question")) if f"\n{name} =" in lines
     ]
     with_what = "PEFT and transformers" if stock else "the package `feddat` installed"
-    merging = _MERGING if writes and stock else ""
+    merging = (_MERGING_WRITER if writes else _MERGING) if stock else ""
     on = " and ".join(f"one {what}" for what in reads)
     return f"With {with_what}, for {on}:\n\n```python\n{lines}\n```{merging}"
 
@@ -70,14 +70,15 @@ def _load_by_peft(settings: Mapping[str, Any], backbone: Backbone, writes: bool)
     kind, name = type(backbone.model).__name__, settings["backbone"]
     beside = lies_beside(name, settings["backbone-weights"])
     named = json.dumps(str(Path(name).expanduser()) if name.startswith("~") else name)
-    # Only PEFT's own wrapper can be merged; a family's lines take the model apart.
-    inside = "" if writes else ".get_base_model()"
+    # PEFT's own wrapper writes and can be merged; a family's lines take the model apart.
+    inside = "" if writes else "\nmodel = adapted.get_base_model()"
+    wrapped = "model" if writes else "adapted"
     return f"""import torch
 from peft import PeftModel
 from transformers import {kind}
 folder = "path/to/adapter"
 base = {kind}.from_pretrained({'f"{folder}/base_model"' if beside else named}, dtype=torch.float32)
-model = PeftModel.from_pretrained(base, folder).eval(){inside}"""
+{wrapped} = PeftModel.from_pretrained(base, folder).eval(){inside}"""
 
 
 def _load_by_feddat(settings: Mapping[str, Any], backbone: Backbone) -> str:
@@ -172,6 +173,14 @@ answer = processor.batch_decode(written[:, inputs["input_ids"].shape[1] :], skip
 
 
 _MERGING = """
+
+Merged, it is a model like its base, for programs that know no adapters:
+
+```python
+adapted.merge_and_unload().save_pretrained("merged")
+```"""
+
+_MERGING_WRITER = """
 
 Merged, it is a model like its base, as lmms-eval takes one by `--model_args pretrained=merged`:
 

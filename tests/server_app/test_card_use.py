@@ -1,6 +1,7 @@
 """Every card's lines run, and give what the student gives, for each family, adapter and head."""
 
 import functools
+import re
 import shutil
 
 import numpy as np
@@ -108,6 +109,27 @@ def test_an_adapters_card_gives_the_students_features(exported, folder_of, pictu
     else:
         assert names["logits"].shape == (1, 3)
         assert names["logits"].requires_grad  # the head is yet to be trained
+
+
+@pytest.mark.parametrize("kind", ["vilt", "vit", "clip", "siglip", "blip", "bert"])
+def test_merged_a_lora_gives_the_same_without_peft(exported, folder_of, tmp_path, picture, kind):
+    """By the card's own lines, then by those that load the stock model, now from what was merged."""
+    folder, _, _ = exported(backbone=str(folder_of(kind)), adapter="lora")
+    names, code = run_card(folder, picture), code_of(folder, picture)
+    (merging,) = re.findall(r"^adapted\.merge_and_unload.*$", (folder / "README.md").read_text(), re.M)
+    merged = tmp_path / "merged"
+    exec(merging.replace('"merged"', repr(str(merged))), names)
+    lines = {
+        r"base = (\w+)\.from_pretrained\(.*, dtype": rf"base = \1.from_pretrained({str(merged)!r}, dtype",
+        r"adapted = .*": "",
+        r"model = adapted.*": "model = base.eval()",
+    }
+    for line, other in lines.items():
+        code, times = re.subn(f"^{line}", other, code, flags=re.M)
+        assert times == 1
+    alone = {}
+    exec(code, alone)
+    torch.testing.assert_close(alone["features"], names["features"], atol=2e-5, rtol=0)
 
 
 @pytest.mark.parametrize("kind", ["vilt", "vit without a pooler", "clip", "blip", "bert"])

@@ -46,7 +46,7 @@ def test_text_needs_no_quotes_of_its_own(home, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (("learning-rat=1",), "learning-rat = 1 is not a setting; did you mean learning-rate?"),
+        (("learning-rat=1",), "learning-rat = 1 is not a setting; all of them: "),
         (("nosuch",), "'nosuch' is not a recipe; allowed: "),
         (("lora", "--run-config", "seed=4"), "--run-config = 'seed=4' with lora; allowed: one of the two"),
     ],

@@ -27,9 +27,8 @@ class _Hook(backend_registration._DummyPrivateUse1Hook):
         return False  # for whoever asks what there is to compute on
 
 
-# Here, while tests are collected: PyTorch counts the devices at a process's first backward pass.
-if torch._C._get_privateuse1_backend_name() != "pretend":
-    backend_registration._setup_privateuseone_for_python_backend("pretend", _Module(), _Hook())
+# Before a process's first backward pass, at which PyTorch counts the devices.
+backend_registration._setup_privateuseone_for_python_backend("pretend", _Module(), _Hook())
 
 
 class Pretended(torch.Tensor):

@@ -114,7 +114,9 @@ def load_partition(benchmark: str, partition_id: int, num_partitions: int, optio
     require_one_of("benchmark", benchmark, BENCHMARKS)
     if not 0 <= partition_id < num_partitions:
         raise ValueError(f"partition-id = {partition_id}; allowed: 0 to {num_partitions - 1}")
-    return BENCHMARKS[benchmark].load(partition_id, num_partitions, options)
+    require_one_of("evaluate-on", options.evaluate_on, ("test", "validation"))
+    found = BENCHMARKS[benchmark].load(partition_id, num_partitions, options)
+    return found.tested_on_validation() if options.evaluate_on == "validation" else found
 
 
 def load_pool(benchmark: str, options: DataOptions) -> datasets.DatasetDict:

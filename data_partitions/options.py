@@ -37,6 +37,8 @@ class DataOptions:
         `cifar100-lt`; smaller is more uneven.
     on_bad_row : str
         `error` ends the run at a row that cannot be used, `skip` leaves it out and counts it.
+    evaluate_on : str
+        Which rows a partition has to be scored on, as its ``test``: `test`, or `validation`.
     missing_modality : float
         `files`, `hflb`, `feddat-…`: share of a client's training examples that lack their pictures or, every
         other one, their text.
@@ -61,6 +63,7 @@ class DataOptions:
     split_by: str = "iid"
     dirichlet_alpha: float = 0.5
     on_bad_row: str = "error"
+    evaluate_on: str = "test"
     missing_modality: float = 0.0
     public_data: str = ""
     public_examples: int = 500

@@ -26,7 +26,7 @@ example_id
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import datasets
@@ -128,6 +128,15 @@ class Partition:
             split.with_format("arrow")[:]["images"] for split in (self.train, self.validation, self.test)
         ]
         return max(pc.max(pc.list_value_length(column)).as_py() or 0 for column in columns)
+
+    def tested_on_validation(self) -> "Partition":
+        """Return it with its validation rows as its test; ValueError where it has none."""
+        if not len(self.validation):
+            raise ValueError(
+                f"evaluate-on = 'validation': {self.name} has no validation rows; allowed: 'test'"
+            )
+        unanswerable = self.unanswerable | {"test": self.unanswerable.get("validation", 0)}
+        return replace(self, test=self.validation, unanswerable=unanswerable)
 
 
 class BalancedTest(NamedTuple):

@@ -60,7 +60,7 @@ def model_card(
         head,
         *([note] if (note := METHODS[settings["method"]].note) else []),
         "## Scores",
-        measured_on(rows),
+        measured_on(settings, rows),
         *([] if unscored(rows) else [markdown.table(*scores(rows), align="---:")]),
         "## Use",
         use(settings, backbone, answers),

@@ -88,7 +88,7 @@ class RunShown:
     @property
     def measured_on(self) -> str:
         """What they are of."""
-        return measured_on(self.rows)
+        return measured_on(self.settings, self.rows)
 
     @property
     def unscored(self) -> str:

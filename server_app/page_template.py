@@ -71,7 +71,7 @@ summary { cursor: pointer; padding: .3rem 0; }
 <p class="soft">Runs side by side: each client's last score of the deployed branch, and the settings that differ.</p>
 <div class="wide" tabindex="0" role="region" aria-label="scores side by side">
 <table>
-<caption>Scores on each client's test split, in points</caption>
+<caption>Last score of each client, in points</caption>
 <thead><tr><th scope="col">client</th>{% for run in runs %}<th scope="col">{{ run.name }}</th>{% endfor %}</tr></thead>
 <tbody>
 {% for name, scores in beside.items() %}

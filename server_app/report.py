@@ -21,23 +21,25 @@ from .curves import draw_curves
 from .facts import facts_of, refusals
 from .page import RunShown, html_report
 from .rows import ALL, BRANCHES, GROUPS, Rows, central, names_of
-from .scores import Beside, in_short, measured_on, scores, unscored, what_ran
+from .scores import Beside, in_short, measured_on, scores, split_of, unscored, what_ran
 from .verdict import verdict
 
 _LINES = 20  # of clients, on a screen
 _NARROWEST = 3
 
 
-def results_table(rows: Rows, beside: Beside = MappingProxyType({}), narrow: int = 0) -> Table:
+def results_table(
+    rows: Rows, beside: Beside = MappingProxyType({}), narrow: int = 0, split: str = "test"
+) -> Table:
     """Show each client's last scores in points, then the mean and the worst of each column.
 
     Of many clients the lowest 20 have a line. Where the server evaluates, show its last accuracies by groups
     of classes, then over all. `beside` is as in `scores`. A `narrow` table has heads of one word, explained
     below it; from 2 on no lines between its columns; and from 3 on clients' names in lines that end with a
-    hyphen.
+    hyphen. `split` is what the scores are of.
     """
     header, lines = scores(rows, beside, most=_LINES)
-    table = Table(title="score on the test split, in points")
+    table = Table(title=f"score on the {split} split, in points")
     if narrow:
         header, legend = in_short(header)
         table.caption, table.caption_justify = legend, "left"
@@ -61,7 +63,7 @@ def show_result(console: Console, folder: Path, settings: Mapping[str, Any], row
         _say(console, why)
         return
     beside = runs_beside(folder, settings, rows)
-    console.print(_fitting(console, rows, beside))
+    console.print(_fitting(console, rows, beside, split_of(settings)))
     for sentence in (*verdict(rows), *note_on(beside)):
         _say(console, sentence)
 
@@ -70,14 +72,14 @@ def _say(console: Console, sentence: str) -> None:
     console.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
 
-def _fitting(console: Console, rows: Rows, beside: Beside) -> Table:
+def _fitting(console: Console, rows: Rows, beside: Beside, split: str) -> Table:
     """Return the widest table of results that fits."""
     for narrow in range(_NARROWEST):
-        table = results_table(rows, beside, narrow)
+        table = results_table(rows, beside, narrow, split)
         measured = Measurement.get(console, console.options.update(width=10_000), table)
         if measured.maximum <= console.width:
             return table
-    return results_table(rows, beside, _NARROWEST)
+    return results_table(rows, beside, _NARROWEST, split)
 
 
 def progress_line(
@@ -147,7 +149,7 @@ def _report(settings: Mapping[str, Any], rows: Rows, facts: Mapping[str, str], b
     parts = [
         f"# {markdown.text(settings['run-name'])}",
         what_ran(settings, rows),
-        measured_on(rows),
+        measured_on(settings, rows),
         "" if unscored(rows) else markdown.table(*scores(rows, beside), align="---:"),
         " ".join(verdict(rows, markdown.text)),
         " ".join(note_on(beside)).replace("*", r"\*"),

@@ -122,14 +122,21 @@ def unscored(rows: Rows) -> str:
     return f"Scores were not measured: evaluations were refused, {times} times because of: {one_line(reason)}"
 
 
-def measured_on(rows: Rows) -> str:
+def split_of(settings: Mapping[str, Any]) -> str:
+    """Return which split of the clients' data a run was scored on."""
+    return str(settings.get("evaluate-on", "test"))
+
+
+def measured_on(settings: Mapping[str, Any], rows: Rows) -> str:
     """Say what the scores are of, before their table."""
     if central(rows):
         return (
             "Accuracy of the aggregated model on the benchmark's balanced test set, over the classes with "
             "many, with a medium number of and with few training examples, and over all, in points:"
         )
-    return unscored(rows) or "Scores on each client's test split with its own head, in points:"
+    return unscored(rows) or (
+        f"Scores on each client's {split_of(settings)} split with its own head, in points:"
+    )
 
 
 def what_ran(settings: Mapping[str, Any], rows: Rows) -> str:

@@ -25,6 +25,7 @@ class FederationSettings(Section):
     wire_precision: Literal["float32", "bfloat16", "int8", "int4"]
     fraction_train: float = Field(gt=0, le=1)
     evaluate_every: int = Field(gt=0)
+    evaluate_on: Literal["test", "validation"]
 
     @model_validator(mode="after")
     def _check_federation(self) -> Self:

@@ -96,6 +96,15 @@ def test_another_seed_gives_another_adapter(federation, finished):
     assert adapter_bytes(federation(3, seed=1).serve()) != adapter_bytes(finished.folder)
 
 
+def test_the_validation_scores_say_so_and_leave_training_as_it_is(federation, finished):
+    folder = federation(3, run_name="chosen", evaluate_on="validation").serve()
+    assert adapter_bytes(folder) == adapter_bytes(finished.folder)
+    assert {row["test-examples"] for row in rows_of(folder)} == {4}
+    assert {row["test-examples"] for row in finished.rows} == {8}
+    assert "on each client's validation split" in (folder / "adapter" / "README.md").read_text()
+    assert "on each client's test split" in (finished.folder / "adapter" / "README.md").read_text()
+
+
 def test_the_adapter_is_the_mean_of_the_last_replies(finished):
     replies = [
         message.content["arrays"] for message in messages(finished.federation, "to server", "train")[-3:]

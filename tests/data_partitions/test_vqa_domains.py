@@ -112,6 +112,23 @@ def test_rare_answers_are_kept_and_counted(folder, options):
     assert len(partition.train) == 12
 
 
+def test_validation_rows_are_scored_where_asked_for(folder, options):
+    _write(folder, _rows())
+    asked = _with(options, num_answers=2)
+    plain, chosen = (
+        load_partition("vqa-domains", 0, 1, _with(asked, evaluate_on=split))
+        for split in ("test", "validation")
+    )
+    assert chosen.test["example_id"][:] == [f"image{row // 2}/{row}" for row in range(12, 16)]
+    assert plain.test["example_id"][:] == [f"image{row // 2}/{row}" for row in range(16, 22)]
+    assert chosen.train["example_id"][:] == plain.train["example_id"][:]
+    assert chosen.unanswerable["test"] == sum(not any(scores) for scores in chosen.test["scores"])
+    _write(folder, _rows(val=0))
+    line = "^evaluate-on = 'validation': x-ray has no validation rows; allowed: 'test'$"
+    with pytest.raises(ValueError, match=line):
+        load_partition("vqa-domains", 0, 1, _with(asked, evaluate_on="validation"))
+
+
 def test_caps_are_a_sample_that_the_seed_decides(folder, options):
     _write(folder, _rows(train=40, test=20, val=20))
     capped = _with(options, train_examples=10, test_examples=5)
@@ -272,6 +289,7 @@ def test_no_training_rows(folder, options):
     ("changes", "message"),
     [
         ({"split_by": "size"}, "split-by = 'size'; allowed: iid, dirichlet"),
+        ({"evaluate_on": "train"}, "evaluate-on = 'train'; allowed: test, validation"),
         ({"on_bad_row": "ignore"}, "on-bad-row = 'ignore'; allowed: error, skip"),
         ({"num_answers": 0}, "num-answers = 0; allowed: 1 or more"),
     ],

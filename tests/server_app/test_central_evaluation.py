@@ -92,5 +92,5 @@ def test_a_shared_head_needs_one_answer_list(run_config):
         "allowed with 'cifar10-lt' and 'cifar100-lt'"
     )
     asked = run_config(head="shared", benchmark="cifar10-lt", evaluate_on="validation", data_dir="/d")
-    with pytest.raises(SettingsError, match="^evaluate-on = 'validation' with head = 'shared'.*'test'$"):
+    with pytest.raises(SettingsError, match=r"^evaluate-on = 'validation' with head = 'shared'.*'test'$"):
         common_test(read_settings(asked))

@@ -8,6 +8,7 @@ import typer.core
 
 from . import answer, check, doors, export, run, runs, settings
 from .refusal import Refusal
+from .words import TakesSettings
 
 # Otherwise help says `\[default: 0]`, escaped for a markup that is off here.
 typer.core.HAS_RICH = False
@@ -20,11 +21,11 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-app.command("run")(run.run)
+app.command("run", cls=TakesSettings)(run.run)
 app.add_typer(runs.app, name="runs")
 app.command("report")(runs.report)
 app.command("answer")(answer.answer)
-app.command("check")(check.check)
+app.command("check", cls=TakesSettings)(check.check)
 app.command("export")(export.export)
 app.command("settings")(settings.settings)
 doors.open_all(app)

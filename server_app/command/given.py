@@ -49,7 +49,7 @@ def read_given(root: Path, words: Sequence[str]) -> Given:
     Refusal
         One line that names what cannot be used, and what is allowed.
     """
-    defaults = flat(_toml(root / "pyproject.toml")["tool"]["flwr"]["app"]["config"])
+    defaults = known_settings(root)
     pairs = dict(_pair(word, defaults) for word in words if "=" in word)
     recipes = [word for word in words if "=" not in word]
     if len(recipes) > 1:
@@ -65,8 +65,13 @@ def read_given(root: Path, words: Sequence[str]) -> Given:
 def changed(root: Path, given: Given, own: Config) -> Given:
     """Return the same with some settings changed; raises as `read_given`."""
     own = {**given.overrides, **own}
-    defaults = flat(_toml(root / "pyproject.toml")["tool"]["flwr"]["app"]["config"])
+    defaults = known_settings(root)
     return Given(_checked({**defaults, **own}), own)
+
+
+def known_settings(root: Path) -> Config:
+    """Return all settings and their defaults, as the checkout has them."""
+    return flat(_toml(root / "pyproject.toml")["tool"]["flwr"]["app"]["config"])
 
 
 def flat(tables: Mapping[str, Any], prefix: str = "") -> Config:

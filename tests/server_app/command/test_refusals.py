@@ -12,6 +12,7 @@ WRONG = [
         r"num-round = 3 is not a setting; all of them: feddat settings; did you mean num-rounds\?",
     ),
     ("align-steps=3", r"align-steps is now align\.steps"),
+    ("--num-rounds=3", r"--num-rounds is no option but a setting: num-rounds=VALUE"),
     ("num-rounds=0", r"num-rounds = 0; allowed: greater than 0"),
     ("num-rounds=many", r"num-rounds = 'many'; allowed: a whole number"),
     ("align.steps=-1", r"align\.steps = -1; allowed: greater than or equal to 0"),
@@ -32,6 +33,11 @@ def test_what_a_run_cannot_be_given(person, word, reason):
 def test_what_does_not_go_together(person):
     reason = person.is_refused("run", "update=joint", "step=reference")
     assert reason == "update = 'joint' is not in the published step; allowed with step = 'fast' only"
+
+
+def test_a_setting_given_as_an_option(person):
+    line = "--dp.mode is no option but a setting: dp.mode=VALUE"
+    assert person.is_refused("check", "--dp.mode", "local") == line
 
 
 def test_a_file_that_is_missing(person):

@@ -158,9 +158,10 @@ def data(client: Client) -> str:
     client.policy.require_examples(len(found.train))
     unscored = "" if len(found.test) else ": it trains, and has no score"
     counts = [f"{len(found.train)} training"]
-    if len(found.validation):
+    scored = client.settings.evaluate_on
+    if len(found.validation) and scored == "test":
         counts.append(f"{len(found.validation)} validation")
-    return f"{found.name}, {', '.join(counts)} and {len(found.test)} test examples{unscored}"
+    return f"{found.name}, {', '.join(counts)} and {len(found.test)} {scored} examples{unscored}"
 
 
 def answers(client: Client) -> str:

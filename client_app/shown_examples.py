@@ -115,7 +115,9 @@ def main(arguments: list[str] | None = None, prog: str = "python -m client_app.s
         return 1
     name, there = asked.client.partition.name, len(asked.client.partition.test)
     more = f" (for more: --examples {there})" if given.examples < there else ""
-    print(f"{len(shown)} of {there} test examples of {name} shown{more}: {path}")
+    print(
+        f"{len(shown)} of {there} {asked.client.settings.evaluate_on} examples of {name} shown{more}: {path}"
+    )
     return 0
 
 

@@ -26,7 +26,7 @@ dd { margin: 0; }
 <body>
 <main>
 <h1>{{ client }} in {{ run }}</h1>
-<p>{{ right }} of {{ shown | length }} test examples shown are answered right by the branch that is deployed; those that are not come first.
+<p>{{ right }} of {{ shown | length }} examples shown are answered right by the branch that is deployed; those that are not come first.
 {{ meaning }} This page has the client's own data: it stays where it is.</p>
 <ul>
 {% for one in shown %}

@@ -144,7 +144,7 @@ class RunLog(RoundObserver):
         for answer in said.values():
             if unanswerable := answer.get("unanswerable"):
                 log.info(
-                    "%s: %.1f %% of the test questions have an answer that is not in the client's list",
+                    "%s: %.1f %% of the questions scored have an answer that is not in the client's list",
                     answer["name"],
                     100 * unanswerable,
                 )

@@ -310,15 +310,17 @@ def test_clocks_may_differ_by_what_a_superlink_bears(asked, ahead, mark):
 
 
 @pytest.mark.parametrize(
-    ("validated", "tests", "told"),
+    ("validated", "tests", "scored", "told"),
     [
-        (0, 2, "3 training and 2 test examples"),
-        (4, 2, "3 training, 4 validation and 2 test examples"),
-        (0, 0, "3 training and 0 test examples: it trains, and has no score"),
+        (0, 2, "test", "3 training and 2 test examples"),
+        (4, 2, "test", "3 training, 4 validation and 2 test examples"),
+        (0, 0, "test", "3 training and 0 test examples: it trains, and has no score"),
+        (4, 4, "validation", "3 training and 4 validation examples"),
     ],
 )
-def test_a_client_that_cannot_be_scored_is_told(validated, tests, told):
+def test_a_client_that_cannot_be_scored_is_told(validated, tests, scored, told):
     policy = SimpleNamespace(require_examples=lambda count: None)
     partition = SimpleNamespace(name="school", train=range(3), validation=range(validated), test=range(tests))
-    found = check.data(SimpleNamespace(partition=partition, policy=policy))
+    settings = SimpleNamespace(evaluate_on=scored)
+    found = check.data(SimpleNamespace(partition=partition, policy=policy, settings=settings))
     assert found == f"school, {told}"

@@ -180,6 +180,6 @@ def test_what_cannot_be_answered_or_read_is_said(make, caplog):
         {0: answer("x-ray", unanswerable=0.125, skipped=3), 1: answer("art", unanswerable=0.0, skipped=0)}
     )
     assert caplog.messages[1:] == [
-        "x-ray: 12.5 % of the test questions have an answer that is not in the client's list",
+        "x-ray: 12.5 % of the questions scored have an answer that is not in the client's list",
         "x-ray: 3 rows that cannot be read were skipped",
     ]

@@ -78,10 +78,11 @@ class Found:
             if branch in scores
         }
 
-    def question_alone(self, benchmark: str, budget: Budget) -> Scores:
-        """Return what the question alone gives by seed and client, in points, whatever the method."""
+    def question_alone(self, benchmark: str) -> Scores:
+        """Return what the question alone gives by seed and client, in points, whatever method and budget."""
         return {
             (line["seed"], client): 100 * scores[QUESTION_ALONE]
+            for budget in self.plan.budgets
             for method in self.methods(benchmark, budget)
             for line in self.of(benchmark, method, budget)
             for client, scores in line["clients"].items()
@@ -142,7 +143,7 @@ def table(found: Found, benchmark: str, budget: Budget) -> str:
         row += [f"{np.mean([line['flops'] for line in lines]) / 1e12:.2f}"]
         row += [f"{np.mean([line['seconds'] for line in lines]) / 60:.1f}"]
         rows.append(row)
-    if alone := found.question_alone(benchmark, budget):
+    if alone := found.question_alone(benchmark):
         by_seed = [[v for (of, _), v in alone.items() if of == seed] for seed in {seed for seed, _ in alone}]
         shown = [_mean(float(np.mean(s)) / 100 for s in by_seed), _mean(min(s) / 100 for s in by_seed)]
         rows.append(["question alone", str(len(by_seed)), *shown, *["–"] * (len(header) - 4)])
@@ -172,7 +173,7 @@ def by_client(found: Found, benchmark: str, budget: Budget) -> str:
         for method in methods
         for what in ("student", "personal")
     }
-    alone = found.question_alone(benchmark, budget)
+    alone = found.question_alone(benchmark)
     clients = list(dict.fromkeys(client for scores in each.values() for _, client in scores))
     rows = [
         [

@@ -1,5 +1,6 @@
 """What a run is asked for, ``[RECIPE] [KEY=VALUE …]``, checked before anything is started."""
 
+import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -112,7 +113,7 @@ def _pair(word: str, defaults: Config) -> tuple[str, Any]:
     if isinstance(defaults.get(key), str) and not isinstance(value, str):
         value = text
     # The app does not run in this folder.
-    if key == _FOLDER and value and Path(value).is_dir():
+    if key == _FOLDER and os.path.isdir(value):  # False too for what no path can be
         value = str(Path(value).absolute())
     return key, value
 

@@ -57,6 +57,11 @@ def test_a_file_that_is_no_toml_is_named_in_one_line(tmp_path):
         read(str(path))
 
 
+def test_a_folder_whose_name_no_file_system_takes_is_refused_in_a_line():
+    with pytest.raises(Refusal, match=r"^data-dir = 'a+' is relative; allowed: an absolute path$"):
+        read("benchmark=files", f"data-dir={'a' * 300}")
+
+
 def test_two_recipes_are_one_too_many():
     with pytest.raises(Refusal, match=r"^lora, long-tailed: allowed: one recipe, then KEY=VALUE …$"):
         read("lora", "long-tailed")

@@ -10,6 +10,6 @@ def called() -> str:
     """Return what the command was called by: without an activated environment, its path."""
     program = Path(sys.argv[0])
     found = shutil.which("feddat")
-    if program.name != "feddat" or (found and Path(found).samefile(program)):
+    if program.name != "feddat" or (found and Path(found).resolve() == program.resolve()):
         return "feddat"
     return shlex.quote(sys.argv[0])

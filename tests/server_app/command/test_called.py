@@ -24,6 +24,12 @@ def test_it_is_called_by_its_path_unless_that_is_what_its_name_finds(program, mo
     assert called() == "feddat"
 
 
+def test_one_that_was_removed_meanwhile_still_has_a_name(program, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/nowhere/feddat", "run"])
+    monkeypatch.setenv("PATH", str(program.parent))
+    assert called() == "/nowhere/feddat"
+
+
 def test_a_module_of_the_checkout_is_called_by_the_commands_name(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["server_app/command/__main__.py", "run"])
     assert called() == "feddat"

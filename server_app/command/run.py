@@ -120,11 +120,14 @@ def _run(root: Path, home: Path, words: list[str], machine: Machine, compare: Se
         key = "resume" if (runs / beside).exists() else "run-name"
         # Gone on with by itself, it would end without the run that it is to stand beside.
         again = _command(words, given.settings, name, machine, compare)
-        _federate(root, home, changed(root, other, {key: beside}), beside, machine, began, again)
+        one = changed(root, other, {key: beside})
+        _federate(root, home, one, beside, machine, began, again, several=True)
     if done:
         show_result(runs / name, Screen(given.settings.num_rounds, given.settings.evaluate_every))
     else:
-        _federate(root, home, given, name, machine, began)
+        # What is changed of a run that goes on is kept only once its clients are there.
+        same = words if given.settings.resume else [f"resume={name}"]
+        _federate(root, home, given, name, machine, began, _run_with(*same, *machine.options))
 
 
 def _is_done(folder: Path, settings: "Settings") -> bool:
@@ -208,14 +211,20 @@ def _run_with(*words: str) -> str:
 
 
 def _federate(
-    root: Path, home: Path, given: "Given", name: str, machine: Machine, began: float, again: str = ""
+    root: Path,
+    home: Path,
+    given: "Given",
+    name: str,
+    machine: Machine,
+    began: float,
+    again: str,
+    several: bool = False,
 ) -> None:
     """Run one federation to its end, and show what it gave, and how long since `began` that took.
 
-    One of several has `again`, the command that goes on with all of them; another one is resumed by its name.
+    `again` is the command that goes on with it, or with all of `several`.
     """
     settings, superlink, folder = given.settings, machine.superlink, home / "runs" / name
-    on = again or _run_with(f"resume={name}", *machine.options)
     started = time.monotonic()
     overrides = given.overrides if settings.resume else {**given.overrides, "run-name": name}
     clients = 0 if superlink else _num_clients(settings)
@@ -247,18 +256,18 @@ def _federate(
                 options += ["--federation-config", resources]
                 reason = _alone(root, scratch, machine.port, options, log, screen)
         except KeyboardInterrupt:
-            how = _how_on(folder, superlink, f"to go on: {on}", always=bool(again))
+            how = _how_on(folder, superlink, f"to go on: {again}", always=several)
             raise Refusal(f"stopped; {how}", code=130) from None
         except Refusal as refusal:
             reason = str(refusal)
     if reason is not None:
         # Of several, which; and no promise: what is wrong with its settings is so the next time too.
-        which = name if again else "the run"
-        screen.line(f"{which} failed; {_how_on(folder, superlink, f'to try again: {on}')}")
-        raise Refusal(f"{name}: {reason}" if again else reason)
+        which = name if several else "the run"
+        screen.line(f"{which} failed; {_how_on(folder, superlink, f'to try again: {again}')}")
+        raise Refusal(f"{name}: {reason}" if several else reason)
     from server_app.report import clock
 
-    since, what = (started, "for this run") if again else (began, "in all, since the command began")
+    since, what = (started, "for this run") if several else (began, "in all, since the command began")
     screen.line(f"{clock(time.monotonic() - since)} {what}")
     show_result(folder, screen)
 

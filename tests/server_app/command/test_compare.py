@@ -28,7 +28,7 @@ def begun(home, monkeypatch):
     """Collect what each federation is given instead of running it."""
     made = []
 
-    def federate(root, home, given, name, machine, began, again=""):
+    def federate(root, home, given, name, *_, **__):
         made.append((name, given.settings))
 
     monkeypatch.setattr(room, "_federate", federate)
@@ -120,7 +120,7 @@ def stopped(home, monkeypatch):
     def call(*words, reason=None, begun=True):
         def alone(*_):
             if begun:
-                (home / "runs" / "mine.adapter" / "checkpoints").mkdir(parents=True)
+                (home / "runs" / "mine.adapter" / "checkpoints").mkdir(parents=True, exist_ok=True)
             if reason is None:
                 raise KeyboardInterrupt
             return reason
@@ -165,6 +165,15 @@ def test_one_that_fails_is_named_with_its_reason(stopped, capsys, begun, how):
     said = stopped("run-name=mine", "--compare", "adapter", reason="no client replied", begun=begun)
     assert said == "mine.adapter: no client replied"
     assert capsys.readouterr().out.splitlines()[-1] == f"mine.adapter failed; {how}"
+
+
+def test_a_run_that_goes_on_with_more_rounds_is_gone_on_with_by_the_same_command(home, stopped, monkeypatch):
+    """Its folder says so only once its clients are there; by its name alone it would be finished."""
+    keep(home, "mine.adapter", method="adapter")
+    monkeypatch.setattr(room, "_check", lambda settings: None)  # of checkpoints, of which there are none
+    assert stopped("resume=mine.adapter", "num-rounds=99") == (
+        "stopped; to go on: feddat run resume=mine.adapter num-rounds=99"
+    )
 
 
 def test_the_run_itself_goes_on_by_its_name(home, stopped):

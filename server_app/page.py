@@ -1,5 +1,6 @@
 """A run, or several side by side, as one HTML file: no script, nothing from elsewhere, light and dark."""
 
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -73,7 +74,7 @@ class RunShown:
             for key, value in self.settings.items()
             if key in defaults and key not in _OWN and value != defaults[key]
         ]
-        return " ".join(["feddat run", *(f"'{word}'" if " " in word else word for word in words)])
+        return shlex.join(["feddat", "run", *words])
 
     @property
     def table(self) -> tuple[list[str], list[list[str]]]:
@@ -136,7 +137,7 @@ def html_report(runs: Sequence[RunShown]) -> str:
     note = NONE_IN_COMMON if have_none_in_common(scores) else ""
     differing = [
         key
-        for key in runs[0].settings
+        for key in dict.fromkeys(key for run in runs for key in run.settings)
         if key not in _OWN and len({str(run.settings.get(key)) for run in runs}) > 1
     ]
     return _template().render(runs=runs, beside=scores, note=note, differing=differing, words=WORDS)

@@ -184,7 +184,7 @@ def compare(names: Annotated[list[str], typer.Argument(metavar="RUN RUN...", hel
     _, *others = found
     own = {"run-name", "run-token", "resumed-after", "resume"}
     differing = Table("setting", *map(escape, names))
-    for key in found[0].settings:
+    for key in dict.fromkeys(key for run in found for key in run.settings):
         values = [json.dumps(run.settings.get(key)) for run in found]
         if key not in own and len(set(values)) > 1:
             differing.add_row(key, *map(escape, values))

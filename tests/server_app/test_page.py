@@ -2,6 +2,7 @@
 
 import html.parser
 import re
+import shlex
 from collections import Counter
 
 import pytest
@@ -150,6 +151,17 @@ def test_it_says_how_to_repeat_the_run_and_not_its_token(run_config):
     assert command.startswith("feddat run ")
     assert " learning-rate=0.5" in command
     assert "dp.mode" not in command
+
+
+def test_a_shell_reads_that_command_as_it_is_meant(run_config):
+    prompt = "isn't it {} & $HOME"
+    run = RunShown({**run_config(), "answer-prompt": prompt, "data-dir": "/a;b"}, ROWS)
+    assert {f"answer-prompt={prompt}", "data-dir=/a;b"} <= {*shlex.split(run.command)}
+
+
+def test_a_setting_that_the_first_run_has_not_differs_too():
+    page = page_of(RunShown({"run-name": "old"}, ROWS), RunShown({"evaluate-on": "validation"}, ROWS))
+    assert ["evaluate-on", "–", "validation"] in page.lines
 
 
 @pytest.mark.parametrize("rows", [[], [{"round": 1, "partition": -1, "student": 0.5, "many": 0.25}]])

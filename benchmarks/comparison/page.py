@@ -239,11 +239,12 @@ def _preamble(plan: Comparison, lines: Lines) -> str:
     wanted = sum(1 for _ in plan.cells()) * len(plan.seeds)
     machines = sorted({line["machine"] for line in lines})
     hours = sum(line["seconds"] for line in lines) / 3600
+    scored = " and ".join(sorted({cell.settings({}).get("evaluate-on", "test") for cell in plan.cells()}))
     reference = _CENTRALISED if any(one.centralised for one in plan.methods.values()) else ""
     return f"""Made by `python -m benchmarks.study --plan recipes/study/{plan.name}.toml` of {len(lines)}
 of the plan's {wanted} cells and seeds ({", ".join(machines)}; {hours:.1f} hours in all, beside other work);
 every figure is of a line in the file of results. Scores are of the last round, on each client's own
-test questions, in points: mean ± standard deviation over the seeds of the clients' mean, and of the
+{scored} questions, in points: mean ± standard deviation over the seeds of the clients' mean, and of the
 worst client. *Own* is the branch that is a client's own, named by the plan before anything was
 measured; where a part of the student is each client's own, it is the student.
 

@@ -120,3 +120,9 @@ def test_a_page_has_each_benchmark_and_budget_and_its_curves(tmp_path):
     assert "of 7\nof the plan's 14 cells and seeds" in text
     with pytest.raises(ValueError):
         cells(text, "late")
+
+
+def test_it_says_which_questions_the_scores_are_of(tmp_path):
+    for settings, said in (({}, "test"), ({"evaluate-on": "validation"}, "validation")):
+        write_page(tmp_path / "page.md", PLAN.model_copy(update={"settings": settings}), [])
+        assert f"on each client's own\n{said} questions" in (tmp_path / "page.md").read_text()

@@ -26,6 +26,7 @@ from client_app.local_training import (
     batch_sizes,
     evaluate,
     generator,
+    mixed_precision,
     schedule,
     shuffled,
     training,
@@ -65,8 +66,16 @@ def centralised(given: Mapping[str, Any], clients: int) -> list[dict[str, Any]]:
         each client takes on its own.
     clients : int
         How many.
+
+    Raises
+    ------
+    ValueError
+        A setting changes a client's steps in a way that is not followed here.
     """
     settings = read_settings({**given, "method": METHOD})
+    for key, none in (("gradient-accumulation", 1), ("augment", False), ("proximal-mu", 0.0)):
+        if given[key] != none:
+            raise ValueError(f"{key} = {given[key]!r} with centralised = true; allowed: {none!r}")
     backbone, learner, options = open_backbone(settings), open_learner(settings), data_options(settings)
     partitions = [load_partition(settings.benchmark, client, clients, options) for client in range(clients)]
     train, test = (
@@ -133,5 +142,6 @@ def train_epochs(
                     group["lr"] = settings.learning_rate * factor
                 head.client, batch = batches[turn]
                 inputs, targets = train[head.client].batch(batch, learner.device)
-                method.step(learner, optimizer, inputs, targets, distillation, settings)
+                with mixed_precision(learner.device):
+                    method.step(learner, optimizer, inputs, targets, distillation, settings)
         yield

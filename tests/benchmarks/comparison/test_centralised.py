@@ -1,5 +1,6 @@
 """The reference that has all examples in one place."""
 
+import pytest
 import torch
 from torch import nn
 
@@ -57,6 +58,16 @@ def test_each_step_is_on_a_clients_batch_with_its_own_head(run_config, home, mon
     assert [(row["round"], row["partition"], "student" in row) for row in rows] == [
         (number, client, number == 2) for number in (1, 2) for client in range(4)
     ]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"gradient_accumulation": 2}, {"augment": True}, {"proximal_mu": 0.1, "strategy": "fedprox"}],
+    ids=str,
+)
+def test_what_would_be_other_steps_than_the_clients_is_refused(run_config, home, changed):
+    with pytest.raises(ValueError, match="with centralised = true; allowed: "):
+        centralised(run_config(**SMALL, **changed), 2)
 
 
 def test_a_head_of_each_answers_by_the_one_in_place():

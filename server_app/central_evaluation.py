@@ -29,11 +29,6 @@ def common_test(settings: Settings) -> BalancedTest | None:
             f"head = 'shared' needs one answer list for all clients, which benchmark = "
             f"{settings.benchmark!r} has not; allowed with {allowed}"
         )
-    if settings.evaluate_on != "test":
-        raise SettingsError(
-            f"evaluate-on = {settings.evaluate_on!r} with head = 'shared', which is scored on the benchmark's"
-            " whole test set; allowed: 'test'"
-        )
     return load_test(settings.benchmark, DataOptions.of(settings.run_config(), feddat_home() / "data"))
 
 

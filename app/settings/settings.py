@@ -131,6 +131,11 @@ class Settings(  # pydantic takes the last one's fields first
                 " file of annotations, or align.beta = 0.0 to align by labels alone",
             ),
             (
+                self.head == "shared" and self.evaluate_on != "test",
+                f"evaluate-on = {self.evaluate_on!r} with head = 'shared', which is scored on the benchmark's"
+                " whole test set; allowed: 'test'",
+            ),
+            (
                 align.part == "head" and self.head != "shared",
                 f"align.part = 'head' with head = {self.head!r}, where the server has no head that travels;"
                 " allowed: 'all', or head = 'shared'",

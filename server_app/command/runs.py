@@ -109,11 +109,19 @@ def which_client(run: Run, client: int | None, node_config: str = "") -> list[st
 
 
 def newest_run() -> Run:
-    """Open the run that was begun last; raises a Refusal if there is none."""
+    """Open the run that was begun last, none that stands beside another; a Refusal if there is none."""
+    from server_app.comparison import name_beside
+
     found = _all_runs()
     if not found:
         raise Refusal(f"there is no run yet; to make one: {called()} run")
-    return found[-1]
+    names = [run.folder.name for run in found]
+
+    def is_beside(run: Run) -> bool:
+        method = str(run.settings.get("method"))
+        return any(run.folder.name == name_beside(name, method) for name in names)
+
+    return next((run for run in reversed(found) if not is_beside(run)), found[-1])
 
 
 def _names(runs: Path) -> list[str]:

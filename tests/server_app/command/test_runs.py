@@ -128,6 +128,19 @@ def test_without_a_name_it_is_the_newest_run(runs):
     assert reason == "client = 9 is not in the run 'one'; allowed: 0 (clean), 1 (sketch)"
 
 
+def test_a_run_beside_the_newest_is_not_the_newest(runs):
+    settings = json.loads((runs.home / "runs" / "two" / "settings.json").read_text())
+    for method, when in (("adapter", 3000), ("local", 4000)):
+        folder = runs.home / "runs" / f"two.{method}"
+        folder.mkdir(mode=0o700)
+        (folder / "settings.json").write_text(json.dumps(settings | {"method": method}))
+        os.utime(folder / "settings.json", (when, when))
+    for name, when in (("one", 1000), ("two", 2000)):
+        os.utime(runs.home / "runs" / name / "settings.json", (when, when))
+    reason = runs.is_refused("answer", "--client", "9", "--image", "x.png", "--question", "?")
+    assert reason == "client = 9 is not in the run 'two'; allowed: 0 (clean), 1 (sketch)"
+
+
 def test_at_a_site_its_node_config_says_which_client_it_is(runs):
     words = ("export", "--run", "one", "own")
     allowed = "allowed: --client, or at a site --node-config"

@@ -248,10 +248,14 @@ every figure is of a line in the file of results. Scores are of the last round, 
 worst client. *Own* is the branch that is a client's own, named by the plan before anything was
 measured; where a part of the student is each client's own, it is the student.
 
-Differences are paired by seed and client: the mean, its 95 % interval (bootstrap), p of a two-sided
-permutation test, corrected for the number of methods (Holm). Bold: better with p < {LEVEL}. Clients of
-one seed share a shared adapter, and are not independent of each other: p is too small rather than too
-large. FLOPs are those of training's matrix products, counted by torch.{reference}"""
+Differences are paired by seed and client. A client's is its mean over the seeds, and clients are what is
+tested: the mean, its 95 % interval (Student's t over clients, of this one comparison alone), p of a
+two-sided permutation test, and in how many seeds the mean has this sign. p is corrected for the methods
+measured so far in this column of this table (Holm), not for other columns and tables. Bold: better with
+p < {LEVEL}; with five clients p is never below 0.062. Clients of one seed share a shared adapter, so that p
+is still too small rather than too large.
+
+FLOPs are those of training's matrix products, counted by torch.{reference}"""
 
 
 def _difference(tested: tuple[Difference, float] | None) -> str:
@@ -259,7 +263,9 @@ def _difference(tested: tuple[Difference, float] | None) -> str:
         return "–"
     gap, p = tested
     # A permutation never gives 0.
-    return f"{gap.mean:+.1f} [{gap.low:+.1f}, {gap.high:+.1f}], p = {p:.2g} ({gap.pairs} pairs)"
+    return (
+        f"{gap.mean:+.1f} [{gap.low:+.1f}, {gap.high:+.1f}], p = {p:.2g} ({gap.agreeing}/{gap.seeds} seeds)"
+    )
 
 
 def _mean(values: Iterable[float | None], bold: bool = False) -> str:

@@ -1,10 +1,10 @@
-"""Whether one method beats another: paired differences, their interval and their test."""
+"""Whether one method beats another: paired differences of clients, their interval and their test."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import bootstrap, permutation_test
+from scipy.stats import permutation_test, t
 
 # One score for each seed and client.
 Scores = Mapping[tuple[int, str], float]
@@ -16,36 +16,47 @@ LEVEL = 0.05
 class Difference:
     """A mean of paired differences, in the scores' unit.
 
+    A client's difference is its mean over the seeds: a client of several seeds is one client.
+
     Attributes
     ----------
     mean : float
-        First less second.
+        First less second, the mean of the clients.
     low, high : float
-        Its 95 % interval by the bootstrap over pairs; NaN where all pairs are alike.
+        Its 95 % interval, by Student's t over clients.
     p : float
-        Two-sided, by permuting which of a pair is which: exact where there are few pairs.
-    pairs : int
+        Two-sided, by permuting which of a client's two is which: exact where there are few clients.
+    clients, seeds : int
         How many.
+    agreeing : int
+        In how many seeds the clients' mean has the sign of `mean`.
     """
 
     mean: float
     low: float
     high: float
     p: float
-    pairs: int
+    clients: int
+    seeds: int
+    agreeing: int
 
 
 def difference(first: Scores, second: Scores) -> Difference | None:
-    """Compare what both have, by seed and client; None with fewer than two pairs."""
-    both = sorted(first.keys() & second.keys())
-    gaps = np.array([first[key] - second[key] for key in both])
+    """Compare what both have, paired by seed and client; None with fewer than two clients."""
+    by_client: dict[str, list[float]] = {}
+    by_seed: dict[int, list[float]] = {}
+    for seed, client in sorted(first.keys() & second.keys()):
+        gap = first[seed, client] - second[seed, client]
+        by_client.setdefault(client, []).append(gap)
+        by_seed.setdefault(seed, []).append(gap)
+    gaps = np.array([np.mean(own) for own in by_client.values()])
     if len(gaps) < 2:
         return None
+    mean, counts = float(gaps.mean()), (len(gaps), len(by_seed))
+    agreeing = sum(bool(np.sign(np.mean(own)) == np.sign(mean)) for own in by_seed.values())
     if np.ptp(gaps) == 0 and gaps[0] == 0:
-        return Difference(0.0, 0.0, 0.0, 1.0, len(gaps))
-    interval = bootstrap(
-        (gaps,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(0)
-    ).confidence_interval
+        return Difference(0.0, 0.0, 0.0, 1.0, *counts, agreeing)
+    half = float(t.ppf(0.975, len(gaps) - 1) * gaps.std(ddof=1) / np.sqrt(len(gaps)))
     test = permutation_test(
         (gaps,),
         np.mean,
@@ -53,8 +64,7 @@ def difference(first: Scores, second: Scores) -> Difference | None:
         n_resamples=RESAMPLES,
         rng=np.random.default_rng(0),
     )
-    low, high = (float(bound) for bound in interval)
-    return Difference(float(gaps.mean()), low, high, float(test.pvalue), len(gaps))
+    return Difference(mean, mean - half, mean + half, float(test.pvalue), *counts, agreeing)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

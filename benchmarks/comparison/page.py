@@ -24,7 +24,25 @@ HEADINGS: dict[Budget, str] = {
 _CENTRALISED = """
 
 *centralised* is no federation: one adapter, with a head for each client, takes the same steps on the
-examples of all clients in one random order. It says what there would be to gain if nothing were private."""
+examples of all clients in one random order, so that it is moved as often as all clients' adapters together,
+and its optimizer is never made anew. It says what there would be to gain if nothing were private."""
+# Whom it concerns, and what is to be known of them.
+_NOTES = (
+    (
+        {"feddat", "ditto", "feddpa"},
+        """
+Equal steps are equal batches: *feddat* (but for its joint update), *ditto* and *feddpa* take two updates on
+each, and both move the head.""",
+    ),
+    (
+        {"fedavg-ft"},
+        """
+
+*fedavg-ft* trains an epoch more than the rounds say before its own branch is scored (in TFLOP it is counted),
+at the run's learning rate, which was not chosen for that. Where its own branch is below its student, tuning
+did harm, and its student is the harder rival to what is a client's own.""",
+    ),
+)
 AXES = {
     "round": ("round", 1.0),
     "bytes": ("MB sent, all clients, both ways", 1e-6),
@@ -107,6 +125,7 @@ def write_page(path: Path, plan: Comparison, lines: Lines) -> None:
                 f"## {benchmark}, {HEADINGS[budget]}",
                 table(found, benchmark, budget),
                 f"![scores over rounds, bytes and FLOPs]({picture.name})",
+                "Each curve is of one run, whose learning rate falls to 0 in its own last round.",
                 "Each client, mean over the seeds, student / a client's own branch:",
                 by_client(found, benchmark, budget),
             ]
@@ -146,7 +165,7 @@ def table(found: Found, benchmark: str, budget: Budget) -> str:
     if alone := found.question_alone(benchmark):
         by_seed = [[v for (of, _), v in alone.items() if of == seed] for seed in {seed for seed, _ in alone}]
         shown = [_mean(float(np.mean(s)) / 100 for s in by_seed), _mean(min(s) / 100 for s in by_seed)]
-        rows.append(["question alone", str(len(by_seed)), *shown, *["–"] * (len(header) - 4)])
+        rows.append(["question alone", str(len(by_seed)), *["–"] * 3, *shown, *["–"] * (len(header) - 7)])
     return _markdown(header, rows)
 
 
@@ -240,13 +259,17 @@ def _preamble(plan: Comparison, lines: Lines) -> str:
     machines = sorted({line["machine"] for line in lines})
     hours = sum(line["seconds"] for line in lines) / 3600
     scored = " and ".join(sorted({cell.settings({}).get("evaluate-on", "test") for cell in plan.cells()}))
-    reference = _CENTRALISED if any(one.centralised for one in plan.methods.values()) else ""
+    measured = {line["cell"].split(BETWEEN)[1] for line in lines}
+    kinds = {plan.methods[name].settings.get("method", name) for name in measured}
+    notes = [note for names, note in _NOTES if kinds & names]
+    notes += [_CENTRALISED] if any(plan.methods[name].centralised for name in measured) else []
     return f"""Made by `python -m benchmarks.study --plan recipes/study/{plan.name}.toml` of {len(lines)}
 of the plan's {wanted} cells and seeds ({", ".join(machines)}; {hours:.1f} hours in all, beside other work);
-every figure is of a line in the file of results. Scores are of the last round, on each client's own
-{scored} questions, in points: mean ± standard deviation over the seeds of the clients' mean, and of the
-worst client. *Own* is the branch that is a client's own, named by the plan before anything was
-measured; where a part of the student is each client's own, it is the student.
+every figure is of a line in the file of results. What the plan does not set is as by default.
+Scores are of the last round, on each client's own {scored} questions, in points: mean ± standard
+deviation over the seeds of the clients' mean, and of the worst client. *Own* is the branch that is a client's
+own, named by the plan before anything was measured; where a part of the student is each client's own, it is
+the student.
 
 Differences are paired by seed and client. A client's is its mean over the seeds, and clients are what is
 tested: the mean, its 95 % interval (Student's t over clients, of this one comparison alone), p of a
@@ -255,7 +278,11 @@ measured so far in this column of this table (Holm), not for other columns and t
 p < {LEVEL}; with five clients p is never below 0.062. Clients of one seed share a shared adapter, so that p
 is still too small rather than too large.
 
-FLOPs are those of training's matrix products, counted by torch.{reference}"""
+A method that is below *question alone* has not been shown to see anything.
+
+TFLOP are those of training's matrix products, counted by torch on one example and multiplied by how many
+there were. Minutes are with other work on the machine, not alike for all: they compare nothing.
+{"".join(notes)}"""
 
 
 def _difference(tested: tuple[Difference, float] | None) -> str:

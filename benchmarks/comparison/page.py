@@ -21,8 +21,7 @@ HEADINGS: dict[Budget, str] = {
     "steps": "equal steps",
     "flops": "equal FLOPs (as many rounds as come closest to the reference's)",
 }
-_CENTRALISED = """
-
+_CENTRALISED = """\
 *centralised* is no federation: one adapter, with a head for each client, takes the same steps on the
 examples of all clients in one random order, so that it is moved as often as all clients' adapters together,
 and its optimizer is never made anew. It says what there would be to gain if nothing were private."""
@@ -30,14 +29,13 @@ and its optimizer is never made anew. It says what there would be to gain if not
 _NOTES = (
     (
         {"feddat", "ditto", "feddpa"},
-        """
+        """\
 Equal steps are equal batches: *feddat* (but for its joint update), *ditto* and *feddpa* take two updates on
 each, and both move the head.""",
     ),
     (
         {"fedavg-ft"},
-        """
-
+        """\
 *fedavg-ft* trains an epoch more than the rounds say before its own branch is scored (in TFLOP it is counted),
 at the run's learning rate, which was not chosen for that. Where its own branch is below its student, tuning
 did harm, and its student is the harder rival to what is a client's own.""",
@@ -263,7 +261,7 @@ def _preamble(plan: Comparison, lines: Lines) -> str:
     kinds = {plan.methods[name].settings.get("method", name) for name in measured}
     notes = [note for names, note in _NOTES if kinds & names]
     notes += [_CENTRALISED] if any(plan.methods[name].centralised for name in measured) else []
-    return f"""Made by `python -m benchmarks.study --plan recipes/study/{plan.name}.toml` of {len(lines)}
+    text = f"""Made by `python -m benchmarks.study --plan recipes/study/{plan.name}.toml` of {len(lines)}
 of the plan's {wanted} cells and seeds ({", ".join(machines)}; {hours:.1f} hours in all, beside other work);
 every figure is of a line in the file of results. What the plan does not set is as by default.
 Scores are of the last round, on each client's own {scored} questions, in points: mean ± standard
@@ -281,8 +279,8 @@ is still too small rather than too large.
 A method that is below *question alone* has not been shown to see anything.
 
 TFLOP are those of training's matrix products, counted by torch on one example and multiplied by how many
-there were. Minutes are with other work on the machine, not alike for all: they compare nothing.
-{"".join(notes)}"""
+there were. Minutes are with other work on the machine, not alike for all: they compare nothing."""
+    return "\n\n".join([text, *notes])
 
 
 def _difference(tested: tuple[Difference, float] | None) -> str:

@@ -7,9 +7,14 @@ import torch
 from peft import LoraConfig, PeftConfig
 
 from .backbones import Backbone
+from .block_prompts import BlockPromptConfig
 from .bottleneck import BottleneckConfig
 from .dual_adapter import DualAdapter
+from .settings import Settings
 from .spreading import is_spread
+
+# What registers a kind that is this project's own with PEFT: a module of this package.
+REGISTERED_BY = {"bottleneck": "bottleneck", "prompt": "block_prompts"}
 
 
 def adapter_config(
@@ -17,9 +22,11 @@ def adapter_config(
     *,
     reduction_factor: int = 16,
     lora_rank: int = 8,
+    prompt_tokens: int = 16,
     width: int,
     lora_targets: str | Sequence[str] = ("query", "value"),
     left_alone: str | None = None,
+    prompted: str | None = None,
     task_type: str = "FEATURE_EXTRACTION",
 ) -> PeftConfig:
     """Describe an adapter in PEFT's terms.
@@ -27,25 +34,30 @@ def adapter_config(
     Parameters
     ----------
     kind : str
-        ``"bottleneck"`` (published: after the feed-forward network of every block) or ``"lora"`` (on query
-        and value).
+        ``"bottleneck"`` (published: after the feed-forward network of every block), ``"lora"`` (on query and
+        value) or ``"prompt"`` (learnt tokens in every block).
     reduction_factor : int
         Bottleneck: the backbone's width over the adapter's width.
     lora_rank : int
         LoRA: rank of the update.
+    prompt_tokens : int
+        Prompts: tokens a block.
     width : int
         The backbone's width.
     lora_targets : str or sequence of str
         LoRA: names of query and value in the backbone.
     left_alone : str, optional
         Bottleneck: modules that get none, as an expression that matches their whole name.
+    prompted : str, optional
+        Prompts: the blocks that get them, likewise.
     task_type : str
         What PEFT takes the backbone for when it loads the adapter.
 
     Raises
     ------
     ValueError
-        If the kind is unknown, `reduction_factor` does not divide `width`, or `lora_rank` exceeds `width`.
+        If the kind is unknown, `reduction_factor` does not divide `width`, `lora_rank` exceeds `width`, or no
+        block is `prompted`.
     """
     if kind == "bottleneck":
         if reduction_factor > width or width % reduction_factor:
@@ -64,7 +76,13 @@ def adapter_config(
             lora_alpha=2 * lora_rank,
             target_modules=lora_targets if isinstance(lora_targets, str) else list(lora_targets),
         )
-    raise ValueError(f"adapter = {kind!r}; allowed: 'bottleneck', 'lora'")
+    if kind == "prompt":
+        if prompted is None:
+            raise ValueError("adapter = 'prompt'; allowed with this backbone: 'bottleneck', 'lora'")
+        return BlockPromptConfig(
+            task_type=task_type, num_tokens=prompt_tokens, width=width, target_modules=prompted
+        )
+    raise ValueError(f"adapter = {kind!r}; allowed: 'bottleneck', 'lora', 'prompt'")
 
 
 @dataclass(frozen=True)
@@ -74,6 +92,12 @@ class Adapter:
     kind: str = "bottleneck"
     reduction_factor: int = 16
     lora_rank: int = 8
+    prompt_tokens: int = 16
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Adapter":
+        """Return that of a run."""
+        return cls(settings.adapter, settings.reduction_factor, settings.lora_rank, settings.prompt_tokens)
 
     def config(self, backbone: Backbone) -> PeftConfig:
         """Describe it for a backbone; ValueError if its family takes none, or as `adapter_config`."""
@@ -83,14 +107,15 @@ class Adapter:
                 f"backbone = {backbone.name!r} has no Transformer blocks for adapters; "
                 "allowed with method = 'full'"
             )
-        bottleneck = self.kind == "bottleneck"
         return adapter_config(
             self.kind,
             reduction_factor=self.reduction_factor,
             lora_rank=self.lora_rank,
+            prompt_tokens=self.prompt_tokens,
             width=family.adapted_width(backbone.model.config),
-            lora_targets=() if bottleneck else family.lora_places(backbone.model),
-            left_alone=family.places_left_alone(backbone.model) if bottleneck else None,
+            lora_targets=family.lora_places(backbone.model) if self.kind == "lora" else (),
+            left_alone=family.places_left_alone(backbone.model) if self.kind == "bottleneck" else None,
+            prompted=family.prompted,
             task_type=family.task_type,
         )
 

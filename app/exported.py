@@ -31,7 +31,7 @@ def save_adapter(folder: Path, settings: Settings, backbone: Backbone, weights: 
     weights : Mapping
         The adapter's, by their names on the wire; what a method leaves out of them has its first values.
     """
-    adapter = Adapter(settings.adapter, settings.reduction_factor, settings.lora_rank)
+    adapter = Adapter.of(settings)
     model = get_peft_model(backbone.fork(), adapter.config(backbone))
     weights = METHODS[settings.method].exported(weights, backbone, adapter, settings.seed)
     set_peft_model_state_dict(model, dict(weights))

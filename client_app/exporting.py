@@ -12,6 +12,7 @@ import sys
 import warnings
 from pathlib import Path
 
+from app.adapters import REGISTERED_BY
 from app.exported import save_adapter, save_head
 from app.home import closed_folder
 from app.learner import HEAD
@@ -67,7 +68,8 @@ def export_private(asked: Asked, folder: Path) -> None:
 def _readme(asked: Asked, folder: Path) -> str:
     """Say what is in the folder, and how it is loaded."""
     client = asked.client
-    known = " after `import feddat.app.bottleneck`" if client.settings.adapter == "bottleneck" else ""
+    module = REGISTERED_BY.get(client.settings.adapter)
+    known = f" after `import feddat.app.{module}`" if module else ""
     teacher = "; the teacher branch has both in place, each at half its scale"
     both = teacher if "teacher" in client.method.branches else ""
     parts = {

@@ -7,6 +7,7 @@ from pathlib import Path
 from textwrap import indent
 from typing import Any
 
+from app.adapters import REGISTERED_BY
 from app.backbones import Backbone
 from app.exported import lies_beside
 from app.heads import TRAINED_HEADS
@@ -84,7 +85,7 @@ base = {kind}.from_pretrained({'f"{folder}/base_model"' if beside else named}, d
 def _load_by_feddat(settings: Mapping[str, Any], backbone: Backbone) -> str:
     name, seed = json.dumps(settings["backbone"]), settings["seed"]
     drawn = [] if settings["backbone-weights"] == "pretrained" else ['"random"', f"seed={seed}"]
-    return f"""import feddat.app.bottleneck  # registers the adapter type with PEFT
+    return f"""import feddat.app.{REGISTERED_BY[settings["adapter"]]}  # registers the adapter type with PEFT
 import torch
 from feddat.app.backbones import load_backbone
 from peft import PeftModel

@@ -67,12 +67,14 @@ def test_states_that_travel_give_the_bytes_of_one_machine(cluster, run, right):
 def test_a_state_left_on_the_other_machine_is_missed_aloud(cluster, run, right):
     """Who is free is asked next, so that a client may stay where it was by chance; most do not.
 
-    One that moved before its training is left out of it, so that the adapter is another, or the run has failed
-    where all had moved; one that moved before its evaluation alone is left out of the table.
+    One that moved before its training is left out of it, so that the adapter is another, or the run has
+    failed where all had moved; one that moved before its evaluation alone is left out of the table.
     """
     port, _ = cluster
     status, log, folder = run({"RAY_ADDRESS": f"127.0.0.1:{port}"}, max_failure_rate=1.0, min_clients=1)
-    missed = re.findall(r"round \d, (\w+): partition \d refused: the private state of round \d is not in ", log)
+    missed = re.findall(
+        r"round \d, (\w+): partition \d refused: the private state of round \d is not in ", log
+    )
     unharmed = status == "finished:completed" and adapter_of(folder) == right
     assert unharmed == ("train" not in missed), (status, log)
     assert "state-recovered" not in (folder / "metrics.jsonl").read_text()

@@ -17,6 +17,7 @@ RIVALS = [
     ("fedsa-lora", LORA, ".lora_A.", ".lora_B."),
     ("ffa-lora", LORA, ".lora_B.", None),
     ("plora", LORA, ".lora_B.", ".lora_A."),
+    ("feddat", {"adapter": "prompt"}, ".block_prompt_tokens", ".block_prompt_tokens"),
     ("head", {}, None, None),
     ("bias", {}, "bias", None),
     ("layernorm", {}, "layernorm", None),

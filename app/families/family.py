@@ -51,6 +51,8 @@ class Family(ABC):
         Where LoRA goes, as PEFT's ``target_modules``: query and value of every attention.
     left_alone : str, optional
         Modules that get no adapter of either kind, as an expression that matches their whole name.
+    prompted : str, optional
+        Blocks that take prompts, as an expression that matches their whole name; most families have none.
     adapters : bool
         Whether adapters can be put into it.
     task_type : str
@@ -77,6 +79,7 @@ class Family(ABC):
     built_in: dict[str, dict[str, Any]] = {}
     lora_targets: str | Sequence[str] = ()
     left_alone: str | None = None
+    prompted: str | None = None
     adapters = True
     task_type = "FEATURE_EXTRACTION"
     precisions: tuple[str, ...] = ("float32",)

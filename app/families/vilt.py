@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad, scaled_dot_product_attention
 
+from ..block_prompts import BlockPromptLayer
 from ..processor import Processor, load_processor
 from .blocks import Blocks
 from .family import Family, Inputs, one_picture_each
@@ -135,6 +136,8 @@ class ViltBlocks(Blocks):
 
         The others are but keys and values to it, a sixth of their work.
         """
+        if isinstance(block, BlockPromptLayer):  # which are no first token's business
+            return self.apply(block, hidden, mask)
         attended = block.attention(block.layernorm_before(hidden), mask[:, :, :1])[0]
         first = attended[:, :1] + hidden[:, :1]
         return block.output(block.intermediate(block.layernorm_after(first)), first)
@@ -150,6 +153,7 @@ class Vilt(Family):
     architectures = {"vilt": "ViltModel"}
     words = "a ViLT"
     lora_targets = ("query", "value")
+    prompted = r"encoder\.layer\.\d+"
 
     def prepare(self, model: Any) -> Any:
         """Keep the order of the patches, and attend in one fused operation."""

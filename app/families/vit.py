@@ -42,6 +42,7 @@ class ViT(Family):
     architectures = {"vit": "ViTModel"}
     words = "a ViT"
     lora_targets = ("q_proj", "v_proj")
+    prompted = r"layers\.\d+"
     purpose = "image-classification"
 
     def missing(self, model: Any, keys: set[str]) -> set[str]:

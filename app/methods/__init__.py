@@ -37,7 +37,7 @@ def open_learner(settings: Settings) -> Learner:
     learner = _open(
         METHODS[settings.method],
         backbone,
-        Adapter(settings.adapter, settings.reduction_factor, settings.lora_rank),
+        Adapter.of(settings),
         settings.seed,
         str(choose_device(settings.device)),
         settings.gradient_checkpointing,

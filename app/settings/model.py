@@ -14,9 +14,10 @@ class ModelSettings(Section):
     backbone_weights: Literal["pretrained", "random"]
     backbone_precision: Literal["float32", "bfloat16", "int8", "nf4"]
     max_tokens: int = Field(ge=0)
-    adapter: Literal["bottleneck", "lora"]
+    adapter: Literal["bottleneck", "lora", "prompt"]
     reduction_factor: int = Field(gt=0)
     lora_rank: int = Field(gt=0)
+    prompt_tokens: int = Field(gt=0)
     adapted_parts: Literal[
         "language",
         "connector",

@@ -84,7 +84,14 @@ def dual(backbone) -> Callable[..., DualAdapter]:
     """Return a builder of dual adapters whose three adapters differ visibly."""
 
     def build(kind: str = "bottleneck", on: Backbone = backbone, seed: int = 3) -> DualAdapter:
-        config = adapter_config(kind, reduction_factor=4, lora_rank=3, width=on.width)
+        config = adapter_config(
+            kind,
+            reduction_factor=4,
+            lora_rank=3,
+            prompt_tokens=3,
+            width=on.width,
+            prompted=on.family.prompted,
+        )
         adapter = adapt(on, config)
         generator = torch.Generator().manual_seed(seed)
         for role in ROLES:
@@ -111,6 +118,8 @@ def plain_features(small_vilt) -> Callable[..., Tensor]:
                 module.register_forward_hook(_bottlenecks(prefix, adapters))
             if any(key.startswith(prefix + "lora_A") for key in adapters[0][0]):
                 module.register_forward_hook(_loras(prefix, adapters))
+            if f"{prefix}block_prompt_tokens" in adapters[0][0]:
+                _prompt(module, prefix, adapters)
         return model(**inputs).pooler_output
 
     return features
@@ -128,6 +137,26 @@ def _bottlenecks(prefix: str, adapters):
         return total
 
     return hook
+
+
+def _prompt(block, prefix: str, adapters):
+    """Put tokens before those that enter a block, and cut off what it makes of them."""
+    tokens = sum(share * weights[f"{prefix}block_prompt_tokens"] for weights, share in adapters)
+
+    def before(module, args):
+        hidden, mask = args[:2]
+        longer = torch.cat([tokens.expand(len(hidden), -1, -1), hidden], dim=1)
+        hides = mask[:, :, :1].expand(-1, -1, longer.shape[1], -1)
+        sees = torch.zeros(*hides.shape[:3], len(tokens))
+        return longer, torch.cat([sees, hides], dim=3), *args[2:]
+
+    def after(module, args, output):
+        if isinstance(output, tuple):
+            return output[0][:, len(tokens) :], *output[1:]
+        return output[:, len(tokens) :]
+
+    block.register_forward_pre_hook(before)
+    block.register_forward_hook(after)
 
 
 def _loras(prefix: str, adapters):

@@ -20,7 +20,7 @@ from app.mkd import (
 )
 from app.tasks import TASKS, divergence
 
-KINDS = ("bottleneck", "lora")
+KINDS = ("bottleneck", "lora", "prompt")
 FORMS = ("bce-scores", "cross-entropy")
 # No value is another's default, so that one that is passed over shows.
 UNEVEN = Distillation(alpha=0.7, beta=1.6, temperature=2.0)
@@ -318,7 +318,9 @@ class Normed(nn.Module):
 
 class TestOptimizer:
     @pytest.mark.parametrize(
-        ("kind", "decayed"), [("bottleneck", 3 * 2 * 2), ("lora", 3 * 2 * 2 * 2)], ids=KINDS
+        ("kind", "decayed"),
+        [("bottleneck", 3 * 2 * 2), ("lora", 3 * 2 * 2 * 2), ("prompt", 3 * 2)],
+        ids=KINDS,
     )
     def test_decay_goes_by_name(self, dual, head, kind, decayed):
         adapter = dual(kind)

@@ -1,6 +1,7 @@
 """Every card's lines run, and give what the student gives, for each family, adapter and head."""
 
 import functools
+import itertools
 import re
 import shutil
 
@@ -90,8 +91,13 @@ def student(learner, backbone, image, question=QUESTION):
 
 
 @pytest.mark.parametrize("head", ["private", "shared"])
-@pytest.mark.parametrize("adapter", ["lora", "bottleneck"])
-@pytest.mark.parametrize("kind", ["vilt", "vit", "vit without a pooler", *NAMES])
+@pytest.mark.parametrize(
+    ("kind", "adapter"),
+    [
+        *itertools.product(("vilt", "vit", "vit without a pooler", *NAMES), ("lora", "bottleneck")),
+        *itertools.product(("vilt", "vit", "vit without a pooler"), ("prompt",)),
+    ],
+)
 def test_an_adapters_card_gives_the_students_features(exported, folder_of, picture, kind, adapter, head):
     answers = LIST if head == "shared" else ()
     settings = {"backbone": str(folder_of(kind)), "adapter": adapter, "head": head}

@@ -135,8 +135,8 @@ def settings(run_config):
     return lambda **overrides: read_settings(run_config(**overrides))
 
 
-@pytest.mark.parametrize("kind", ["bottleneck", "lora"])
-def test_both_kinds_are_exported_as_they_are(settings, tmp_path, inputs, kind):
+@pytest.mark.parametrize("kind", ["bottleneck", "lora", "prompt"])
+def test_all_kinds_are_exported_as_they_are(settings, tmp_path, inputs, kind):
     chosen = settings(adapter=kind, lora_rank=4)
     shared = {name: torch.randn_like(value) for name, value in open_learner(chosen).state("shared").items()}
     export_result(tmp_path / "adapter", chosen, shared, "the card")

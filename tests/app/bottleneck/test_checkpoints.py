@@ -1,10 +1,10 @@
 """What PEFT expects of a method that is saved, and loaded by its name."""
 
 import copy
-import importlib.util
+import importlib
 import json
 import sys
-from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -103,15 +103,11 @@ class TestRegistration:
     @pytest.fixture
     def twin(self):
         """Import the same files once more under another package name."""
-        path = Path(app.bottleneck.__file__)
-        spec = importlib.util.spec_from_file_location(
-            "elsewhere_bottleneck", path, submodule_search_locations=[str(path.parent)]
-        )
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module
-        spec.loader.exec_module(module)
-        yield module
-        for name in [name for name in sys.modules if name.startswith(spec.name)]:
+        package = ModuleType("elsewhere")
+        package.__path__ = app.__path__
+        sys.modules[package.__name__] = package
+        yield importlib.import_module("elsewhere.bottleneck")
+        for name in [name for name in sys.modules if name.split(".")[0] == package.__name__]:
             del sys.modules[name]
 
     def test_the_enumeration_knows_the_method(self):

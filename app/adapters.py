@@ -10,6 +10,7 @@ from .backbones import Backbone
 from .block_prompts import BlockPromptConfig
 from .bottleneck import BottleneckConfig
 from .dual_adapter import DualAdapter
+from .families import Family
 from .settings import Settings
 from .spreading import is_spread
 
@@ -78,7 +79,7 @@ def adapter_config(
         )
     if kind == "prompt":
         if prompted is None:
-            raise ValueError("adapter = 'prompt'; allowed with this backbone: 'bottleneck', 'lora'")
+            raise ValueError("adapter = 'prompt' without blocks; allowed: `prompted`, or another kind")
         return BlockPromptConfig(
             task_type=task_type, num_tokens=prompt_tokens, width=width, target_modules=prompted
         )
@@ -99,14 +100,22 @@ class Adapter:
         """Return that of a run."""
         return cls(settings.adapter, settings.reduction_factor, settings.lora_rank, settings.prompt_tokens)
 
-    def config(self, backbone: Backbone) -> PeftConfig:
-        """Describe it for a backbone; ValueError if its family takes none, or as `adapter_config`."""
-        family = backbone.family
+    def check(self, family: Family, backbone: str) -> None:
+        """Raise a ValueError if a family, that of the backbone of this name, takes none of this kind."""
         if not family.adapters:
             raise ValueError(
-                f"backbone = {backbone.name!r} has no Transformer blocks for adapters; "
-                "allowed with method = 'full'"
+                f"backbone = {backbone!r} has no Transformer blocks for adapters;"
+                " allowed with method = 'full'"
             )
+        if self.kind == "prompt" and family.prompted is None:
+            raise ValueError(
+                f"adapter = 'prompt' with backbone = {backbone!r}; allowed: 'bottleneck', 'lora'"
+            )
+
+    def config(self, backbone: Backbone) -> PeftConfig:
+        """Describe it for a backbone; ValueError as `check` and `adapter_config`."""
+        family = backbone.family
+        self.check(family, backbone.name)
         return adapter_config(
             self.kind,
             reduction_factor=self.reduction_factor,

@@ -224,6 +224,7 @@ KINDS = [
     {"method": "ditto"},
     {"method": "fedavg-ft"},
     {"method": "feddpa"},
+    {"method": "scaffold"},
     {"method": "fedsa-lora", "adapter": "lora"},
     {"method": "feddat-flexlora", "adapter": "lora"},
 ]

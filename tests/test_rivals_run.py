@@ -51,6 +51,35 @@ def test_only_what_the_paper_sends_travels(federation, home, method, settings, t
     assert all(0 <= row["student"] <= 1 for row in rows)
 
 
+def test_scaffold_sends_a_clients_control_and_all_get_the_mean_of_them(federation, home):
+    clients = federation(2, method="scaffold", num_rounds=2)
+    folder = clients.serve()
+
+    def controls(where):
+        messages = [m.content["arrays"] for to, m in clients.wire if to == where and "arrays" in m.content]
+        found = [{n: a.numpy() for n, a in m.items() if n.startswith("control.")} for m in messages]
+        assert all(2 * len(one) == len(m) for one, m in zip(found, messages, strict=True))
+        return found
+
+    # A round asks both to train, then both to evaluate.
+    asked, told = controls("to client"), controls("to server")
+    assert (len(asked), len(told)) == (8, 4)
+    for name in asked[0]:
+        assert not asked[0][name].any()
+        for sent, replies in ((asked[2:6], told[:2]), (asked[6:], told[2:])):
+            mean = (replies[0][name] + replies[1][name]) / 2
+            assert mean.any()
+            for one in sent:
+                np.testing.assert_allclose(one[name], mean, atol=1e-7)
+
+    kept = [newest_state(home / "clients", "test", i)["private-local"] for i in range(2)]
+    assert {tuple(one[n].numpy().tobytes() for n in one) for one in kept} == {
+        tuple(one[n].tobytes() for n in kept[0]) for one in told[2:]
+    }
+    exported = load_file(folder / "adapter" / "adapter_model.safetensors")
+    assert exported.keys() == {name.removeprefix("control.") for name in asked[0]}
+
+
 @pytest.mark.parametrize("method", ["fedsa-lora", "ffa-lora", "plora"])
 def test_an_exported_half_is_beside_the_others_first_weights(federation, method):
     clients = federation(2, method=method, num_rounds=1, adapter="lora")
@@ -67,6 +96,9 @@ def test_an_exported_half_is_beside_the_others_first_weights(federation, method)
         ({"method": "fedsa-lora"}, "adapter = 'bottleneck' with method = 'fedsa-lora'; allowed: 'lora'"),
         ({"method": "bias", "loss": "next-token"}, "method = 'bias' with loss = 'next-token'"),
         ({"method": "feddpa", "loss": "next-token"}, "method = 'feddpa' with loss = 'next-token'"),
+        ({"method": "scaffold", "strategy": "fedadam"}, "strategy = 'fedadam' with"),
+        ({"method": "scaffold", "gradient_accumulation": 2}, "gradient-accumulation = 2 with"),
+        ({"method": "scaffold", "dp.mode": "server-fixed"}, "dp.mode = 'server-fixed' with"),
         ({"method": "ditto", "update": "joint"}, "update = 'joint' is a step of two adapters"),
         ({"method": "ditto", "personal__pull": -1.0}, "personal.pull = -1.0; allowed: "),
     ],

@@ -49,7 +49,10 @@ def open_learner(settings: Settings) -> Learner:
 
 def check_model(settings: Settings) -> None:
     """Raise a ValueError as `open_learner`, for what can be known without the backbone's weights."""
-    _check_loss(settings, check_backbone(settings))
+    family = check_backbone(settings)
+    _check_loss(settings, family)
+    if METHODS[settings.method].artifact == "adapter":
+        Adapter.of(settings).check(family, settings.backbone)
 
 
 def _check_loss(settings: Settings, family: Family) -> None:

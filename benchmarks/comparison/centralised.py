@@ -72,10 +72,11 @@ def centralised(given: Mapping[str, Any], clients: int) -> list[dict[str, Any]]:
     ValueError
         A setting changes a client's steps in a way that is not followed here.
     """
-    settings = read_settings({**given, "method": METHOD})
-    for key, none in (("gradient-accumulation", 1), ("augment", False), ("proximal-mu", 0.0)):
-        if given[key] != none:
-            raise ValueError(f"{key} = {given[key]!r} with centralised = true; allowed: {none!r}")
+    only = {"method": METHOD, "gradient-accumulation": 1, "augment": False, "proximal-mu": 0.0}
+    for key, allowed in only.items():
+        if given[key] != allowed:
+            raise ValueError(f"{key} = {given[key]!r} with centralised = true; allowed: {allowed!r}")
+    settings = read_settings(given)
     backbone, learner, options = open_backbone(settings), open_learner(settings), data_options(settings)
     partitions = [load_partition(settings.benchmark, client, clients, options) for client in range(clients)]
     train, test = (

@@ -212,6 +212,11 @@ def test_they_cannot_be_merged(prompted):
 
 def test_a_family_that_takes_none_is_refused_in_one_line():
     assert {family.words for family in FAMILIES if family.prompted} == {"a ViLT", "a ViT"}
-    with pytest.raises(ValueError) as error:
+    for family in FAMILIES:
+        if family.adapters and not family.prompted:
+            with pytest.raises(ValueError) as error:
+                Adapter("prompt").check(family, "mine")
+            line = "adapter = 'prompt' with backbone = 'mine'; allowed: 'bottleneck', 'lora'"
+            assert str(error.value) == line
+    with pytest.raises(ValueError, match="adapter = 'prompt' without blocks"):
         adapter_config("prompt", width=WIDTH)
-    assert str(error.value) == "adapter = 'prompt'; allowed with this backbone: 'bottleneck', 'lora'"

@@ -15,7 +15,7 @@ SETTINGS = [
         r"benchmark = 'scene'; allowed: .*'cifar10-lt', 'cifar100-lt', 'scenes', 'vqa-domains'",
     ),
     ("strategy", "fedsgd", r"strategy = 'fedsgd'; allowed: 'fedavg', .*'krum'"),
-    ("adapter", "prompt", r"adapter = 'prompt'; allowed: 'bottleneck' or 'lora'"),
+    ("adapter", "prefix", r"adapter = 'prefix'; allowed: 'bottleneck', 'lora' or 'prompt'"),
     ("method", "fedavg", r"method = 'fedavg'; allowed: 'adapter', 'bias', .*"),
     ("num-rounds", 0, r"num-rounds = 0; allowed: greater than 0"),
     ("num-rounds", -3, r"num-rounds = -3; allowed: greater than 0"),

@@ -203,6 +203,44 @@ def test_one_half_of_a_lora_travels_and_the_other_is_its_clients_or_fixed(
     assert_equal(exported, {**first, **travels})
 
 
+def test_scaffold_corrects_gradients_by_the_mean_of_a_clients_own_and_that_of_all(
+    opened, batch, scores, plain_features
+):
+    """Two rounds of two steps: in the first no control is known, in the second both are."""
+    learner, method = opened("scaffold"), METHODS["scaffold"]
+    learner.load("local", {name: torch.zeros_like(value) for name, value in learner.state("local").items()})
+    generator = torch.Generator().manual_seed(8)
+    sent = {n: v for n, v in learner.state("shared").items() if not n.startswith("control.")}
+    c = {n: torch.zeros_like(v) for n, v in sent.items()}
+    own, head = c, copy.deepcopy(learner.head)
+    batches = [batch, {name: value.roll(1, 0) for name, value in batch.items()}]
+    for _ in range(2):
+        method.receive(learner, {**sent, **{f"control.{n}": v for n, v in c.items()}})
+        learner.load_private(learner.private())
+        for inputs in batches:
+            take_step("scaffold", learner, inputs, scores)
+
+        y, gradients = leaves_of(sent), []
+        for inputs in batches:
+            loss = ce(head(plain_features(inputs, [(y, 1.0)])), scores)
+            over = [*y.values(), *head.parameters()]
+            found = torch.autograd.grad(loss, over)
+            gradients.append(dict(zip(y, found, strict=False)))
+            with torch.no_grad():
+                for name, leaf in y.items():
+                    leaf -= RATE * (gradients[-1][name] - own[name] + c[name])
+                for leaf, gradient in zip(head.parameters(), found[len(y) :], strict=True):
+                    leaf -= RATE * gradient
+        own = {n: (gradients[0][n] + gradients[1][n]) / 2 for n in sent}
+        assert max(v.abs().max() for v in own.values()) > 1e-3
+        assert_equal(method.travelling(learner), y | {f"control.{n}": v for n, v in own.items()})
+        assert_equal(learner.state("local"), {f"control.{n}": v for n, v in own.items()})
+        assert_equal(learner.head.state_dict(), head.state_dict())
+        # What another client sent as well.
+        sent = {n: v.detach().clone() for n, v in y.items()}
+        c = {n: (v + 0.1 * torch.randn(v.shape, generator=generator)) / 2 for n, v in own.items()}
+
+
 @pytest.mark.parametrize(
     ("name", "mine"),
     [
@@ -238,7 +276,9 @@ def test_a_backbone_without_what_is_trained_is_refused():
             METHODS[name].open(backbone, None, 0, torch.device("cpu"))
 
 
-@pytest.mark.parametrize("name", ["ditto", "fedavg-ft", "feddpa", *HALVES, "head", "bias", "layernorm"])
+@pytest.mark.parametrize(
+    "name", ["ditto", "fedavg-ft", "feddpa", "scaffold", *HALVES, "head", "bias", "layernorm"]
+)
 def test_what_a_client_keeps_and_receives_comes_back(opened, batch, scores, name):
     learner = opened(name, "lora")
     take_step(name, learner, batch, scores)

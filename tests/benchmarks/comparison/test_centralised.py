@@ -62,12 +62,17 @@ def test_each_step_is_on_a_clients_batch_with_its_own_head(run_config, home, mon
 
 @pytest.mark.parametrize(
     "changed",
-    [{"gradient_accumulation": 2}, {"augment": True}, {"proximal_mu": 0.1, "strategy": "fedprox"}],
+    [
+        {"method": "feddat"},
+        {"gradient_accumulation": 2},
+        {"augment": True},
+        {"proximal_mu": 0.1, "strategy": "fedprox"},
+    ],
     ids=str,
 )
 def test_what_would_be_other_steps_than_the_clients_is_refused(run_config, home, changed):
     with pytest.raises(ValueError, match="with centralised = true; allowed: "):
-        centralised(run_config(**SMALL, **changed), 2)
+        centralised(run_config(**{**SMALL, **changed}), 2)
 
 
 def test_a_head_of_each_answers_by_the_one_in_place():

@@ -33,6 +33,8 @@ def test_what_a_run_cannot_be_given(person, word, reason):
 def test_what_does_not_go_together(person):
     reason = person.is_refused("run", "update=joint", "step=reference")
     assert reason == "update = 'joint' is not in the published step; allowed with step = 'fast' only"
+    reason = person.is_refused("run", "generative", "adapter=prompt")
+    assert reason == "adapter = 'prompt' with backbone = 'tiny-vlm'; allowed: 'bottleneck', 'lora'"
 
 
 def test_a_setting_given_as_an_option(person):

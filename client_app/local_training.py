@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from app.accumulation import Accumulation
 from app.conversations import Conversations
 from app.examples import Examples
-from app.learner import Branch, Learner
+from app.learner import Branch, Learner, Role
 from app.measurements import EPOCHS, of_epoch
 from app.methods import METHODS
 from app.mkd import Distillation, make_optimizer
@@ -144,7 +144,7 @@ def train_round(
         loss=settings.loss,
         update=settings.update,
     )
-    before = {role: learner.state(role) for role in method.trained}
+    before = {role: _moving(learner, role) for role in method.trained}
     shared = [*learner.parameters_of["shared"].values()]
     if learner.head is not None and learner.head_travels:
         shared += learner.head.parameters()
@@ -171,7 +171,7 @@ def train_round(
             for epoch, added in enumerate(by_epoch, start=1)
             for name, value in added.items()
         },
-        **{f"delta-{role}": _distance(before[role], learner.state(role)) for role in method.trained},
+        **{f"delta-{role}": _distance(before[role], _moving(learner, role)) for role in method.trained},
         "train-seconds": time.perf_counter() - started,
     }
 
@@ -263,6 +263,12 @@ class OwnTraining:
         with training(self.learner):
             for _, take in steps(self.learner, examples, self.settings, self._key, sizes, epochs, 0, total):
                 take(step)
+
+
+def _moving(learner: Learner, role: Role) -> dict[str, Tensor]:
+    """Return a copy of a role's weights that training moves: not of statistics or control variates."""
+    weights = learner.parameters_of[role].items()
+    return {name: weight.detach().clone() for name, weight in weights if weight.requires_grad}
 
 
 def _distance(before: dict[str, Tensor], after: dict[str, Tensor]) -> float:

@@ -55,16 +55,17 @@ def test_scaffold_sends_a_clients_control_and_all_get_the_mean_of_them(federatio
     clients = federation(2, method="scaffold", num_rounds=2)
     folder = clients.serve()
 
-    def controls(where):
+    def arrays(where):
         messages = [m.content["arrays"] for to, m in clients.wire if to == where and "arrays" in m.content]
-        found = [{n: a.numpy() for n, a in m.items() if n.startswith("control.")} for m in messages]
-        assert all(2 * len(one) == len(m) for one, m in zip(found, messages, strict=True))
-        return found
+        return [{name: array.numpy() for name, array in message.items()} for message in messages]
 
     # A round asks both to train, then both to evaluate.
-    asked, told = controls("to client"), controls("to server")
+    asked, told = arrays("to client"), arrays("to server")
     assert (len(asked), len(told)) == (8, 4)
-    for name in asked[0]:
+    adapter = {name for name in asked[0] if not name.startswith("control.")}
+    controls = asked[0].keys() - adapter
+    assert controls == {f"control.{name}" for name in adapter}
+    for name in controls:
         assert not asked[0][name].any()
         for sent, replies in ((asked[2:6], told[:2]), (asked[6:], told[2:])):
             mean = (replies[0][name] + replies[1][name]) / 2
@@ -76,8 +77,13 @@ def test_scaffold_sends_a_clients_control_and_all_get_the_mean_of_them(federatio
     assert {tuple(one[n].numpy().tobytes() for n in one) for one in kept} == {
         tuple(one[n].tobytes() for n in kept[0]) for one in told[2:]
     }
+    # A control is no change of the adapter.
+    rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    changes = [row["delta-shared"] for row in rows if row["round"] == 1 and "delta-shared" in row]
+    norms = [np.sqrt(sum(((one[n] - asked[0][n]) ** 2).sum() for n in adapter)) for one in told[:2]]
+    assert sorted(changes) == pytest.approx(sorted(norms), rel=1e-4)
     exported = load_file(folder / "adapter" / "adapter_model.safetensors")
-    assert exported.keys() == {name.removeprefix("control.") for name in asked[0]}
+    assert exported.keys() == adapter
 
 
 @pytest.mark.parametrize("method", ["fedsa-lora", "ffa-lora", "plora"])

@@ -80,9 +80,7 @@ def adapter_config(
     if kind == "prompt":
         if prompted is None:
             raise ValueError("adapter = 'prompt' without blocks; allowed: `prompted`, or another kind")
-        return BlockPromptConfig(
-            task_type=task_type, num_tokens=prompt_tokens, width=width, target_modules=prompted
-        )
+        return BlockPromptConfig(task_type=task_type, num_tokens=prompt_tokens, target_modules=prompted)
     raise ValueError(f"adapter = {kind!r}; allowed: 'bottleneck', 'lora', 'prompt'")
 
 

@@ -118,7 +118,7 @@ class DualAdapter(Learner):
             if not isinstance(getattr(layer, "scaling", None), dict):
                 raise ValueError(
                     f"config: adapters of type {config.peft_type} have no scale, and no mean of two; allowed:"
-                    " LORA, BOTTLENECK"
+                    " LORA, BOTTLENECK, BLOCK_PROMPT"
                 )
         # LoRA has a scale of its own; a branch's share multiplies it.
         self._scales = [dict(layer.scaling) for layer in self._layers]
@@ -142,6 +142,11 @@ class DualAdapter(Learner):
     def model(self) -> Any:
         """The model with the adapters inside, without PEFT's wrapping."""
         return self.peft.get_base_model()
+
+    @property
+    def adapter_names(self) -> frozenset[str]:
+        """Names, among what is shared, of an adapter's weights."""
+        return frozenset(self.parameters_of["shared"])
 
     def receive(self, arrays: Mapping[str, Tensor]) -> None:
         """Take A_s, and a head that travels, as they arrive from the server; Â_s becomes a copy of A_s."""

@@ -286,7 +286,7 @@ class Client:
 
 def weights_among(learner: Learner, names: Iterable[str]) -> Weights:
     """Say which weights arrays of these names are; what is neither of an adapter nor of a head is "all"."""
-    adapter = learner.parameters_of["shared"] if isinstance(learner, DualAdapter) else {}
+    adapter = learner.adapter_names if isinstance(learner, DualAdapter) else ()
     others = [name for name in names if name not in adapter]
     if not others:
         return "adapter"

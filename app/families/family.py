@@ -50,7 +50,7 @@ class Family(ABC):
     lora_targets : str or sequence of str
         Where LoRA goes, as PEFT's ``target_modules``: query and value of every attention.
     left_alone : str, optional
-        Modules that get no adapter of either kind, as an expression that matches their whole name.
+        Modules that get no bottleneck and no LoRA, as an expression that matches their whole name.
     prompted : str, optional
         Blocks that take prompts, as an expression that matches their whole name; most families have none.
     adapters : bool

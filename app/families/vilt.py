@@ -136,7 +136,7 @@ class ViltBlocks(Blocks):
 
         The others are but keys and values to it, a sixth of their work.
         """
-        if isinstance(block, BlockPromptLayer):  # which are no first token's business
+        if isinstance(block, BlockPromptLayer):  # it is called whole, or there are no prompts
             return self.apply(block, hidden, mask)
         attended = block.attention(block.layernorm_before(hidden), mask[:, :, :1])[0]
         first = attended[:, :1] + hidden[:, :1]

@@ -4,8 +4,8 @@ Karimireddy, Kale, Mohri, Reddi, Stich, Suresh, "SCAFFOLD: Stochastic Controlled
 Learning", ICML 2020, arXiv 1910.06378, algorithm 1. With c the server's control variate and cᵢ the client's,
 a step goes down g − cᵢ + c. Afterwards cᵢ⁺ is the mean of the round's gradients g, which is what the paper's
 option II is under plain gradient descent; under AdamW its difference of weights would be none of gradients.
-The server averages what it is sent, adapters and cᵢ⁺: where all clients are asked that is the paper's c⁺.
-The head is trained without a correction.
+A client sends c + |S|/N · (cᵢ⁺ − cᵢ), with |S|/N the setting ``fraction-train``: the plain mean of what is
+sent is the paper's c⁺, as that of the adapters is x⁺. The head is trained without a correction.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -39,26 +39,37 @@ class ControlledAdapter(DualAdapter):
         self._adapter = adapter
         self._c, self._own = ({CONTROL + name: v for name, v in one.items()} for one in (c, own))
         self.parameters_of = {"shared": {**adapter, **self._c}, "frozen": {}, "local": self._own}
-        self._corrections: dict[str, Tensor] = {}
+        self._begun_with: dict[str, tuple[Tensor, Tensor]] = {}
         self._steps = 0
         self.remember_first_weights()
 
+    @property
+    def adapter_names(self) -> frozenset[str]:
+        """Names of the adapter alone."""
+        return frozenset(self._adapter)
+
     def receive(self, arrays: Mapping[str, Tensor]) -> None:
         """Begin a round; an adapter that was exported comes without c."""
-        Learner.receive(self, {**{name: torch.zeros_like(c) for name, c in self._c.items()}, **arrays})
+        if not self._c.keys() & arrays.keys():
+            arrays = {**arrays, **{name: torch.zeros_like(c) for name, c in self._c.items()}}
+        Learner.receive(self, arrays)
         self._steps = 0
 
     @contextmanager
-    def corrected(self) -> Iterator[None]:
-        """Correct the gradients of a step, and have both controls be the mean of the round's so far."""
+    def corrected(self, fraction: float) -> Iterator[None]:
+        """Correct the gradients of a step; both controls become those after the round's steps so far.
+
+        `fraction` is the share of the clients that a round asks.
+        """
         if not self._steps:
-            self._corrections = {name: c - self._own[name] for name, c in self._c.items()}
+            self._begun_with = {name: (c.clone(), self._own[name].clone()) for name, c in self._c.items()}
         self._steps += 1
+        gradients: dict[str, Tensor] = {}
 
         def correct(name: str, gradient: Tensor) -> Tensor:
-            self._own[name].lerp_(gradient, 1 / self._steps)
-            self._c[name].copy_(self._own[name])
-            return gradient + self._corrections[name]
+            gradients[name] = gradient.detach()
+            c, own = self._begun_with[name]
+            return gradient - own + c
 
         hooks = [
             weight.register_hook(partial(correct, CONTROL + name)) for name, weight in self._adapter.items()
@@ -68,6 +79,11 @@ class ControlledAdapter(DualAdapter):
         finally:
             for hook in hooks:
                 hook.remove()
+        for name, (c, own) in self._begun_with.items():
+            # A step that does not touch a weight has a gradient of 0 there.
+            gradient = gradients.get(name, torch.zeros_like(own))
+            mean = self._own[name].lerp_(gradient.to(own.dtype), 1 / self._steps)
+            self._c[name].copy_(c + fraction * (mean - own))
 
 
 class Scaffold(SharedAdapter):
@@ -76,12 +92,17 @@ class Scaffold(SharedAdapter):
     name = "scaffold"
 
     def problems(self, settings: Settings) -> Iterable[tuple[bool, str]]:
-        """Refuse what would not average control variates, or not correct each step by them."""
+        """Refuse what would not average control variates as they are, or not correct each step by them."""
         yield from super().problems(settings)
         yield (
             settings.strategy != "fedavg",
             f"strategy = {settings.strategy!r} with method = 'scaffold', whose control variates are averaged;"
             " allowed: 'fedavg'",
+        )
+        yield (
+            settings.clip_change > 0,
+            f"clip-change = {settings.clip_change} with method = 'scaffold', whose clients' control variates"
+            " must add up to what the server has; allowed: 0",
         )
         yield (
             settings.gradient_accumulation > 1,
@@ -115,5 +136,5 @@ class Scaffold(SharedAdapter):
     ) -> dict[str, Tensor]:
         """Take one corrected step on the task's loss."""
         assert isinstance(learner, ControlledAdapter)
-        with learner.corrected():
+        with learner.corrected(settings.fraction_train):
             return super().step(learner, optimizer, batch, targets, distillation, settings)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from peft import PeftModel, PeftType, get_peft_model, get_peft_model_state_dict
 from torch.nn.functional import gelu, layer_norm, linear
-from transformers import ViTConfig, ViTModel
+from transformers import GPT2Config, GPT2Model, ViTConfig, ViTModel
 
 import app
 from app.adapters import Adapter, adapt, adapter_config
@@ -42,9 +42,7 @@ def prompted(small_vilt):
     def build(fused=False, names=("default",)):
         model = keep_patch_order(small_vilt())
         model = fuse_attention(model) if fused else model
-        config = BlockPromptConfig(
-            num_tokens=TOKENS, width=WIDTH, target_modules=r"encoder\.layer\.\d+", init_std=1.0
-        )
+        config = BlockPromptConfig(num_tokens=TOKENS, target_modules=r"encoder\.layer\.\d+", init_std=1.0)
         torch.manual_seed(4)
         adapted = get_peft_model(model, config, adapter_name=names[0])
         for name in names[1:]:
@@ -98,15 +96,18 @@ def test_a_boolean_mask_lets_all_see_them_and_what_is_no_mask_is_handed_on():
     class Block(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.weight = torch.nn.Parameter(torch.ones(WIDTH))
+            self.norm = torch.nn.LayerNorm(WIDTH)
 
         def forward(self, hidden, *args, **kwargs):
             seen.update(hidden=hidden, args=args, kwargs=kwargs)
             return hidden, "more"
 
-    layer = BlockPromptLayer(Block(), "one", BlockPromptConfig(num_tokens=TOKENS, width=WIDTH))
+    layer = BlockPromptLayer(Block(), "one", BlockPromptConfig(num_tokens=TOKENS))
     hidden, mask = torch.randn(2, 5, WIDTH), torch.zeros(2, 1, 1, 5, dtype=torch.bool)
     square, other = torch.zeros(2, 1, 5, 5), torch.randn(2, 5)
+    counted = torch.ones(2, 1, 1, 5, dtype=torch.long)
+    layer(hidden_states=hidden, mask=counted)
+    assert seen["kwargs"]["mask"].tolist() == [[[[1] * (5 + TOKENS)]]] * 2
     output, more = layer(hidden, mask, other, mask=square, flag=True)
     assert torch.equal(output, hidden)
     assert more == "more"
@@ -199,10 +200,43 @@ def test_a_second_copy_of_the_code_has_the_same_classes():
     assert list(PeftType).count("BLOCK_PROMPT") == 1
 
 
-@pytest.mark.parametrize("field", ["num_tokens", "width"])
-def test_sizes_that_are_none_are_refused(field):
-    with pytest.raises(ValueError, match=f"`{field}` must be a positive integer, got 0"):
-        BlockPromptConfig(**{field: 0})
+def test_no_tokens_are_refused():
+    with pytest.raises(ValueError, match="`num_tokens` must be a positive integer, got 0"):
+        BlockPromptConfig(num_tokens=0)
+
+
+@pytest.mark.parametrize(
+    ("targets", "reason"),
+    [
+        (r"h\.\d+", "`target_modules` must not match GPT2Block, whose attention is causal"),
+        (None, "`target_modules` must be given: the blocks"),
+        (r"h\.\d+\.attn\.attn_dropout", "must match modules with a linear layer"),
+    ],
+)
+def test_places_where_they_could_do_nothing_are_refused(targets, reason):
+    model = GPT2Model(GPT2Config(n_embd=WIDTH, n_layer=1, n_head=2, vocab_size=8))
+    with pytest.raises(ValueError, match=reason):
+        get_peft_model(model, BlockPromptConfig(target_modules=targets))
+
+
+def test_taken_out_again_the_model_is_as_it_was(prompted, small_vilt, batch):
+    model = prompted().unload()
+    plain = keep_patch_order(small_vilt())
+    assert model.state_dict().keys() == plain.state_dict().keys()
+    assert torch.equal(model(**batch).pooler_output, plain(**batch).pooler_output)
+
+
+def test_torchs_own_encoder_reads_attributes_of_its_blocks_and_names_arguments():
+    torch.manual_seed(0)
+    block = torch.nn.TransformerEncoderLayer(WIDTH, 2, 48, batch_first=True, norm_first=True)
+    model = torch.nn.TransformerEncoder(block, 2, enable_nested_tensor=False).eval()
+    hidden = torch.randn(2, 5, WIDTH)
+    plain = model(hidden)
+    adapted = get_peft_model(
+        model, BlockPromptConfig(num_tokens=TOKENS, target_modules=r"layers\.\d+", init_std=1.0)
+    ).eval()
+    assert adapted(hidden).shape == plain.shape
+    assert (adapted(hidden) - plain).abs().max() > 1e-2
 
 
 def test_they_cannot_be_merged(prompted):

@@ -58,7 +58,7 @@ def test_an_adapter_without_a_scale():
     config = IA3Config(target_modules=["first"], feedforward_modules=[])
     text = refused(lambda: DualAdapter(Nobodys(), config, forward=plain))
     assert text.startswith("config: adapters of type ")
-    assert text.endswith("allowed: LORA, BOTTLENECK")
+    assert text.endswith("allowed: LORA, BOTTLENECK, BLOCK_PROMPT")
 
 
 @pytest.mark.parametrize("name", ["classifier", "head.weight", "first.head", ""])

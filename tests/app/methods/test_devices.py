@@ -21,7 +21,11 @@ from tests.app.tiny_generative import MODELS, made, pictures_alone
 
 META = torch.device("meta")
 SETTINGS = SimpleNamespace(
-    personal=SimpleNamespace(pull=0.7, epochs=1), loss="bce-scores", update="alternating", step="fast"
+    personal=SimpleNamespace(pull=0.7, epochs=1),
+    loss="bce-scores",
+    update="alternating",
+    step="fast",
+    fraction_train=1.0,
 )
 
 

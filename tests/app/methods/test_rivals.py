@@ -15,7 +15,11 @@ from app.mkd import Distillation
 
 RATE, PULL = 0.05, 0.7
 SETTINGS = SimpleNamespace(
-    personal=SimpleNamespace(pull=PULL, epochs=2), loss="bce-scores", update="alternating", step="fast"
+    personal=SimpleNamespace(pull=PULL, epochs=2),
+    loss="bce-scores",
+    update="alternating",
+    step="fast",
+    fraction_train=0.25,
 )
 CPU = torch.device("cpu")
 
@@ -231,14 +235,43 @@ def test_scaffold_corrects_gradients_by_the_mean_of_a_clients_own_and_that_of_al
                     leaf -= RATE * (gradients[-1][name] - own[name] + c[name])
                 for leaf, gradient in zip(head.parameters(), found[len(y) :], strict=True):
                     leaf -= RATE * gradient
-        own = {n: (gradients[0][n] + gradients[1][n]) / 2 for n in sent}
+        before, own = own, {n: (gradients[0][n] + gradients[1][n]) / 2 for n in sent}
         assert max(v.abs().max() for v in own.values()) > 1e-3
-        assert_equal(method.travelling(learner), y | {f"control.{n}": v for n, v in own.items()})
+        told = {f"control.{n}": c[n] + 0.25 * (own[n] - before[n]) for n in sent}
+        assert_equal(method.travelling(learner), y | told)
         assert_equal(learner.state("local"), {f"control.{n}": v for n, v in own.items()})
         assert_equal(learner.head.state_dict(), head.state_dict())
         # What another client sent as well.
         sent = {n: v.detach().clone() for n, v in y.items()}
-        c = {n: (v + 0.1 * torch.randn(v.shape, generator=generator)) / 2 for n, v in own.items()}
+        c = {n: v + 0.1 * torch.randn(v.shape, generator=generator) for n, v in own.items()}
+
+
+def test_scaffold_counts_a_step_that_does_not_touch_a_weight_as_a_gradient_of_0(opened):
+    learner, method = opened("scaffold"), METHODS["scaffold"]
+    touched, untouched = sorted(learner.adapter_names)[:2]
+    method.receive(learner, method.travelling(learner))
+    old, received = learner.state("local"), learner.state("shared")
+    assert old[f"control.{untouched}"].abs().max() > 0.1
+    weight = learner.parameters_of["shared"][touched]
+    with learner.corrected(0.5):
+        weight.sum().backward()
+    own, sent = learner.state("local"), learner.state("shared")
+    assert not own[f"control.{untouched}"].any()
+    assert (own[f"control.{touched}"] == 1).all()
+    for name in (f"control.{touched}", f"control.{untouched}"):
+        torch.testing.assert_close(sent[name], received[name] + 0.5 * (own[name] - old[name]))
+
+
+@pytest.mark.parametrize("there", [1, -1])
+def test_scaffold_takes_all_control_variates_or_none(opened, there):
+    learner, method = opened("scaffold"), METHODS["scaffold"]
+    sent = method.travelling(learner)
+    alone = {name: value for name, value in sent.items() if name in learner.adapter_names}
+    method.receive(learner, alone)
+    assert not any(v.any() for n, v in learner.state("shared").items() if n not in learner.adapter_names)
+    controls = [name for name in sent if name not in alone]
+    with pytest.raises(ValueError, match="missing or unknown arrays: control"):
+        method.receive(learner, {**alone, **{name: sent[name] for name in controls[:there]}})
 
 
 @pytest.mark.parametrize(

@@ -198,15 +198,15 @@ def test_an_answer_head_of_the_sites_own_never_leaves(vqa, weights):
 @pytest.mark.parametrize(
     ("node", "refused"),
     [
-        ({}, {"feddat", "full"}),
-        ({"share-weights": "head"}, {"full"}),
+        ({}, {"feddat", "full", "scaffold"}),
+        ({"share-weights": "head"}, {"full", "scaffold"}),
         ({"share-weights": "all"}, set()),
         ({"policy": "open"}, set()),
-        ({"policy": "open", "share-weights": "adapter"}, {"feddat", "full"}),
+        ({"policy": "open", "share-weights": "adapter"}, {"feddat", "full", "scaffold"}),
     ],
 )
 def test_which_weights_leave_is_the_sites_own_word(asked, small_cifar, node, refused):
-    for method in ("feddat", "full"):
+    for method in ("feddat", "full", "scaffold"):
         replies = asked({"data-dir": str(small_cifar), **node}, **HEAD_OF_ALL, data_dir="/x", method=method)
         kinds = kinds_refused(replies, "a site has share-weights = ")
         assert kinds == (set(KINDS) if method in refused else set())

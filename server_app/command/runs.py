@@ -110,11 +110,11 @@ def which_client(run: Run, client: int | None, node_config: str = "") -> list[st
 
 def newest_run() -> Run:
     """Open the run that was begun last, none that stands beside another; a Refusal if there is none."""
-    from server_app.comparison import name_beside
-
     found = _all_runs()
     if not found:
         raise Refusal(f"there is no run yet; to make one: {called()} run")
+    from server_app.comparison import name_beside
+
     names = [run.folder.name for run in found]
 
     def is_beside(run: Run) -> bool:

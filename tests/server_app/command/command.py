@@ -1,4 +1,4 @@
-"""The command as a person starts it: a process of its own, in a folder that is not the checkout."""
+"""The command as a person starts it: the script that was installed, in a folder that is not the checkout."""
 
 import os
 import subprocess
@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.conftest import ROOT
+SCRIPTS = Path(sys.executable).parent
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,13 @@ class Person:
         return self.folder / "home"
 
     def command(self, *words: str) -> list[str]:
-        return [sys.executable, "-m", "server_app.command", *words]
+        return [str(SCRIPTS / "feddat"), *words]
 
     def environment(self, **variables: str) -> dict[str, str]:
-        path = os.pathsep.join([str(self.folder), str(ROOT)])
-        return {**os.environ, "PYTHONPATH": path, "FEDDAT_HOME": str(self.home), **variables}
+        """Return that of a shell with an activated environment, and nothing of ours on the import path."""
+        path = os.pathsep.join([str(SCRIPTS), os.environ["PATH"]])
+        own = {"PATH": path, "PYTHONPATH": str(self.folder), "FEDDAT_HOME": str(self.home)}
+        return {**os.environ, **own, **variables}
 
     def calls(self, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
         """Call ``feddat WORDS`` to its end."""

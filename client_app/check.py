@@ -1,7 +1,7 @@
 """What a site can find out before it joins: ``python -m client_app.check --node-config '…'``.
 
-One line a check, `ok` or `FAIL`; the exit code is 1 if any failed. Without a node-config, the clients of a
-simulation on this machine are checked.
+One line a check, `ok` or `FAIL`; the exit code is 1 if any failed, and the last line says which. Without a
+node-config, the clients of a simulation on this machine are checked.
 """
 
 import argparse
@@ -55,17 +55,18 @@ def main(arguments: list[str] | None = None, prog: str = "python -m client_app.c
     parser.add_argument("--superlink", help="HOST:PORT; without it no SuperLink is asked")
     parser.add_argument("--root-certificates", help="file of the SuperLink's CA; without it the system's")
     given = parser.parse_args(arguments)
-    failed = False
+    checked: dict[str, bool] = {}
 
     def line(name: str, check: Callable[..., Any], *subjects: Any) -> Any:
         """Print what a check finds and return it; None if it failed."""
-        nonlocal failed
         try:
             found = check(*subjects)
+            checked[name] = checked.get(name, True)
             print(f"ok    {name}: {found}", flush=True)
             return found
         except (ValueError, OSError) as error:
-            failed = True
+            checked.pop(name, None)
+            checked[name] = False
             print(f"FAIL  {name}: {' '.join(str(error).split()).removeprefix(f'{name}: ')}", flush=True)
             return None
 
@@ -85,7 +86,10 @@ def main(arguments: list[str] | None = None, prog: str = "python -m client_app.c
         answer := line("superlink", ask_superlink, given.superlink, given.root_certificates)
     ):
         line("clock", clock, answer)
-    return int(failed)
+    failed = [name for name, passed in checked.items() if not passed]
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return int(bool(failed))
 
 
 @dataclass(frozen=True)

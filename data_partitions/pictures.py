@@ -4,7 +4,7 @@ import io
 import stat
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 # Not all that Pillow opens: for some formats it starts another program.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -29,6 +29,8 @@ def image_fault(encoded: bytes) -> str:
                 return f"image has {pixels} pixels, more than LARGEST_IMAGE = {LARGEST_IMAGE}"
             # All that becomes of it later: the whole of it, turned upright, in colours.
             ImageOps.exif_transpose(image).convert("RGB")
+    except UnidentifiedImageError:  # whose text names a place in memory
+        return "image cannot be decoded (its kind cannot be told)"
     # Pillow's decoders raise whatever a broken file makes them raise.
     except Exception as error:
         return f"image cannot be decoded ({one_line(error)})"

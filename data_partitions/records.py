@@ -96,6 +96,8 @@ def _json_lines(path: Path, name: str) -> Iterator[Record]:
 def _object(line: bytes) -> dict[str, Any] | BadRowError:
     try:
         found = json.loads(line.decode())
+    except json.JSONDecodeError as error:  # whose own text counts the lines of this one
+        return BadRowError(f"no JSON ({error.msg}, at character {error.pos + 1})")
     except (ValueError, RecursionError) as error:
         return BadRowError(f"no JSON ({one_line(error)})")
     return found if isinstance(found, dict) else BadRowError("no JSON object")

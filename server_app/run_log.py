@@ -129,11 +129,13 @@ class RunLog(RoundObserver):
         nodes = len(self._facts)
         if nodes < natural:
             log.info(
-                "the benchmark has %d clients and is cut to the first %d, as many as there are nodes; "
-                'for all of them, in a simulation: flwr run . --federation-config "num-supernodes=%d"',
+                "the benchmark has %d clients and is cut to the first %d, as many as there are nodes%s",
                 natural,
                 nodes,
-                natural,
+                ""
+                if self.settings.num_clients
+                else '; for all of them, in a simulation: flwr run . --federation-config "num-supernodes='
+                f'{natural}"',
             )
         log.info(
             "%s: %d clients: %s",

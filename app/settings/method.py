@@ -1,11 +1,15 @@
 """The method, and its losses and steps."""
 
+from difflib import get_close_matches
 from typing import Literal
 
 from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
 from .section import Section
+
+# What papers call a method that has another name here.
+_CALLED_BY_OTHERS = {"fedavg": "adapter", "single": "local"}
 
 
 class MethodSettings(Section):
@@ -27,5 +31,7 @@ class MethodSettings(Section):
 
         if method not in METHODS:
             allowed = ", ".join(map(repr, METHODS))
-            raise PydanticCustomError("allowed", "{allowed}", {"allowed": allowed})
+            near = get_close_matches(method, [*_CALLED_BY_OTHERS, *METHODS], n=1)
+            meant = f"; did you mean {_CALLED_BY_OTHERS.get(near[0], near[0])}?" if near else ""
+            raise PydanticCustomError("allowed", "{allowed}", {"allowed": allowed + meant})
         return method

@@ -1,10 +1,13 @@
 """From Flower's run-config to `Settings`, or to one line that says what is wrong."""
 
+import re
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from typing import Any
 
 from pydantic import ValidationError
 
+from .run import NAME_PATTERN
 from .section import SettingsError
 from .settings import Settings
 
@@ -69,6 +72,7 @@ _WORDS = {
     "bool_type": "true or false",
     "string_type": "a text",
 }
+_PATTERNS = {NAME_PATTERN: "letters, digits, '.', '_' and '-', of which the first is a letter or a digit"}
 
 
 def one_line_of(error: ValidationError) -> str:
@@ -82,11 +86,19 @@ def one_line_of(error: ValidationError) -> str:
         case "missing":
             return f"{key} is missing from the run-config"
         case "literal_error":
-            return f"{key} = {value!r}; allowed: {first['ctx']['expected']}"
+            allowed = first["ctx"]["expected"]
+            return f"{key} = {value!r}; allowed: {allowed}{_meant(value, allowed)}"
+        case "string_pattern_mismatch":
+            return f"{key} = {value!r}; allowed: {_PATTERNS.get(first['ctx']['pattern'], first['msg'])}"
         case kind if kind in _WORDS:
             return f"{key} = {value!r}; allowed: {_WORDS[kind]}"
         case _:
             return f"{key} = {value!r}; allowed: {first['msg'].removeprefix('Input should be ')}"
+
+
+def _meant(value: Any, allowed: str) -> str:
+    near = get_close_matches(str(value), re.findall("'([^']*)'", allowed), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _shown(key: str) -> str:

@@ -7,13 +7,14 @@ from pydantic import Field, model_validator
 from .section import Section
 
 RUN_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"  # it names folders, here and at the clients
+NAME_PATTERN = rf"^({RUN_NAME})?$"
 
 
 class RunSettings(Section):
     """Top-level settings of the run."""
 
-    run_name: str = Field(pattern=rf"^({RUN_NAME})?$", max_length=100)
-    resume: str = Field(pattern=rf"^({RUN_NAME})?$", max_length=100)
+    run_name: str = Field(pattern=NAME_PATTERN, max_length=100)
+    resume: str = Field(pattern=NAME_PATTERN, max_length=100)
     seed: int = Field(ge=0, lt=2**31)
     num_rounds: int = Field(gt=0)
     num_clients: int = Field(ge=0)

@@ -17,7 +17,8 @@ _STARTED = re.compile(r"Successfully started run (\d+)")
 # Of a run's log, what a person wants to see while it goes.
 _TOLD = re.compile(
     r"(round \d+/\d+: .*|round \d+, \w+: partition -?\d+ refused: .*|round \d+: .* trying once more"
-    r"|client [^:]*: \d+ of \d+ test questions have .*"
+    r"|client [^:]*: \d+ of \d+ test questions have .*|[^:]*: \d+ rows that cannot be read .*"
+    r"|the benchmark has \d+ clients and is cut to .*"
     r"|[\w-]+: \d+ clients: .*|waiting for nodes: .*|privacy: .*)$"
 )
 # `flwr ls` says it before the reason.

@@ -51,8 +51,10 @@ def read_given(root: Path, words: Sequence[str]) -> Given:
         One line that names what cannot be used, and what is allowed.
     """
     defaults = known_settings(root)
-    pairs = dict(_pair(word, defaults) for word in words if "=" in word)
+    pairs = dict(_pair(word, defaults) for word in words if "=" in word and word != "=")
     recipes = [word for word in words if "=" not in word]
+    if (key := next((word for word in recipes if word in defaults), None)) is not None:
+        raise Refusal(f"{key} is a setting; allowed: {key}=VALUE, without spaces")
     if len(recipes) > 1:
         raise Refusal(f"{', '.join(recipes)}: allowed: one recipe, then KEY=VALUE …")
     own = {**(flat(_toml(_recipe(root, recipes[0]))) if recipes else {}), **pairs}
@@ -94,7 +96,9 @@ def _recipe(root: Path, name: str) -> Path:
     known = {path.stem: path for path in sorted((root / "recipes").glob("*.toml"))}
     if name in known:
         return known[name]
-    if not (name.endswith(".toml") and Path(name).expanduser().is_file()):
+    if name.endswith(".toml") and not Path(name).expanduser().is_file():
+        raise Refusal(f"recipe = {name!r} is not a file; allowed: {', '.join(known)}, or a file NAME.toml")
+    if not name.endswith(".toml"):
         raise Refusal(
             f"{name!r} is not a recipe; allowed: {', '.join(known)},"
             f" or a file NAME.toml{_nearest(name, known)}"
@@ -113,7 +117,9 @@ def _pair(word: str, defaults: Config) -> tuple[str, Any]:
     if isinstance(defaults.get(key), str) and not isinstance(value, str):
         value = text
     # The app does not run in this folder.
-    if key == _FOLDER and os.path.isdir(value):  # False too for what no path can be
+    if key == _FOLDER and isinstance(value, str) and value[:1] not in ("", "~", "/"):
+        if not os.path.isdir(value):  # as what no path can be is not either
+            raise Refusal(f"{key} = {value!r} is not a folder; allowed: one that is there")
         value = str(Path(value).absolute())
     return key, value
 

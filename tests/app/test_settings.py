@@ -73,7 +73,7 @@ WRONG = [
     *[(key, value, said) for key in (*POSITIVE, *WEIGHTS) for value, said in [*NO_NUMBER, (-math.inf, "")]],
     *[(key, value, "a text") for key in TEXTS for value in (1, True)],
     *[
-        (key, name, "A-Za-z0-9")
+        (key, name, "letters, digits, '.', '_' and '-'")
         for key in ("run-name", "resume")
         for name in ("a/b", "..", "../a", ".hidden", "a b", "a\n", "é", "a\\b")
     ],

@@ -14,7 +14,7 @@ SETTINGS = [
         "scene",
         r"benchmark = 'scene'; allowed: .*'cifar10-lt', 'cifar100-lt', 'scenes', 'vqa-domains'",
     ),
-    ("strategy", "fedsgd", r"strategy = 'fedsgd'; allowed: 'fedavg', .*'krum'"),
+    ("strategy", "fedsgd", r"strategy = 'fedsgd'; allowed: 'fedavg', .*'krum'; did you mean fedavg\?"),
     ("adapter", "prefix", r"adapter = 'prefix'; allowed: 'bottleneck', 'lora' or 'prompt'"),
     ("method", "fedavg", r"method = 'fedavg'; allowed: 'adapter', 'bias', .*"),
     ("num-rounds", 0, r"num-rounds = 0; allowed: greater than 0"),

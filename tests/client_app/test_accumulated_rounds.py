@@ -149,7 +149,7 @@ def test_batch_normalisation_is_refused(choosing):
 
 
 def test_no_method_is_forgotten():
-    assert {*WRITING, *CHOOSING, *TWICE, "full"} == METHODS.keys()
+    assert {*WRITING, *CHOOSING, *TWICE, "full", "scaffold"} == METHODS.keys()
 
 
 def test_the_rate_follows_the_steps_that_are_taken(writing, monkeypatch):

@@ -27,7 +27,10 @@ def lines(home, small_backbone, capsys):
         settings = f'train-examples=12 test-examples=8 device="cpu" {run}'
         node = node if "backbone" in node else f'{node} backbone="{small_backbone}"'
         code = check.main(["--node-config", node, "--run-config", settings, *arguments])
-        found = [line.split(maxsplit=2) for line in capsys.readouterr().out.splitlines()]
+        out, last = capsys.readouterr()
+        found = [line.split(maxsplit=2) for line in out.splitlines()]
+        failed = [name.rstrip(":") for mark, name, _ in found if mark == "FAIL"]
+        assert last == (f"failed: {', '.join(failed)}\n" if failed else "")
         return code, {name.rstrip(":"): (mark, said) for mark, name, said in found}
 
     return lines

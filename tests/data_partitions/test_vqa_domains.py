@@ -201,7 +201,7 @@ def test_of_the_source_only_what_a_client_is_given_is_written(folder, options, t
         (
             5,
             {"image": {"bytes": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 2 2\n%%EOF\n", "path": None}},
-            r"image cannot be decoded \(cannot identify",
+            r"image cannot be decoded \(its kind cannot be told\)",
         ),
         (5, {"image": {"bytes": _png(1)[:300], "path": None}}, "image cannot be decoded"),
         (14, {"image": {"bytes": None, "path": "elsewhere.png"}}, "no image bytes"),

@@ -58,7 +58,7 @@ def test_a_file_that_is_no_toml_is_named_in_one_line(tmp_path):
 
 
 def test_a_folder_whose_name_no_file_system_takes_is_refused_in_a_line():
-    with pytest.raises(Refusal, match=r"^data-dir = 'a+' is relative; allowed: an absolute path$"):
+    with pytest.raises(Refusal, match=r"^data-dir = 'a+' is not a folder; allowed: one that is there$"):
         read("benchmark=files", f"data-dir={'a' * 300}")
 
 

@@ -17,9 +17,13 @@ WRONG = [
     ("num-rounds=many", r"num-rounds = 'many'; allowed: a whole number"),
     ("align.steps=-1", r"align\.steps = -1; allowed: greater than or equal to 0"),
     ("strategy=fedsgd", r"strategy = 'fedsgd'; allowed: 'fedavg', .*"),
-    ("data-dir=here", r"data-dir = 'here' is relative; allowed: an absolute path"),
+    ("data-dir=here", r"data-dir = 'here' is not a folder; allowed: one that is there"),
     ("lorra", r"'lorra' is not a recipe; allowed: .*lora, .*; did you mean lora\?"),
-    ("missing.toml", r"'missing\.toml' is not a recipe; allowed: .*"),
+    ("missing.toml", r"recipe = 'missing\.toml' is not a file; allowed: .*lora, .*, or a file NAME\.toml"),
+    ("num-rounds", r"num-rounds is a setting; allowed: num-rounds=VALUE, without spaces"),
+    ("method=fedat", r"method = 'fedat'; allowed: 'adapter', .*; did you mean feddat\?"),
+    ("method=fedavg", r"method = 'fedavg'; allowed: 'adapter', .*; did you mean adapter\?"),
+    ("run-name=my run", r"run-name = 'my run'; allowed: letters, digits, .*"),
     ("resume=nix", r"resume = 'nix' is not a run in .*/home/runs; allowed: none yet"),
 ]
 

@@ -51,12 +51,12 @@ def read_given(root: Path, words: Sequence[str]) -> Given:
         One line that names what cannot be used, and what is allowed.
     """
     defaults = known_settings(root)
-    pairs = dict(_pair(word, defaults) for word in words if "=" in word and word != "=")
     recipes = [word for word in words if "=" not in word]
     if (key := next((word for word in recipes if word in defaults), None)) is not None:
         raise Refusal(f"{key} is a setting; allowed: {key}=VALUE, without spaces")
     if len(recipes) > 1:
         raise Refusal(f"{', '.join(recipes)}: allowed: one recipe, then KEY=VALUE …")
+    pairs = dict(_pair(word, defaults) for word in words if "=" in word)
     own = {**(flat(_toml(_recipe(root, recipes[0]))) if recipes else {}), **pairs}
     _check_names(own, defaults)
     _check_values({**defaults, **own})

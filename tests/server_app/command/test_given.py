@@ -62,6 +62,19 @@ def test_a_folder_whose_name_no_file_system_takes_is_refused_in_a_line():
         read("benchmark=files", f"data-dir={'a' * 300}")
 
 
+@pytest.mark.parametrize("words", [("num-rounds", "=", "2"), ("lora", "num-rounds", "2")])
+def test_a_setting_with_spaces_around_is_told_how(words):
+    with pytest.raises(
+        Refusal, match=r"^num-rounds is a setting; allowed: num-rounds=VALUE, without spaces$"
+    ):
+        read(*words)
+
+
+def test_an_equals_sign_alone_is_no_setting():
+    with pytest.raises(Refusal, match=r"^= '' is not a setting; "):
+        read("=")
+
+
 def test_two_recipes_are_one_too_many():
     with pytest.raises(Refusal, match=r"^lora, long-tailed: allowed: one recipe, then KEY=VALUE …$"):
         read("lora", "long-tailed")

@@ -44,11 +44,13 @@ class Finished:
 
 @contextmanager
 def imported(project: Path) -> Iterator[tuple[Any, Any]]:
-    """Give a project's ServerApp and ClientApp; forget its package afterwards, for others have its name.
+    """Give a project's ServerApp and ClientApp; forget its package before and after: others have its name.
 
+    Flower's command, called in this process, leaves those of the projects that it starts.
     The ClientApp is loaded when it is first called: after the ServerApp has begun, as in a simulation.
     """
     names = components(project)
+    forget(project)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(project)
         try:

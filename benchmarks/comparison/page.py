@@ -1,5 +1,6 @@
 """The page of a plan of methods: tables with tests, and curves over rounds, bytes and FLOPs."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,9 @@ _CENTRALISED = """\
 *centralised* is no federation: one adapter, with a head for each client, takes the same steps on the
 examples of all clients in one random order, so that it is moved as often as all clients' adapters together,
 and its optimizer is never made anew. It says what there would be to gain if nothing were private."""
+_UNEQUAL = """\
+Not all methods have as many seeds. A method's mean and its curve are over those that it has, and a seed that
+is hard for all is missing where it was not run: look at the differences, which are paired."""
 # Whom it concerns, and what is to be known of them.
 _NOTES = (
     (
@@ -261,6 +265,8 @@ def _preamble(plan: Comparison, lines: Lines) -> str:
     kinds = {plan.methods[name].settings.get("method", name) for name in measured}
     notes = [note for names, note in _NOTES if kinds & names]
     notes += [_CENTRALISED] if any(plan.methods[name].centralised for name in measured) else []
+    seeds = Counter(line["cell"] for line in lines)
+    notes += [_UNEQUAL] if len(set(seeds.values())) > 1 else []
     text = f"""Made by `python -m benchmarks.study --plan recipes/study/{plan.name}.toml` of {len(lines)}
 of the plan's {wanted} cells and seeds ({", ".join(machines)}; {hours:.1f} hours in all, beside other work);
 every figure is of a line in the file of results. What the plan does not set is as by default.

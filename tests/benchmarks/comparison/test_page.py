@@ -125,6 +125,12 @@ def test_a_page_has_each_benchmark_and_budget_and_its_curves(tmp_path):
         cells(text, "late")
 
 
+def test_it_says_that_methods_have_unequal_numbers_of_seeds(tmp_path):
+    for lines, said in ((LINES, False), (LINES[:-2], True), ([], False)):
+        write_page(tmp_path / "page.md", PLAN, lines)
+        assert ("Not all methods have as many seeds." in (tmp_path / "page.md").read_text()) is said
+
+
 def test_it_says_which_questions_the_scores_are_of(tmp_path):
     for settings, said in (({}, "test"), ({"evaluate-on": "validation"}, "validation")):
         write_page(tmp_path / "page.md", PLAN.model_copy(update={"settings": settings}), [])

@@ -55,18 +55,16 @@ def main(arguments: list[str] | None = None, prog: str = "python -m client_app.c
     parser.add_argument("--superlink", help="HOST:PORT; without it no SuperLink is asked")
     parser.add_argument("--root-certificates", help="file of the SuperLink's CA; without it the system's")
     given = parser.parse_args(arguments)
-    checked: dict[str, bool] = {}
+    failed: list[str] = []
 
     def line(name: str, check: Callable[..., Any], *subjects: Any) -> Any:
         """Print what a check finds and return it; None if it failed."""
         try:
             found = check(*subjects)
-            checked[name] = checked.get(name, True)
             print(f"ok    {name}: {found}", flush=True)
             return found
         except (ValueError, OSError) as error:
-            checked.pop(name, None)
-            checked[name] = False
+            failed.append(name)
             print(f"FAIL  {name}: {' '.join(str(error).split()).removeprefix(f'{name}: ')}", flush=True)
             return None
 
@@ -86,9 +84,8 @@ def main(arguments: list[str] | None = None, prog: str = "python -m client_app.c
         answer := line("superlink", ask_superlink, given.superlink, given.root_certificates)
     ):
         line("clock", clock, answer)
-    failed = [name for name, passed in checked.items() if not passed]
     if failed:
-        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+        print(f"failed: {', '.join(dict.fromkeys(failed))}", file=sys.stderr)
     return int(bool(failed))
 
 

@@ -114,7 +114,7 @@ def _run(root: Path, home: Path, words: list[str], machine: Machine, compare: Se
     runs = home / "runs"
     if others:
         names = [*(one.settings.method for one in others), given.settings.method]
-        typer.echo(f"{len(names)} runs, one after the other: {', '.join(names)}; the last table has all")
+        typer.echo(f"one after the other: {', '.join(names)}; the last table has all")
     done = bool(others) and not given.settings.resume and _is_done(runs / name, given.settings)
     for other in others:
         beside = name_beside(name, other.settings.method)

@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import platform
+import shutil
 import sys
 import tempfile
 import time
@@ -166,17 +167,36 @@ class Study:
 
 @contextmanager
 def scratch_home() -> Iterator[None]:
-    """Give a run a FEDDAT_HOME that goes away afterwards; data and annotations are the real one's."""
-    with tempfile.TemporaryDirectory() as scratch:
-        with closed_home() as home:
-            for kept in ("data", "annotations"):
-                (home / kept).mkdir(parents=True, exist_ok=True)
-                Path(scratch, kept).symlink_to(home / kept, target_is_directory=True)
-        os.environ["FEDDAT_HOME"] = scratch
-        try:
-            yield
-        finally:
-            os.environ["FEDDAT_HOME"] = str(home)
+    """Give a run a FEDDAT_HOME that goes away afterwards."""
+    with tempfile.TemporaryDirectory() as scratch, own_home(Path(scratch)):
+        yield
+
+
+@contextmanager
+def kept_home(*cell: str) -> Iterator[bool]:
+    """Give a cell a FEDDAT_HOME that goes away once it is done; yield whether an unfinished one was there."""
+    with closed_home() as home:
+        folder = home / "studies" / _digest(*cell)
+        begun = (folder / "runs").is_dir()
+        folder.mkdir(parents=True, exist_ok=True)
+    with own_home(folder):
+        yield begun
+    shutil.rmtree(folder)
+
+
+@contextmanager
+def own_home(folder: Path) -> Iterator[None]:
+    """Make a folder the FEDDAT_HOME; data and annotations are the real one's."""
+    with closed_home() as home:
+        for kept in ("data", "annotations"):
+            (home / kept).mkdir(parents=True, exist_ok=True)
+            if not (link := folder / kept).is_symlink():
+                link.symlink_to(home / kept, target_is_directory=True)
+    os.environ["FEDDAT_HOME"] = str(folder)
+    try:
+        yield
+    finally:
+        os.environ["FEDDAT_HOME"] = str(home)
 
 
 def table(plan: Plan, lines: Sequence[Mapping[str, Any]]) -> str:
@@ -245,8 +265,7 @@ def complete(
 @contextmanager
 def taken(out: Path, *cell: str) -> Iterator[bool]:
     """Hold a cell of a file against other processes; False if one of them holds it."""
-    digest = hashlib.sha256("\n".join(cell).encode()).hexdigest()[:16]
-    lock = out.parent / f".{out.name}.{digest}"
+    lock = out.parent / f".{out.name}.{_digest(*cell)}"
     with lock.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -259,6 +278,10 @@ def taken(out: Path, *cell: str) -> Iterator[bool]:
             lock.unlink(missing_ok=True)
 
 
+def _digest(*words: str) -> str:
+    return hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
+
+
 def compare(
     plan: Comparison,
     given: Mapping[str, Any],
@@ -267,7 +290,10 @@ def compare(
     methods: Sequence[str],
     page: Path | None,
 ) -> None:
-    """Run what is missing of a plan of methods, of these alone, then write its page."""
+    """Run what is missing of a plan of methods, of these alone, then write its page.
+
+    A cell that was stopped goes on from its last round, unless the plan or a setting is another one now.
+    """
     defaults = get_fused_config_from_dir(ROOT, {})
     cells = {cell.name: cell for cell in plan.cells() if cell.method in methods}
     for benchmark, arena in plan.benchmarks.items():
@@ -276,8 +302,10 @@ def compare(
             cells = {name: cell for name, cell in cells.items() if cell.benchmark != benchmark}
 
     def run(name: str, seed: int) -> dict[str, Any]:
-        with scratch_home():
-            return measure(cells[name], seed, given, defaults)
+        whole = json.dumps([plan.model_dump(), given, defaults], sort_keys=True)
+        with kept_home(str(out.resolve()), name, str(seed), whole) as begun:
+            measured = measure(cells[name], seed, given, defaults)
+        return measured | ({"resumed": True} if begun else {})
 
     lines = complete(out, plan.name, cells, seeds, run)
     if page:

@@ -1,6 +1,7 @@
 """What a cell of a plan measures: a whole run of the real apps, and the FLOPs of its steps."""
 
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
 from math import floor
@@ -14,7 +15,7 @@ from app.conversations import Conversations
 from app.heads import answer_with_new_head
 from app.methods import METHODS, open_learner
 from app.mkd import Distillation, make_optimizer
-from app.settings import Settings, read_settings
+from app.settings import Settings, feddat_home, read_settings
 from client_app.client import data_options
 from data_partitions.benchmarks import load_partition
 
@@ -120,11 +121,26 @@ def measure(cell: Cell, seed: int, given: Mapping[str, Any], defaults: Mapping[s
 
 
 def federated(cell: Cell, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Run the real apps; return the rows of ``metrics.jsonl``."""
-    federation = Federation(dict(settings), cell.clients, wire=None)
-    for context in federation.contexts.values():
-        context.node_config.update(cell.node_config(int(context.node_config["partition-id"])))
-    folder = federation.serve()
+    """Run the real apps, or go on with a run that was stopped; return the rows of ``metrics.jsonl``.
+
+    Parameters
+    ----------
+    cell : Cell
+        Says how many clients there are, and what their nodes say.
+    settings : Mapping
+        A run's. What lies in FEDDAT_HOME under its ``run-name`` was begun with the same.
+    """
+    folder = feddat_home() / "runs" / settings["run-name"]
+    begun = any((folder / "checkpoints").glob("round-*.safetensors"))
+    if not begun and folder.exists():
+        shutil.rmtree(folder)
+    # Written last.
+    if not (folder / "report.md").exists():
+        again = {"resume": settings["run-name"], "run-name": ""} if begun else {}
+        federation = Federation({**settings, **again}, cell.clients, wire=None)
+        for context in federation.contexts.values():
+            context.node_config.update(cell.node_config(int(context.node_config["partition-id"])))
+        federation.serve()
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 

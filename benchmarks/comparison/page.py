@@ -29,6 +29,8 @@ and its optimizer is never made anew. It says what there would be to gain if not
 _UNEQUAL = """\
 Not all methods have as many seeds. A method's mean and its curve are over those that it has, and a seed that
 is hard for all is missing where it was not run: look at the differences, which are paired."""
+_RESUMED = """\
+Of the time of cells that were stopped and went on, only the last part counts."""
 # Whom it concerns, and what is to be known of them.
 _NOTES = (
     (
@@ -40,9 +42,9 @@ each, and both move the head.""",
     (
         {"fedavg-ft"},
         """\
-*fedavg-ft* trains an epoch more than the rounds say before its own branch is scored (in TFLOP it is counted),
-at the run's learning rate, which was not chosen for that. Where its own branch is below its student, tuning
-did harm, and its student is the harder rival to what is a client's own.""",
+*fedavg-ft* trains on before its own branch is scored (in TFLOP it is counted), an epoch or as many as the
+plan's `personal.epochs`, at the run's learning rate, which was not chosen for that. Where its own branch is
+below its student, tuning did harm, and its student is the harder rival to what is a client's own.""",
     ),
 )
 AXES = {
@@ -267,6 +269,7 @@ def _preamble(plan: Comparison, lines: Lines) -> str:
     notes += [_CENTRALISED] if any(plan.methods[name].centralised for name in measured) else []
     seeds = Counter(line["cell"] for line in lines)
     notes += [_UNEQUAL] if len(set(seeds.values())) > 1 else []
+    notes += [_RESUMED] if any(line.get("resumed") for line in lines) else []
     text = f"""Made by `python -m benchmarks.study --plan recipes/study/{plan.name}.toml` of {len(lines)}
 of the plan's {wanted} cells and seeds ({", ".join(machines)}; {hours:.1f} hours in all, beside other work);
 every figure is of a line in the file of results. What the plan does not set is as by default.

@@ -7,9 +7,12 @@ import torch
 
 from app.settings import read_settings
 from benchmarks import study
+from benchmarks.comparison import measuring
 from benchmarks.plans import Cell, Plan
 from server_app import federation
 from server_app.alignment import PoolAligner
+from server_app.report import write_report
+from server_app.run_log import RunLog
 from tests.conftest import SMALL, default_run_config
 
 ALIGN = {"align.beta": 0.0, "align.steps": 2, "align.batch-size": 8, "align.radius": 1.0}
@@ -203,30 +206,117 @@ def test_a_cell_that_another_process_holds_is_left_to_it(tmp_path):
     assert [path.name for path in folder.iterdir()] == ["cells.jsonl"]
 
 
-def test_a_plan_of_methods_is_run_and_goes_on_and_its_page_is_written(home, small_backbone, tmp_path, capsys):
+@pytest.fixture
+def quick(home, small_backbone, tmp_path):
+    """Run the quick plan on toy clients, seed 0; return its lines by cell."""
     small = {key: value for key, value in SMALL.items() if "examples" in key or key == "batch-size"}
     small |= {"backbone": str(small_backbone), "reduction-factor": 4, "device": "cpu"}
-    given = ["--set", *(f"{key}={json.dumps(value)}" for key, value in small.items())]
     out, page = tmp_path / "quick.jsonl", tmp_path / "quick.md"
-    command = ["--quick", "--out", str(out), "--page", str(page), "--seeds", "0", *given]
-    assert study.main([*command, "--methods", "adapter", "feddat"]) == 0
-    first = out.read_text().splitlines()
+
+    def call(*methods, **others):
+        given = [f"{key}={json.dumps(value)}" for key, value in {**small, **others}.items()]
+        chosen = ["--methods", *methods] if methods else []
+        where = ["--out", str(out), "--page", str(page)]
+        assert study.main(["--quick", *where, "--seeds", "0", "--set", *given, *chosen]) == 0
+        return {line["cell"]: line for line in map(json.loads, out.read_text().splitlines())}
+
+    call.out, call.page = out, page
+    return call
+
+
+def test_a_plan_of_methods_is_run_and_goes_on_and_its_page_is_written(quick):
+    quick("adapter", "feddat")
+    first = quick.out.read_text().splitlines()
     assert [json.loads(line)["cell"] for line in first] == [
         "scenes-domain | feddat | steps",
         "scenes-domain | adapter | steps",
         "scenes-domain | adapter | flops",
     ]
-    assert study.main(command) == 0
-    lines = [json.loads(line) for line in out.read_text().splitlines()]
-    assert out.read_text().splitlines()[:3] == first
-    tuned = {line["cell"]: line for line in lines[3:]}["scenes-domain | fedavg-ft | steps"]
+    tuned = quick()["scenes-domain | fedavg-ft | steps"]
+    assert quick.out.read_text().splitlines()[:3] == first
     adapter = json.loads(first[1])
     # Its student is the adapter's under FedAvg, to the last digit; and tuning costs half a run of two rounds.
     assert [c["student"] for c in tuned["clients"].values()] == [
         c["student"] for c in adapter["clients"].values()
     ]
     assert tuned["flops"] == pytest.approx(1.5 * adapter["flops"])
-    assert "| fedavg-ft | 1 |" in page.read_text()
+    assert "| fedavg-ft | 1 |" in quick.page.read_text()
+
+
+@pytest.fixture
+def stopped(monkeypatch):
+    """Stop a run as Ctrl-C does, once, when so many rounds' rows are written; count the rounds that ran."""
+    left, ran, ended = [], [], RunLog.round_ended
+
+    def round_ended(self, server_round):
+        ended(self, server_round)
+        ran.append(server_round)
+        if server_round in left:
+            left.remove(server_round)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunLog, "round_ended", round_ended)
+    return left, ran
+
+
+def alike(one, other):
+    """Whether two lines tell the same, but for what a clock says and that one was resumed."""
+    ignored = {"seconds", "train-seconds", "resumed"}
+    return {k: v for k, v in one.items() if k not in ignored} == {
+        k: v for k, v in other.items() if k not in ignored
+    }
+
+
+@pytest.mark.parametrize("method", ["feddat", "adapter", "fedavg-ft"])
+def test_a_cell_that_was_stopped_goes_on_from_its_last_round(quick, stopped, home, method):
+    left, ran = stopped
+    whole = quick(method)
+    quick.out.unlink()
+    ran.clear()
+    left.append(2)
+    with pytest.raises(KeyboardInterrupt):
+        quick(method)
+    assert ran == [1, 2]
+    again = quick(method)
+    name = f"scenes-domain | {method} | steps"
+    assert ran[2] == 2
+    assert again[name]["resumed"] is True
+    assert "resumed" not in whole[name]
+    assert again.keys() == whole.keys()
+    assert all(alike(again[cell], whole[cell]) for cell in whole)
+    assert list((home / "studies").iterdir()) == []
+    assert "only the last part counts" in quick.page.read_text()
+
+
+def test_a_cell_of_other_settings_begins_anew(quick, stopped):
+    left, ran = stopped
+    left.append(2)
+    with pytest.raises(KeyboardInterrupt):
+        quick("feddat")
+    ran.clear()
+    (line,) = quick("feddat", alpha=0.5).values()
+    assert ran == [1, 2]
+    assert "resumed" not in line
+
+
+def test_a_run_that_was_done_is_not_run_again(quick, stopped, monkeypatch):
+    """Stopped between its end and its line."""
+    _, ran = stopped
+    monkeypatch.setattr(federation, "write_report", write_report)
+    whole = quick("feddat")
+    quick.out.unlink()
+    with monkeypatch.context() as patched:
+        patched.setattr(measuring, "summary", lambda *_: stop())
+        with pytest.raises(KeyboardInterrupt):
+            quick("feddat")
+    ran.clear()
+    (line,) = quick("feddat").values()
+    assert ran == []
+    assert alike(line, *whole.values())
+
+
+def stop():
+    raise KeyboardInterrupt
 
 
 def test_a_plan_that_cannot_be_read_is_one_line(tmp_path, capsys):

@@ -131,6 +131,12 @@ def test_it_says_that_methods_have_unequal_numbers_of_seeds(tmp_path):
         assert ("Not all methods have as many seeds." in (tmp_path / "page.md").read_text()) is said
 
 
+def test_it_says_whose_time_is_not_whole(tmp_path):
+    for lines, said in ((LINES, False), ([*LINES[:-1], {**LINES[0], "seed": 2, "resumed": True}], True)):
+        write_page(tmp_path / "page.md", PLAN, lines)
+        assert ("only the last part counts" in (tmp_path / "page.md").read_text()) is said
+
+
 def test_it_says_which_questions_the_scores_are_of(tmp_path):
     for settings, said in (({}, "test"), ({"evaluate-on": "validation"}, "validation")):
         write_page(tmp_path / "page.md", PLAN.model_copy(update={"settings": settings}), [])

@@ -1,23 +1,16 @@
 """The page of a plan of methods: tables with tests, and curves over rounds, bytes and FLOPs."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib import color_sequences
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from .measuring import QUESTION_ALONE
+from .curves import draw, draw_over, save
+from .found import Found, Lines
 from .plan import BETWEEN, Budget, Comparison
-from .statistics import LEVEL, Difference, Scores, difference, holm
+from .statistics import LEVEL, Difference, difference, holm
 
-Lines = Sequence[Mapping[str, Any]]
-PALETTE = [*color_sequences["petroff10"], *color_sequences["Dark2"]]
 HEADINGS: dict[Budget, str] = {
     "steps": "equal steps",
     "flops": "equal FLOPs (as many rounds as come closest to the reference's)",
@@ -47,84 +40,30 @@ plan's `personal.epochs`, at the run's learning rate, which was not chosen for t
 below its student, tuning did harm, and its student is the harder rival to what is a client's own.""",
     ),
 )
-AXES = {
-    "round": ("round", 1.0),
-    "bytes": ("MB sent, all clients, both ways", 1e-6),
-    "flops": ("TFLOP", 1e-12),
-}
-
-
-class Found:
-    """A plan's lines, by cell.
-
-    Parameters
-    ----------
-    plan : Comparison
-        The plan.
-    lines : sequence of dict
-        Lines of a study's file; those of other plans count in nothing.
-    """
-
-    def __init__(self, plan: Comparison, lines: Lines) -> None:
-        self.plan = plan
-        self._by_cell: dict[str, list[Mapping[str, Any]]] = {}
-        for line in lines:
-            if line["plan"] == plan.name:
-                self._by_cell.setdefault(line["cell"], []).append(line)
-
-    def of(self, benchmark: str, method: str, budget: Budget) -> list[Mapping[str, Any]]:
-        """Return a cell's lines, by seed; the reference's are the same in any budget."""
-        own: Budget = "steps" if method == self.plan.reference else budget
-        found = self._by_cell.get(BETWEEN.join((benchmark, method, own)), [])
-        return sorted(found, key=lambda line: line["seed"])
-
-    def methods(self, benchmark: str, budget: Budget) -> list[str]:
-        """Return the methods with a line, in the plan's order."""
-        return [method for method in self.plan.methods if self.of(benchmark, method, budget)]
-
-    def branch(self, method: str, what: str) -> str:
-        """Return the branch that is a method's ``student``, or its ``personal`` one; "" if there is none.
-
-        A student of which a part is each client's own is personal.
-        """
-        personal = self.plan.methods[method].personal
-        return personal if what == "personal" else "" if personal == "student" else "student"
-
-    def scores(self, benchmark: str, method: str, budget: Budget, what: str) -> Scores:
-        """Return the scores of one of a method's branches by seed and client, in points."""
-        branch = self.branch(method, what)
-        return {
-            (line["seed"], client): 100 * scores[branch]
-            for line in self.of(benchmark, method, budget)
-            for client, scores in line["clients"].items()
-            if branch in scores
-        }
-
-    def question_alone(self, benchmark: str) -> Scores:
-        """Return what the question alone gives by seed and client, in points, whatever method and budget."""
-        return {
-            (line["seed"], client): 100 * scores[QUESTION_ALONE]
-            for budget in self.plan.budgets
-            for method in self.methods(benchmark, budget)
-            for line in self.of(benchmark, method, budget)
-            for client, scores in line["clients"].items()
-            if QUESTION_ALONE in scores
-        }
 
 
 def write_page(path: Path, plan: Comparison, lines: Lines) -> None:
-    """Write a page in Markdown, and beside it the curves, ``<page>-<benchmark>-<budget>.svg``."""
+    """Write a page in Markdown, and beside it the curves, ``<page>-<benchmark>-<budget>.svg``.
+
+    And ``<page>-over-<budget>.svg``, if the plan says over what.
+    """
     found = Found(plan, lines)
     own = [line for line in lines if line["plan"] == plan.name]
     path.parent.mkdir(parents=True, exist_ok=True)
     parts = [f"# Methods against each other: `{plan.name}`", _preamble(plan, own)]
+    for budget in plan.budgets if plan.over else ():
+        if not any(found.methods(benchmark, budget) for benchmark in plan.benchmarks):
+            continue
+        picture = path.with_name(f"{path.stem}-over-{budget}.svg")
+        save(draw_over(found, budget), picture)
+        parts += [f"![scores over {plan.over}, {budget}]({picture.name})"]
     for benchmark in plan.benchmarks:
         for budget in plan.budgets:
             methods = found.methods(benchmark, budget)
             if not methods or (budget == "flops" and methods == [plan.reference]):
                 continue
             picture = path.with_name(f"{path.stem}-{benchmark}-{budget}.svg")
-            _save(draw(found, benchmark, budget), picture)
+            save(draw(found, benchmark, budget), picture)
             parts += [
                 f"## {benchmark}, {HEADINGS[budget]}",
                 table(found, benchmark, budget),
@@ -213,49 +152,6 @@ def by_client(found: Found, benchmark: str, budget: Budget) -> str:
         for client in clients
     ]
     return _markdown(["client", "question alone", *methods], rows)
-
-
-def draw(found: Found, benchmark: str, budget: Budget) -> Figure:
-    """Draw the mean over clients and seeds: solid the student, dashed a client's own branch."""
-    figure = Figure(figsize=(13, 4.6), layout="constrained")
-    panels = figure.subplots(1, 3, sharey=True)
-    colours = dict(zip(found.plan.methods, PALETTE, strict=False))
-    for axes, (key, (label, scale)) in zip(panels, AXES.items(), strict=True):
-        for method in found.methods(benchmark, budget):
-            _draw_method(axes, found, (benchmark, method, budget), key, scale, colours.get(method, "0.5"))
-        axes.set_xlabel(label)
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=key == "round"))
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("score, mean of clients and seeds (points)")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False)
-    return figure
-
-
-def _draw_method(
-    axes: Axes, found: Found, cell: tuple[str, str, Budget], key: str, scale: float, colour: Any
-) -> None:
-    curves, method = [line["curve"] for line in found.of(*cell)], cell[1]
-    for what, (style, label) in {"student": ("-", method), "personal": ("--", f"{method}, own")}.items():
-        branch = found.branch(method, what)
-        points = [point for curve in curves for point in curve if branch in point]
-        rounds = sorted({point["round"] for point in points})
-        if not rounds:
-            continue
-        x, y = (
-            [np.mean([point[of] for point in points if point["round"] == now]) for now in rounds]
-            for of in (key, branch)
-        )
-        axes.plot(
-            scale * np.array(x), 100 * np.array(y), style, color=colour, label=label, marker="o", markersize=3
-        )
-
-
-def _save(figure: Figure, path: Path) -> None:
-    # The same figures give the same bytes.
-    with matplotlib.rc_context({"svg.hashsalt": "feddat", "svg.fonttype": "path"}):
-        figure.savefig(path, metadata={"Date": None})
 
 
 def _preamble(plan: Comparison, lines: Lines) -> str:

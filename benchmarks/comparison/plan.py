@@ -4,9 +4,11 @@
     budgets = ["steps", "flops"]        # as many rounds for all; or as many as cost what `reference` costs
     reference = "feddat"
     against = { student = "adapter", personal = "fedavg-ft" }   # whom the tests hold the others to
+    over = ""                           # what a benchmark's `at` counts: scores are drawn over it
     [settings]                          # of all cells, beside the defaults
     [benchmarks.scenes-domain]
     clients = 5
+    at = 600                            # of `over`; none by default
     ranks = []                          # of LoRA, as the clients' nodes say, in turn
     settings = { benchmark = "scenes", heterogeneity = "domain" }
     [methods.feddat]
@@ -46,6 +48,8 @@ class Arena(_Table):
     ----------
     clients : int
         How many.
+    at : float, optional
+        Where it stands on the axis that the plan's `over` names.
     ranks : list of int
         The ``lora-rank`` that each client's node says, in turn; by default none says any.
     settings : dict
@@ -53,6 +57,7 @@ class Arena(_Table):
     """
 
     clients: int = Field(gt=0)
+    at: float | None = Field(None, gt=0)
     ranks: list[int] = []
     settings: dict[str, Any] = {}
 
@@ -82,6 +87,7 @@ class Comparison(_Table):
     budgets: list[Budget] = ["steps"]
     reference: str
     against: Against
+    over: str = ""
     settings: dict[str, Any] = {}
     benchmarks: dict[str, Arena]
     methods: dict[str, Contestant]
@@ -107,6 +113,9 @@ class Comparison(_Table):
         for name in (plan.reference, plan.against.student, plan.against.personal):
             if name not in plan.methods:
                 raise ValueError(f"plan = {str(path)!r}: {name!r} is none of its methods")
+        for name, arena in plan.benchmarks.items():
+            if (arena.at is None) == bool(plan.over):
+                raise ValueError(f"plan = {str(path)!r}: benchmarks.{name}: `at` and `over` need each other")
         return plan
 
     def cells(self) -> Iterator["Cell"]:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from benchmarks.comparison.page import Found, by_client, table, write_page
+from benchmarks.comparison.found import Found
+from benchmarks.comparison.page import by_client, table, write_page
 from benchmarks.comparison.plan import Comparison
 
 PLAN = Comparison.model_validate(

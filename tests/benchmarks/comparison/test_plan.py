@@ -79,6 +79,8 @@ def test_each_clients_node_says_its_rank_in_turn(tmp_path):
         (SMALLEST.replace("seeds = [0]", "seeds = []"), "seeds: List should have at least 1 item"),
         (SMALLEST + "[surplus]", "surplus: Extra inputs are not permitted"),
         (SMALLEST.replace('reference = "feddat"', 'reference = "none"'), "'none' is none of its methods"),
+        (SMALLEST.replace("clients = 2", "clients = 2\nat = 5"), "one: `at` and `over` need each other"),
+        ('over = "clients"' + SMALLEST, "one: `at` and `over` need each other"),
         ("seeds = [", "cannot be read: "),
     ],
 )

@@ -1,0 +1,112 @@
+"""Curves of a study: scores over rounds, bytes and FLOPs, and over what a plan's benchmarks differ in."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib import color_sequences
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from .found import Found
+from .plan import Budget
+from .statistics import Scores
+
+PALETTE = [*color_sequences["petroff10"], *color_sequences["Dark2"]]
+AXES = {
+    "round": ("round", 1.0),
+    "bytes": ("MB sent, all clients, both ways", 1e-6),
+    "flops": ("TFLOP", 1e-12),
+}
+
+
+def draw(found: Found, benchmark: str, budget: Budget) -> Figure:
+    """Draw the mean over clients and seeds: solid the student, dashed a client's own branch."""
+    figure = Figure(figsize=(13, 4.6), layout="constrained")
+    panels = figure.subplots(1, 3, sharey=True)
+    colours = dict(zip(found.plan.methods, PALETTE, strict=False))
+    for axes, (key, (label, scale)) in zip(panels, AXES.items(), strict=True):
+        for method in found.methods(benchmark, budget):
+            _draw_method(axes, found, (benchmark, method, budget), key, scale, colours.get(method, "0.5"))
+        axes.set_xlabel(label)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=key == "round"))
+    return _finished(figure, list(panels))
+
+
+def draw_over(found: Found, budget: Budget) -> Figure:
+    """Draw the last scores over the plan's `over`, a panel a data set: mean, and deviation over seeds."""
+    plan = found.plan
+    sets: dict[str, list[tuple[float, str]]] = {}
+    for name, arena in plan.benchmarks.items():
+        if arena.at is not None and found.methods(name, budget):
+            data = {**plan.settings, **arena.settings}.get("benchmark", name)
+            sets.setdefault(data, []).append((arena.at, name))
+    figure = Figure(figsize=(6.5 * len(sets), 4.6), layout="constrained")
+    panels = figure.subplots(1, len(sets), squeeze=False)[0]
+    for axes, (data, places) in zip(panels, sets.items(), strict=True):
+        for method, colour in zip(plan.methods, PALETTE, strict=False):
+            for what, style, label in _branches(method):
+                scores = {at: found.scores(name, method, budget, what) for at, name in sorted(places)}
+                _draw_deviations(axes, scores, linestyle=style, color=colour, label=label)
+        alone = {at: found.question_alone(name) for at, name in sorted(places)}
+        _draw_deviations(axes, alone, linestyle=":", color="0.5", label="question alone")
+        axes.set_title(data)
+        axes.set_xlabel(plan.over)
+        axes.set_xscale("log")
+        axes.set_xticks(list(alone), [f"{at:g}" for at in alone])
+        axes.minorticks_off()
+    return _finished(figure, list(panels))
+
+
+def _branches(method: str) -> tuple[tuple[str, str, str], ...]:
+    return (("student", "-", method), ("personal", "--", f"{method}, own"))
+
+
+def _draw_deviations(axes: Axes, scores: Mapping[float, Scores], **style: Any) -> None:
+    points = []
+    for at, found in scores.items():
+        seeds = {seed for seed, _ in found}
+        means = [np.mean([value for (of, _), value in found.items() if of == seed]) for seed in seeds]
+        if means:
+            points.append((at, np.mean(means), np.std(means, ddof=1) if len(means) > 1 else 0.0))
+    if points:
+        x, y, deviation = zip(*points, strict=True)
+        axes.errorbar(x, y, deviation, marker="o", markersize=3, capsize=2, elinewidth=0.7, **style)
+
+
+def _finished(figure: Figure, panels: Sequence[Axes]) -> Figure:
+    for axes in panels:
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("score, mean of clients and seeds (points)")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False)
+    return figure
+
+
+def _draw_method(
+    axes: Axes, found: Found, cell: tuple[str, str, Budget], key: str, scale: float, colour: Any
+) -> None:
+    curves, method = [line["curve"] for line in found.of(*cell)], cell[1]
+    for what, style, label in _branches(method):
+        branch = found.branch(method, what)
+        points = [point for curve in curves for point in curve if branch in point]
+        rounds = sorted({point["round"] for point in points})
+        if not rounds:
+            continue
+        x, y = (
+            [np.mean([point[of] for point in points if point["round"] == now]) for now in rounds]
+            for of in (key, branch)
+        )
+        axes.plot(
+            scale * np.array(x), 100 * np.array(y), style, color=colour, label=label, marker="o", markersize=3
+        )
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as SVG; the same one gives the same bytes."""
+    with matplotlib.rc_context({"svg.hashsalt": "feddat", "svg.fonttype": "path"}):
+        figure.savefig(path, metadata={"Date": None})

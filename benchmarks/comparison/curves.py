@@ -42,8 +42,7 @@ def draw_over(found: Found, budget: Budget) -> Figure:
     sets: dict[str, list[tuple[float, str]]] = {}
     for name, arena in plan.benchmarks.items():
         if arena.at is not None and found.methods(name, budget):
-            data = {**plan.settings, **arena.settings}.get("benchmark", name)
-            sets.setdefault(data, []).append((arena.at, name))
+            sets.setdefault(plan.data_of(name), []).append((arena.at, name))
     figure = Figure(figsize=(6.5 * len(sets), 4.6), layout="constrained")
     panels = figure.subplots(1, len(sets), squeeze=False)[0]
     for axes, (data, places) in zip(panels, sets.items(), strict=True):

@@ -113,10 +113,19 @@ class Comparison(_Table):
         for name in (plan.reference, plan.against.student, plan.against.personal):
             if name not in plan.methods:
                 raise ValueError(f"plan = {str(path)!r}: {name!r} is none of its methods")
+        places = set()
         for name, arena in plan.benchmarks.items():
             if (arena.at is None) == bool(plan.over):
                 raise ValueError(f"plan = {str(path)!r}: benchmarks.{name}: `at` and `over` need each other")
+            place = (plan.data_of(name), arena.at)
+            if plan.over and place in places:
+                raise ValueError(f"plan = {str(path)!r}: benchmarks.{name}: another stands there too")
+            places.add(place)
         return plan
+
+    def data_of(self, benchmark: str) -> str:
+        """Return the data set of one of its benchmarks."""
+        return str({**self.settings, **self.benchmarks[benchmark].settings}.get("benchmark", benchmark))
 
     def cells(self) -> Iterator["Cell"]:
         """Yield the cells, those of the first budget first; the reference has as many rounds in any."""

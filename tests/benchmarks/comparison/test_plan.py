@@ -18,6 +18,12 @@ clients = 2
 [methods.feddat]
 """
 
+TWICE = 'over = "clients"' + SMALLEST.replace(
+    "clients = 2",
+    "clients = 2\nat = 5\nsettings = { benchmark = 'scenes' }\n"
+    "[benchmarks.two]\nclients = 3\nat = 5\nsettings = { benchmark = 'scenes' }",
+)
+
 
 @pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
 def test_every_cell_of_a_plan_can_be_run_and_its_branches_are_the_methods(path):
@@ -81,6 +87,7 @@ def test_each_clients_node_says_its_rank_in_turn(tmp_path):
         (SMALLEST.replace('reference = "feddat"', 'reference = "none"'), "'none' is none of its methods"),
         (SMALLEST.replace("clients = 2", "clients = 2\nat = 5"), "one: `at` and `over` need each other"),
         ('over = "clients"' + SMALLEST, "one: `at` and `over` need each other"),
+        (TWICE, "two: another stands there too"),
         ("seeds = [", "cannot be read: "),
     ],
 )

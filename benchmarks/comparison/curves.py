@@ -82,7 +82,7 @@ def _finished(figure: Figure, panels: Sequence[Axes]) -> Figure:
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("score, mean of clients and seeds (points)")
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(6, 3 * len(panels)), frameon=False)
     return figure
 
 

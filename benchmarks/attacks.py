@@ -24,8 +24,9 @@ from server_app import federation as room
 
 from .attackers import ATTACKS, FEW, NOBODY, Attack, View
 from .figures import verdict
+from .homes import scratch_home
 from .in_process import Federation
-from .study import ROOT, Scores, complete, mean_and_worst, scratch_home
+from .study import ROOT, Scores, complete, mean_and_worst
 
 CLIENTS = 7
 DEFENCES: dict[str, dict[str, Any]] = {

@@ -32,8 +32,8 @@ from app.settings import read_settings
 from app.source import source_hash
 
 from .figures import machine_of, write_figures
+from .homes import scratch_home
 from .in_process import Federation
-from .study import scratch_home
 
 ROOT = Path(__file__).parents[1]
 QUARTERS = 4

@@ -25,8 +25,8 @@ from rich.console import Console
 from rich.table import Table
 
 from .figures import machine_of, verdict, write_figures
+from .homes import scratch_home
 from .in_process import Federation
-from .study import scratch_home
 
 ROOT = Path(__file__).parents[1]
 LIMIT = 0.05

@@ -33,8 +33,8 @@ import server_app.federation  # noqa: F401  # before what they import is patched
 from server_app.checkpoints import Checkpoints
 
 from .figures import machine_of, write_figures
+from .homes import scratch_home
 from .in_process import Federation
-from .study import scratch_home
 
 ROOT = Path(__file__).parents[1]
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}

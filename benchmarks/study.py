@@ -11,20 +11,19 @@ already are skipped, so a study that was stopped goes on; several processes may 
 
 import argparse
 import fcntl
-import hashlib
 import json
 import logging
 import os
 import platform
-import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import flwr
 import numpy as np
 import torch
 from flwr.app import ArrayRecord
@@ -33,9 +32,9 @@ from flwr.supercore.task_identity import TaskIdentity
 from torch import Tensor
 
 from app.backbones import Backbone, open_backbone
-from app.home import closed_home
 from app.records import from_record, to_record
 from app.settings import Settings, feddat_home, read_settings
+from app.source import source_hash
 from app.tasks import TASKS
 from data_partitions.benchmarks import DataOptions, Partition, load_partition
 from server_app.alignment import open_aligner
@@ -50,6 +49,7 @@ from server_app.teachers.teacher import open_teacher
 from .comparison.measuring import measure
 from .comparison.page import write_page
 from .comparison.plan import Comparison
+from .homes import digest, forget, kept_home, scratch_home
 from .in_process import Federation
 from .plans import PLANS, Cell, Plan
 
@@ -165,40 +165,6 @@ class Study:
         return scores
 
 
-@contextmanager
-def scratch_home() -> Iterator[None]:
-    """Give a run a FEDDAT_HOME that goes away afterwards."""
-    with tempfile.TemporaryDirectory() as scratch, own_home(Path(scratch)):
-        yield
-
-
-@contextmanager
-def kept_home(*cell: str) -> Iterator[bool]:
-    """Give a cell a FEDDAT_HOME that goes away once it is done; yield whether an unfinished one was there."""
-    with closed_home() as home:
-        folder = home / "studies" / _digest(*cell)
-        begun = (folder / "runs").is_dir()
-        folder.mkdir(parents=True, exist_ok=True)
-    with own_home(folder):
-        yield begun
-    shutil.rmtree(folder)
-
-
-@contextmanager
-def own_home(folder: Path) -> Iterator[None]:
-    """Make a folder the FEDDAT_HOME; data and annotations are the real one's."""
-    with closed_home() as home:
-        for kept in ("data", "annotations"):
-            (home / kept).mkdir(parents=True, exist_ok=True)
-            if not (link := folder / kept).is_symlink():
-                link.symlink_to(home / kept, target_is_directory=True)
-    os.environ["FEDDAT_HOME"] = str(folder)
-    try:
-        yield
-    finally:
-        os.environ["FEDDAT_HOME"] = str(home)
-
-
 def table(plan: Plan, lines: Sequence[Mapping[str, Any]]) -> str:
     """Return the table in Markdown: mean ± standard deviation over the seeds, in points."""
     text = [
@@ -219,6 +185,7 @@ def complete(
     cells: Iterable[str],
     seeds: Iterable[int],
     run: Callable[[str, int], Mapping[str, Any]],
+    forget: Callable[[str, int], None] = lambda cell, seed: None,
 ) -> list[dict[str, Any]]:
     """Run the cells of a plan that a file does not have, seed by seed; return the plan's lines of it.
 
@@ -232,7 +199,10 @@ def complete(
         What each cell is run with.
     run : Callable
         Cell and seed → what its line says, ``scores`` in [0, 1] among it.
+    forget : Callable
+        Told of each cell and seed that has its line, to delete what was kept of it.
     """
+    out = out.resolve()
     out.parent.mkdir(parents=True, exist_ok=True)
 
     def finished() -> list[dict[str, Any]]:
@@ -243,7 +213,10 @@ def complete(
     for seed in seeds:
         for cell in cells:
             with taken(out, plan, cell, str(seed)) as mine:
-                if not mine or any((line["cell"], line["seed"]) == (cell, seed) for line in finished()):
+                if not mine:
+                    continue
+                if any((line["cell"], line["seed"]) == (cell, seed) for line in finished()):
+                    forget(cell, seed)
                     continue
                 started = time.monotonic()
                 measured = run(cell, seed)
@@ -257,6 +230,9 @@ def complete(
                 }
                 with out.open("a") as file:
                     file.write(json.dumps(line) + "\n")
+                    file.flush()
+                    os.fsync(file.fileno())
+                forget(cell, seed)
             shown = ", ".join(f"{key} {100 * value:.1f}" for key, value in measured["scores"].items())
             print(f"{cell}, seed {seed}: {shown}; {line['seconds']} s", flush=True)
     return finished()
@@ -265,21 +241,19 @@ def complete(
 @contextmanager
 def taken(out: Path, *cell: str) -> Iterator[bool]:
     """Hold a cell of a file against other processes; False if one of them holds it."""
-    lock = out.parent / f".{out.name}.{_digest(*cell)}"
+    lock = out.parent / f".{out.name}.{digest(*cell)}"
     with lock.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
+            # Whoever held it may have deleted it meanwhile: then this is a lock on nothing.
+            mine = lock.exists() and os.path.samestat(os.fstat(file.fileno()), lock.stat())
+        except (BlockingIOError, FileNotFoundError):
+            mine = False
         try:
-            yield True
+            yield mine
         finally:
-            lock.unlink(missing_ok=True)
-
-
-def _digest(*words: str) -> str:
-    return hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
+            if mine:
+                lock.unlink(missing_ok=True)
 
 
 def compare(
@@ -292,7 +266,8 @@ def compare(
 ) -> None:
     """Run what is missing of a plan of methods, of these alone, then write its page.
 
-    A cell that was stopped goes on from its last round, unless the plan or a setting is another one now.
+    A cell that was stopped goes on from its last round, unless something that it depends on, the source among
+    it, is another one now: then it begins anew.
     """
     defaults = get_fused_config_from_dir(ROOT, {})
     cells = {cell.name: cell for cell in plan.cells() if cell.method in methods}
@@ -301,13 +276,16 @@ def compare(
             print(f"{benchmark} is left out: it needs --data-dir", flush=True)
             cells = {name: cell for name, cell in cells.items() if cell.benchmark != benchmark}
 
-    def run(name: str, seed: int) -> dict[str, Any]:
-        whole = json.dumps([plan.model_dump(), given, defaults], sort_keys=True)
-        with kept_home(str(out.resolve()), name, str(seed), whole) as begun:
-            measured = measure(cells[name], seed, given, defaults)
-        return measured | ({"resumed": True} if begun else {})
+    def kept(name: str, seed: int) -> str:
+        versions = [source_hash(), torch.__version__, flwr.__version__]
+        depends = [cells[name].depends_on(given), dict(defaults), versions]
+        return digest(str(out.resolve()), name, str(seed), json.dumps(depends, sort_keys=True, default=str))
 
-    lines = complete(out, plan.name, cells, seeds, run)
+    def run(name: str, seed: int) -> dict[str, Any]:
+        with kept_home(kept(name, seed)):
+            return measure(cells[name], seed, given, defaults)
+
+    lines = complete(out, plan.name, cells, seeds, run, lambda name, seed: forget(kept(name, seed)))
     if page:
         write_page(page, plan, lines)
 
@@ -354,7 +332,10 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m benchmar
         return 1
     given |= {"data-dir": options.data_dir} if options.data_dir else {}
     methods = options.methods or list(comparison.methods)
-    compare(comparison, given, options.out, options.seeds or comparison.seeds, methods, options.page)
+    seeds = options.seeds or comparison.seeds
+    # What is stopped could not be found again under a new folder's name.
+    with scratch_home() if quick in options.out.parents else nullcontext():
+        compare(comparison, given, options.out, seeds, methods, options.page)
     if quick:
         print(f"the page is {options.page}")
     return 0

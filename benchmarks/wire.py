@@ -31,8 +31,8 @@ from app.records import from_record, to_record
 from app.wire_precision import ENCODINGS
 
 from .figures import machine_of, write_figures
+from .homes import scratch_home
 from .in_process import Federation
-from .study import scratch_home
 
 ROOT = Path(__file__).parents[1]
 PRECISIONS = ("float32", *ENCODINGS)

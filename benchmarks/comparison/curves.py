@@ -27,7 +27,7 @@ def draw(found: Found, benchmark: str, budget: Budget) -> Figure:
     """Draw the mean over clients and seeds: solid the student, dashed a client's own branch."""
     figure = Figure(figsize=(13, 4.6), layout="constrained")
     panels = figure.subplots(1, 3, sharey=True)
-    colours = dict(zip(found.plan.methods, PALETTE, strict=False))
+    colours = _colours(found)
     for axes, (key, (label, scale)) in zip(panels, AXES.items(), strict=True):
         for method in found.methods(benchmark, budget):
             _draw_method(axes, found, (benchmark, method, budget), key, scale, colours.get(method, "0.5"))
@@ -38,7 +38,7 @@ def draw(found: Found, benchmark: str, budget: Budget) -> Figure:
 
 def draw_over(found: Found, budget: Budget) -> Figure:
     """Draw the last scores over the plan's `over`, a panel a data set: mean, and deviation over seeds."""
-    plan = found.plan
+    plan, colours = found.plan, _colours(found)
     sets: dict[str, list[tuple[float, str]]] = {}
     for name, arena in plan.benchmarks.items():
         if arena.at is not None and found.methods(name, budget):
@@ -46,7 +46,8 @@ def draw_over(found: Found, budget: Budget) -> Figure:
     figure = Figure(figsize=(6.5 * len(sets), 4.6), layout="constrained")
     panels = figure.subplots(1, len(sets), squeeze=False)[0]
     for axes, (data, places) in zip(panels, sets.items(), strict=True):
-        for method, colour in zip(plan.methods, PALETTE, strict=False):
+        for method in plan.methods:
+            colour = colours.get(method, "0.5")
             for what, style, label in _branches(method):
                 scores = {at: found.scores(name, method, budget, what) for at, name in sorted(places)}
                 _draw_deviations(axes, scores, linestyle=style, color=colour, label=label)
@@ -58,6 +59,10 @@ def draw_over(found: Found, budget: Budget) -> Figure:
         axes.set_xticks(list(alone), [f"{at:g}" for at in alone])
         axes.minorticks_off()
     return _finished(figure, list(panels))
+
+
+def _colours(found: Found) -> dict[str, Any]:
+    return dict(zip(found.plan.methods, PALETTE, strict=False))
 
 
 def _branches(method: str) -> tuple[tuple[str, str, str], ...]:
@@ -81,8 +86,17 @@ def _finished(figure: Figure, panels: Sequence[Axes]) -> Figure:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("score, mean of clients and seeds (points)")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(6, 3 * len(panels)), frameon=False)
+    shown: dict[str, Any] = {}
+    for axes in panels:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            shown.setdefault(label, handle)
+    figure.legend(
+        list(shown.values()),
+        list(shown),
+        loc="outside lower center",
+        ncols=min(6, 3 * len(panels)),
+        frameon=False,
+    )
     return figure
 
 

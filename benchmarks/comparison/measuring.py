@@ -1,6 +1,7 @@
 """What a cell of a plan measures: a whole run of the real apps, and the FLOPs of its steps."""
 
 import json
+import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
@@ -15,7 +16,7 @@ from app.conversations import Conversations
 from app.heads import answer_with_new_head
 from app.methods import METHODS, open_learner
 from app.mkd import Distillation, make_optimizer
-from app.settings import Settings, feddat_home, read_settings
+from app.settings import Settings, SettingsError, feddat_home, read_settings
 from client_app.client import data_options
 from data_partitions.benchmarks import load_partition
 
@@ -23,6 +24,8 @@ from ..in_process import Federation
 from ..step import count_flops
 from .centralised import centralised
 from .plan import Cell
+
+log = logging.getLogger("flwr")
 
 BRANCHES = ("student", "local", "teacher", "mixed")
 # What always giving the most frequent training answer to the same question scores.
@@ -107,7 +110,7 @@ def measure(cell: Cell, seed: int, given: Mapping[str, Any], defaults: Mapping[s
         ``scores``: mean and worst client of each branch; ``clients``: name → branch → score, and
         ``text-only``, the question's alone; ``curve``: the same means after each round that was evaluated,
         with bytes and FLOPs up to it; ``rounds``, ``bytes`` (all clients, both ways), ``flops`` (all
-        clients), ``train-seconds`` (all clients).
+        clients), ``train-seconds`` (all clients); ``resumed`` if it went on with a run that was stopped.
     """
     common = {**defaults, "seed": seed, "run-name": "cell"}
     settings = {**common, **cell.settings(given)}
@@ -116,32 +119,52 @@ def measure(cell: Cell, seed: int, given: Mapping[str, Any], defaults: Mapping[s
         theirs = {**common, **cell.settings(given, cell.plan.reference)}
         budget = mean_cost(cell, theirs).of(read_settings(theirs), theirs["num-rounds"])
         settings["num-rounds"] = rounds_within(budget, cost, settings["local-epochs"])
-    rows = centralised(settings, cell.clients) if cell.centralised else federated(cell, settings)
-    return {**summary(rows, settings["local-epochs"], cost), "rounds": settings["num-rounds"]}
+    if cell.centralised:
+        rows, resumed = centralised(settings, cell.clients), False
+    else:
+        rows, resumed = federated(cell, settings)
+    found = {**summary(rows, settings["local-epochs"], cost), "rounds": settings["num-rounds"]}
+    return found | ({"resumed": True} if resumed else {})
 
 
-def federated(cell: Cell, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Run the real apps, or go on with a run that was stopped; return the rows of ``metrics.jsonl``.
+def federated(cell: Cell, settings: Mapping[str, Any]) -> tuple[list[dict[str, Any]], bool]:
+    """Run the real apps, or go on with a run that was stopped.
 
     Parameters
     ----------
     cell : Cell
         Says how many clients there are, and what their nodes say.
     settings : Mapping
-        A run's. What lies in FEDDAT_HOME under its ``run-name`` was begun with the same.
+        A run's. What lies in FEDDAT_HOME under its ``run-name`` was begun with the same, and is gone on with
+        if it can be.
+
+    Returns
+    -------
+    list of dict
+        The rows of ``metrics.jsonl``.
+    bool
+        Whether some of them were there.
     """
     folder = feddat_home() / "runs" / settings["run-name"]
-    begun = any((folder / "checkpoints").glob("round-*.safetensors"))
-    if not begun and folder.exists():
-        shutil.rmtree(folder)
-    # Written last.
-    if not (folder / "report.md").exists():
-        again = {"resume": settings["run-name"], "run-name": ""} if begun else {}
-        federation = Federation({**settings, **again}, cell.clients, wire=None)
+
+    def serve(**others: str) -> None:
+        federation = Federation({**settings, **others}, cell.clients, wire=None)
         for context in federation.contexts.values():
             context.node_config.update(cell.node_config(int(context.node_config["partition-id"])))
         federation.serve()
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+    # The report is written last.
+    resumed = (folder / "report.md").exists()
+    if folder.exists() and not resumed:
+        try:
+            serve(**{"resume": settings["run-name"], "run-name": ""})
+            resumed = True
+        except SettingsError as error:
+            log.warning("the run begins anew: %s", error)
+    if not resumed:
+        shutil.rmtree(folder, ignore_errors=True)
+        serve()
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()], resumed
 
 
 def rounds_within(budget: int, cost: Cost, local_epochs: int) -> int:

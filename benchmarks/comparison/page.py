@@ -52,15 +52,16 @@ def write_page(path: Path, plan: Comparison, lines: Lines) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     parts = [f"# Methods against each other: `{plan.name}`", _preamble(plan, own)]
     for budget in plan.budgets if plan.over else ():
-        if not any(found.methods(benchmark, budget) for benchmark in plan.benchmarks):
-            continue
-        picture = path.with_name(f"{path.stem}-over-{budget}.svg")
-        save(draw_over(found, budget), picture)
-        parts += [f"![scores over {plan.over}, {budget}]({picture.name})"]
+        if any(_is_shown(found, benchmark, budget) for benchmark in plan.benchmarks):
+            picture = path.with_name(f"{path.stem}-over-{budget}.svg")
+            save(draw_over(found, budget), picture)
+            parts += [
+                f"![scores over {plan.over}, {budget}]({picture.name})",
+                "Means over the seeds that each point has; bars are the standard deviation over these seeds.",
+            ]
     for benchmark in plan.benchmarks:
         for budget in plan.budgets:
-            methods = found.methods(benchmark, budget)
-            if not methods or (budget == "flops" and methods == [plan.reference]):
+            if not _is_shown(found, benchmark, budget):
                 continue
             picture = path.with_name(f"{path.stem}-{benchmark}-{budget}.svg")
             save(draw(found, benchmark, budget), picture)
@@ -73,6 +74,12 @@ def write_page(path: Path, plan: Comparison, lines: Lines) -> None:
                 by_client(found, benchmark, budget),
             ]
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def _is_shown(found: Found, benchmark: str, budget: Budget) -> bool:
+    """Whether there is something to tell: the reference alone is the same within any budget."""
+    methods = found.methods(benchmark, budget)
+    return bool(methods) and (budget == "steps" or methods != [found.plan.reference])
 
 
 def table(found: Found, benchmark: str, budget: Budget) -> str:

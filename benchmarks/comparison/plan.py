@@ -118,6 +118,8 @@ class Comparison(_Table):
             if (arena.at is None) == bool(plan.over):
                 raise ValueError(f"plan = {str(path)!r}: benchmarks.{name}: `at` and `over` need each other")
             place = (plan.data_of(name), arena.at)
+            if plan.over and name == "over":
+                raise ValueError(f"plan = {str(path)!r}: benchmarks.over is the name of a figure")
             if plan.over and place in places:
                 raise ValueError(f"plan = {str(path)!r}: benchmarks.{name}: another stands there too")
             places.add(place)
@@ -179,3 +181,14 @@ class Cell:
         root, wanted = given.get("data-dir", ""), settings.pop("data-dir", "")
         places = {"data-dir": str(Path(root, wanted))} if wanted else {}
         return {**settings, **{key: value for key, value in given.items() if key != "data-dir"}, **places}
+
+    def depends_on(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return all that says what is run, beside the defaults and the seed, as `settings` takes it."""
+        settings = self.settings(given)
+        return {
+            "settings": settings | {"data-dir": str(Path(settings.get("data-dir", "")).resolve())},
+            "clients": self.clients,
+            "nodes": [self.node_config(partition) for partition in range(self.clients)],
+            "centralised": self.centralised,
+            "budget": self.settings(given, self.plan.reference) if self.budget == "flops" else "",
+        }

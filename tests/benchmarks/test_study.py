@@ -1,13 +1,14 @@
 """Studies: which cells run, what they run, and the table of what they found."""
 
 import json
+import shutil
 
 import pytest
 import torch
 
 from app.settings import read_settings
 from benchmarks import study
-from benchmarks.comparison import measuring
+from benchmarks.comparison import plan
 from benchmarks.plans import Cell, Plan
 from server_app import federation
 from server_app.alignment import PoolAligner
@@ -288,15 +289,44 @@ def test_a_cell_that_was_stopped_goes_on_from_its_last_round(quick, stopped, hom
     assert "only the last part counts" in quick.page.read_text()
 
 
-def test_a_cell_of_other_settings_begins_anew(quick, stopped):
+def stop(*_, **__):
+    raise KeyboardInterrupt
+
+
+@pytest.fixture
+def half_done(quick, stopped):
+    """Run FedDAT's cell until it is stopped in its second of two rounds; count the rounds that run later."""
     left, ran = stopped
-    left.append(2)
-    with pytest.raises(KeyboardInterrupt):
-        quick("feddat")
-    ran.clear()
-    (line,) = quick("feddat", alpha=0.5).values()
-    assert ran == [1, 2]
+
+    def call(**others):
+        left.append(2)
+        with pytest.raises(KeyboardInterrupt):
+            quick("feddat", **others)
+        ran.clear()
+
+    call.ran = ran
+    return call
+
+
+@pytest.mark.parametrize("others", [{"alpha": 0.5}, {"clients": 3}, {"source": "other"}])
+def test_a_cell_of_which_something_else_is_another_begins_anew(quick, half_done, monkeypatch, others):
+    half_done()
+    if others.pop("source", ""):
+        monkeypatch.setattr(study, "source_hash", lambda: "other")
+    if clients := others.pop("clients", 0):
+        monkeypatch.setattr(plan.Cell, "clients", clients)
+    (line,) = quick("feddat", **others).values()
+    assert half_done.ran == [1, 2]
     assert "resumed" not in line
+
+
+def test_a_cell_that_cannot_be_gone_on_with_begins_anew(quick, half_done, home):
+    """Its checkpoints cannot be read."""
+    half_done()
+    for path in home.glob("studies/*/runs/cell/checkpoints/*"):
+        path.write_bytes(b"cut")
+    (line,) = quick("feddat").values()
+    assert (half_done.ran, "resumed" in line) == ([1, 2], False)
 
 
 def test_a_run_that_was_done_is_not_run_again(quick, stopped, monkeypatch):
@@ -306,17 +336,67 @@ def test_a_run_that_was_done_is_not_run_again(quick, stopped, monkeypatch):
     whole = quick("feddat")
     quick.out.unlink()
     with monkeypatch.context() as patched:
-        patched.setattr(measuring, "summary", lambda *_: stop())
+        patched.setattr(study.json, "dumps", stop_at_a_line(study.json.dumps))
         with pytest.raises(KeyboardInterrupt):
             quick("feddat")
+    assert quick.out.read_text() == ""
     ran.clear()
     (line,) = quick("feddat").values()
     assert ran == []
     assert alike(line, *whole.values())
 
 
-def stop():
-    raise KeyboardInterrupt
+def stop_at_a_line(dumps):
+    def dumped(value, **how):
+        return stop() if isinstance(value, dict) and "machine" in value else dumps(value, **how)
+
+    return dumped
+
+
+def test_what_is_kept_of_a_cell_goes_only_after_its_line_and_never_by_half(quick, home, monkeypatch):
+    """Stopped while it is deleted; what is left of it is not gone on with, and goes the next time."""
+    rmtree = shutil.rmtree
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            shutil, "rmtree", lambda path, **how: stop() if path.exists() else rmtree(path, **how)
+        )
+        with pytest.raises(KeyboardInterrupt):
+            quick("feddat")
+    assert len(quick.out.read_text().splitlines()) == 1
+    (left,) = (home / "studies").iterdir()
+    assert left.suffix == ".gone"
+    quick("feddat")
+    assert list((home / "studies").iterdir()) == []
+
+
+def test_a_quick_study_in_a_folder_of_its_own_leaves_nothing_behind(home, monkeypatch):
+    monkeypatch.setattr(study, "measure", stop)
+    with pytest.raises(KeyboardInterrupt):
+        study.main(["--quick"])
+    assert not (home / "studies").exists()
+
+
+def test_two_names_of_one_file_are_one_file_to_other_processes(tmp_path):
+    out, link = tmp_path / "cells.jsonl", tmp_path / "link.jsonl"
+    link.symlink_to(out)
+    ran = []
+    with study.taken(out, "plan", "one", "0"):
+        study.complete(link, "plan", ["one"], [0], lambda *cell: ran.append(cell))
+    assert ran == []
+
+
+def test_a_lock_that_its_holder_deleted_meanwhile_is_none(tmp_path, monkeypatch):
+    """Opened before it was deleted, held when another process may hold a new one."""
+    out, flock = tmp_path / "cells.jsonl", study.fcntl.flock
+
+    def deleted_first(file, how):
+        (lock,) = tmp_path.glob(".cells*")
+        lock.unlink()
+        flock(file, how)
+
+    monkeypatch.setattr(study.fcntl, "flock", deleted_first)
+    with study.taken(out, "plan", "one", "0") as mine:
+        assert not mine
 
 
 def test_a_plan_that_cannot_be_read_is_one_line(tmp_path, capsys):

@@ -44,7 +44,16 @@ def drawn(axes):
 
 
 def test_scores_over_what_benchmarks_differ_in_by_hand():
-    scenes, real = draw_over(Found(OVER, LINES), "steps").axes
+    figure = draw_over(Found(OVER, LINES), "steps")
+    scenes, real = figure.axes
+    # What stands in the second panel alone too.
+    (legend,) = figure.legends
+    assert {text.get_text() for text in legend.get_texts()} == {
+        "feddat",
+        "feddat, own",
+        "question alone",
+        "adapter",
+    }
     assert [axes.get_title() for axes in (scenes, real)] == ["scenes", "vqa-domains"]
     assert scenes.get_xlabel() == "questions"
     assert list(scenes.get_xticks()) == [50, 600]
@@ -64,6 +73,9 @@ def test_a_page_shows_them_above_its_tables_where_something_was_found(tmp_path):
     write_page(page, OVER, LINES)
     assert "![scores over questions, steps](page-over-steps.svg)" in page.read_text()
     assert (tmp_path / "page-over-steps.svg").read_bytes().startswith(b"<?xml")
+    assert "bars are the standard deviation over these seeds" in page.read_text()
+    # Nothing is beside the reference within that budget.
+    assert "page-over-flops" not in page.read_text()
     write_page(page, OVER, [])
     assert "page-over" not in page.read_text()
     write_page(page, PLAN, [line("feddat", 0, 0.5, teacher=0.6)])

@@ -6,7 +6,8 @@
 
 A plan is a file that holds methods against each other (`comparison.plan`), or one of `plans`. Every cell is a
 whole run of the real apps in this process, or a control that needs no clients. Cells that the file has
-already are skipped, so a study that was stopped goes on; several processes may share one file.
+already are skipped, so a study that was stopped goes on, within a cell too if the plan is a file; several
+processes may share one file.
 """
 
 import argparse

@@ -52,7 +52,7 @@ def write_page(path: Path, plan: Comparison, lines: Lines) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     parts = [f"# Methods against each other: `{plan.name}`", _preamble(plan, own)]
     for budget in plan.budgets if plan.over else ():
-        if any(_is_shown(found, benchmark, budget) for benchmark in plan.benchmarks):
+        if sum(_is_shown(found, benchmark, budget) for benchmark in plan.benchmarks) > 1:
             picture = path.with_name(f"{path.stem}-over-{budget}.svg")
             save(draw_over(found, budget), picture)
             parts += [

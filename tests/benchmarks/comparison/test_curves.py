@@ -76,7 +76,8 @@ def test_a_page_shows_them_above_its_tables_where_something_was_found(tmp_path):
     assert "bars are the standard deviation over these seeds" in page.read_text()
     # Nothing is beside the reference within that budget.
     assert "page-over-flops" not in page.read_text()
-    write_page(page, OVER, [])
-    assert "page-over" not in page.read_text()
+    for too_few in ([], LINES[:1]):
+        write_page(page, OVER, too_few)
+        assert "page-over" not in page.read_text()
     write_page(page, PLAN, [line("feddat", 0, 0.5, teacher=0.6)])
     assert "page-over" not in page.read_text()

@@ -186,7 +186,7 @@ def complete(
     cells: Iterable[str],
     seeds: Iterable[int],
     run: Callable[[str, int], Mapping[str, Any]],
-    forget: Callable[[str, int], None] = lambda cell, seed: None,
+    written: Callable[[str, int], None] = lambda cell, seed: None,
 ) -> list[dict[str, Any]]:
     """Run the cells of a plan that a file does not have, seed by seed; return the plan's lines of it.
 
@@ -200,7 +200,7 @@ def complete(
         What each cell is run with.
     run : Callable
         Cell and seed → what its line says, ``scores`` in [0, 1] among it.
-    forget : Callable
+    written : Callable
         Told of each cell and seed that has its line, to delete what was kept of it.
     """
     out = out.resolve()
@@ -217,7 +217,7 @@ def complete(
                 if not mine:
                     continue
                 if any((line["cell"], line["seed"]) == (cell, seed) for line in finished()):
-                    forget(cell, seed)
+                    written(cell, seed)
                     continue
                 started = time.monotonic()
                 measured = run(cell, seed)
@@ -233,7 +233,7 @@ def complete(
                     file.write(json.dumps(line) + "\n")
                     file.flush()
                     os.fsync(file.fileno())
-                forget(cell, seed)
+                written(cell, seed)
             shown = ", ".join(f"{key} {100 * value:.1f}" for key, value in measured["scores"].items())
             print(f"{cell}, seed {seed}: {shown}; {line['seconds']} s", flush=True)
     return finished()
@@ -247,7 +247,7 @@ def taken(out: Path, *cell: str) -> Iterator[bool]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # Whoever held it may have deleted it meanwhile: then this is a lock on nothing.
-            mine = lock.exists() and os.path.samestat(os.fstat(file.fileno()), lock.stat())
+            mine = os.path.samestat(os.fstat(file.fileno()), lock.stat())
         except (BlockingIOError, FileNotFoundError):
             mine = False
         try:

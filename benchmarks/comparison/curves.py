@@ -1,4 +1,4 @@
-"""Curves of a study: scores over rounds, bytes and FLOPs, and over what a plan's benchmarks differ in."""
+"""The figures of a study's page."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,7 +24,7 @@ AXES = {
 
 
 def draw(found: Found, benchmark: str, budget: Budget) -> Figure:
-    """Draw the mean over clients and seeds: solid the student, dashed a client's own branch."""
+    """Draw mean scores over rounds, bytes and FLOPs: solid the student, dashed a client's own branch."""
     figure = Figure(figsize=(13, 4.6), layout="constrained")
     panels = figure.subplots(1, 3, sharey=True)
     colours = _colours(found)

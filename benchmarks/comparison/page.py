@@ -1,4 +1,4 @@
-"""The page of a plan of methods: tables with tests, and curves over rounds, bytes and FLOPs."""
+"""The page of a plan of methods, in Markdown."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence

@@ -115,13 +115,17 @@ class Comparison(_Table):
                 raise ValueError(f"plan = {str(path)!r}: {name!r} is none of its methods")
         places = set()
         for name, arena in plan.benchmarks.items():
+            where = f"plan = {str(path)!r}: benchmarks.{name}"
             if (arena.at is None) == bool(plan.over):
-                raise ValueError(f"plan = {str(path)!r}: benchmarks.{name}: `at` and `over` need each other")
-            place = (plan.data_of(name), arena.at)
-            if plan.over and name == "over":
-                raise ValueError(f"plan = {str(path)!r}: benchmarks.over is the name of a figure")
-            if plan.over and place in places:
-                raise ValueError(f"plan = {str(path)!r}: benchmarks.{name}: another stands there too")
+                raise ValueError(f"{where}: `at` and `over` need each other; allowed: both or neither")
+            if arena.at is None:
+                continue
+            if name == "over":
+                raise ValueError(f"{where} is a figure's name; allowed: another")
+            if (place := (plan.data_of(name), arena.at)) in places:
+                raise ValueError(
+                    f"{where}: another stands there too; allowed: one at {arena.at:g} of a data set"
+                )
             places.add(place)
         return plan
 

@@ -87,6 +87,7 @@ def test_each_clients_node_says_its_rank_in_turn(tmp_path):
         (SMALLEST.replace('reference = "feddat"', 'reference = "none"'), "'none' is none of its methods"),
         (SMALLEST.replace("clients = 2", "clients = 2\nat = 5"), "one: `at` and `over` need each other"),
         ('over = "clients"' + SMALLEST, "one: `at` and `over` need each other"),
+        (TWICE.replace("[benchmarks.two]", "[benchmarks.over]"), "benchmarks.over is a figure's name"),
         (TWICE, "two: another stands there too"),
         ("seeds = [", "cannot be read: "),
     ],

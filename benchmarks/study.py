@@ -47,7 +47,7 @@ from server_app.public_pool import Pool
 from server_app.teachers.annotating import annotate
 from server_app.teachers.teacher import open_teacher
 
-from .comparison.measuring import measure
+from .comparison.measuring import measure, num_rounds
 from .comparison.page import write_page
 from .comparison.plan import Comparison
 from .homes import digest, forget, kept_home, scratch_home
@@ -199,24 +199,19 @@ def complete(
     seeds : Iterable[int]
         What each cell is run with.
     run : Callable
-        Cell and seed → what its line says, ``scores`` in [0, 1] among it.
+        Cell and seed → what its line says, ``scores`` in [0, 1] among it; by default with its time.
     written : Callable
         Told of each cell and seed that has its line, to delete what was kept of it.
     """
     out = out.resolve()
     out.parent.mkdir(parents=True, exist_ok=True)
-
-    def finished() -> list[dict[str, Any]]:
-        text = out.read_text() if out.exists() else ""
-        return [line for line in map(json.loads, text.splitlines()) if line["plan"] == plan]
-
     cells = list(cells)
     for seed in seeds:
         for cell in cells:
             with taken(out, plan, cell, str(seed)) as mine:
                 if not mine:
                     continue
-                if any((line["cell"], line["seed"]) == (cell, seed) for line in finished()):
+                if any((line["cell"], line["seed"]) == (cell, seed) for line in finished(out, plan)):
                     written(cell, seed)
                     continue
                 started = time.monotonic()
@@ -225,9 +220,9 @@ def complete(
                     "plan": plan,
                     "cell": cell,
                     "seed": seed,
-                    **measured,
                     "seconds": round(time.monotonic() - started, 1),
                     "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+                    **measured,
                 }
                 with out.open("a") as file:
                     file.write(json.dumps(line) + "\n")
@@ -236,7 +231,13 @@ def complete(
                 written(cell, seed)
             shown = ", ".join(f"{key} {100 * value:.1f}" for key, value in measured["scores"].items())
             print(f"{cell}, seed {seed}: {shown}; {line['seconds']} s", flush=True)
-    return finished()
+    return finished(out, plan)
+
+
+def finished(out: Path, plan: str) -> list[dict[str, Any]]:
+    """Return a plan's lines of a file; none if there is no such file."""
+    text = out.read_text() if out.exists() else ""
+    return [line for line in map(json.loads, text.splitlines()) if line["plan"] == plan]
 
 
 @contextmanager
@@ -267,8 +268,9 @@ def compare(
 ) -> None:
     """Run what is missing of a plan of methods, of these alone, then write its page.
 
-    A cell that was stopped goes on from its last round, unless something that it depends on, the source among
-    it, is another one now: then it begins anew.
+    A cell at equal FLOPs that has as many rounds as at equal steps is the same run, and is not run again. One
+    that was stopped goes on from its last round, unless something that it depends on, the source among it, is
+    another one now: then it begins anew.
     """
     defaults = get_fused_config_from_dir(ROOT, {})
     cells = {cell.name: cell for cell in plan.cells() if cell.method in methods}
@@ -283,8 +285,13 @@ def compare(
         return digest(str(out.resolve()), name, str(seed), json.dumps(depends, sort_keys=True, default=str))
 
     def run(name: str, seed: int) -> dict[str, Any]:
+        cell = cells[name]
+        twin = (cell.with_equal_steps.name, seed)
+        for line in finished(out, plan.name) if cell.budget == "flops" else ():
+            if (line["cell"], line["seed"]) == twin and line["rounds"] == num_rounds(cell, given, defaults):
+                return {**line, "cell": name, "same-as": line["cell"]}
         with kept_home(kept(name, seed)):
-            return measure(cells[name], seed, given, defaults)
+            return measure(cell, seed, given, defaults)
 
     lines = complete(out, plan.name, cells, seeds, run, lambda name, seed: forget(kept(name, seed)))
     if page:

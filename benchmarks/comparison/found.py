@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .measuring import QUESTION_ALONE
-from .plan import BETWEEN, Budget, Comparison
+from .measuring import TEXT_ONLY
+from .plan import BETWEEN, QUESTION_ALONE, Budget, Comparison
 from .statistics import Scores
 
 Lines = Sequence[Mapping[str, Any]]
@@ -47,8 +47,17 @@ class Found:
         return personal if what == "personal" else "" if personal == "student" else "student"
 
     def scores(self, benchmark: str, method: str, budget: Budget, what: str) -> Scores:
-        """Return the scores of one of a method's branches by seed and client, in points."""
-        branch = self.branch(method, what)
+        """Return the scores of a method's `what`, see `branch`, by seed and client, in points."""
+        return self._of_branch(benchmark, method, budget, self.branch(method, what))
+
+    def side(self, benchmark: str, side: str, budget: Budget) -> Scores:
+        """Return the scores of one side of a plan's pair by seed and client, in points."""
+        if side == QUESTION_ALONE:
+            return self.question_alone(benchmark)
+        method, _, branch = side.rpartition(BETWEEN)
+        return self._of_branch(benchmark, method, budget, branch)
+
+    def _of_branch(self, benchmark: str, method: str, budget: Budget, branch: str) -> Scores:
         return {
             (line["seed"], client): 100 * scores[branch]
             for line in self.of(benchmark, method, budget)
@@ -59,10 +68,10 @@ class Found:
     def question_alone(self, benchmark: str) -> Scores:
         """Return what the question alone gives by seed and client, in points, whatever method and budget."""
         return {
-            (line["seed"], client): 100 * scores[QUESTION_ALONE]
+            (line["seed"], client): 100 * scores[TEXT_ONLY]
             for budget in self.plan.budgets
             for method in self.methods(benchmark, budget)
             for line in self.of(benchmark, method, budget)
             for client, scores in line["clients"].items()
-            if QUESTION_ALONE in scores
+            if TEXT_ONLY in scores
         }

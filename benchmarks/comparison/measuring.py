@@ -29,7 +29,7 @@ log = logging.getLogger("flwr")
 
 BRANCHES = ("student", "local", "teacher", "mixed")
 # What always giving the most frequent training answer to the same question scores.
-QUESTION_ALONE = "text-only"
+TEXT_ONLY = "text-only"
 
 
 @dataclass
@@ -112,13 +112,9 @@ def measure(cell: Cell, seed: int, given: Mapping[str, Any], defaults: Mapping[s
         with bytes and FLOPs up to it; ``rounds``, ``bytes`` (all clients, both ways), ``flops`` (all
         clients), ``train-seconds`` (all clients); ``resumed`` if it went on with a run that was stopped.
     """
-    common = {**defaults, "seed": seed, "run-name": "cell"}
-    settings = {**common, **cell.settings(given)}
+    settings = {**defaults, "seed": seed, "run-name": "cell", **cell.settings(given)}
     cost = mean_cost(cell, settings)
-    if cell.budget == "flops":
-        theirs = {**common, **cell.settings(given, cell.plan.reference)}
-        budget = mean_cost(cell, theirs).of(read_settings(theirs), theirs["num-rounds"])
-        settings["num-rounds"] = rounds_within(budget, cost, settings["local-epochs"])
+    settings["num-rounds"] = num_rounds(cell, given, defaults)
     if cell.centralised:
         rows, resumed = centralised(settings, cell.clients), False
     else:
@@ -167,6 +163,16 @@ def federated(cell: Cell, settings: Mapping[str, Any]) -> tuple[list[dict[str, A
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()], resumed
 
 
+def num_rounds(cell: Cell, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> int:
+    """Return how many rounds a cell has: as many as all, or as come closest to the reference's FLOPs."""
+    settings = {**defaults, **cell.settings(given)}
+    if cell.budget == "steps":
+        return int(settings["num-rounds"])
+    theirs = {**defaults, **cell.settings(given, cell.plan.reference)}
+    budget = mean_cost(cell, theirs).of(read_settings(theirs), theirs["num-rounds"])
+    return rounds_within(budget, mean_cost(cell, settings), settings["local-epochs"])
+
+
 def rounds_within(budget: int, cost: Cost, local_epochs: int) -> int:
     """Return how many rounds come closest to a budget, at least one."""
     return max(1, floor((budget - cost.after) / (local_epochs * cost.step) + 0.5))
@@ -191,7 +197,7 @@ def summary(rows: Sequence[Mapping[str, Any]], local_epochs: int, cost: Cost) ->
             curve.append({"round": server_round, **means, "bytes": sent, "flops": flops + once * cost.after})
     last = max(row["round"] for row in good)
     clients = {
-        row["name"]: {kind: row[kind] for kind in (*BRANCHES, QUESTION_ALONE) if kind in row}
+        row["name"]: {kind: row[kind] for kind in (*BRANCHES, TEXT_ONLY) if kind in row}
         for row in good
         if row["round"] == last
     }

@@ -15,6 +15,7 @@ HEADINGS: dict[Budget, str] = {
     "steps": "equal steps",
     "flops": "equal FLOPs (as many rounds as come closest to the reference's)",
 }
+PAIRS = "Branch against branch, paired as above; p is of each alone, not corrected for how many there are:"
 _CENTRALISED = """\
 *centralised* is no federation: one adapter, with a head for each client, takes the same steps on the
 examples of all clients in one random order, so that it is moved as often as all clients' adapters together,
@@ -22,6 +23,9 @@ and its optimizer is never made anew. It says what there would be to gain if not
 _UNEQUAL = """\
 Not all methods have as many seeds. A method's mean and its curve are over those that it has, and a seed that
 is hard for all is missing where it was not run: look at the differences, which are paired."""
+_SAME = """\
+A method whose steps cost what the reference's do has as many rounds at equal FLOPs as at equal steps: it was
+run once, and its line stands twice."""
 _RESUMED = """\
 Of the time of cells that were stopped and went on, only the last part counts."""
 # Whom it concerns, and what is to be known of them.
@@ -70,6 +74,7 @@ def write_page(path: Path, plan: Comparison, lines: Lines) -> None:
                 table(found, benchmark, budget),
                 f"![scores over rounds, bytes and FLOPs]({picture.name})",
                 "Each curve is of one run, whose learning rate falls to 0 in its own last round.",
+                *pairs(found, benchmark, budget),
                 "Each client, mean over the seeds, student / a client's own branch:",
                 by_client(found, benchmark, budget),
             ]
@@ -134,6 +139,16 @@ def compared(
     return {method: (gap, p) for (method, gap), p in zip(differences.items(), corrected, strict=True)}
 
 
+def pairs(found: Found, benchmark: str, budget: Budget) -> list[str]:
+    """Return the table of the plan's pairs of branches, and what to know of it; nothing without any."""
+    rows = []
+    for pair in found.plan.pairs:
+        this, that = (found.side(benchmark, side, budget) for side in pair)
+        if gap := difference(this, that):
+            rows.append([" − ".join(side.replace(BETWEEN, ", ") for side in pair), _difference((gap, gap.p))])
+    return [PAIRS, _markdown(["branches", "difference"], rows)] if rows else []
+
+
 def by_client(found: Found, benchmark: str, budget: Budget) -> str:
     """Return the table of clients, what the question alone gives and a method a column."""
     methods = found.methods(benchmark, budget)
@@ -164,7 +179,7 @@ def by_client(found: Found, benchmark: str, budget: Budget) -> str:
 def _preamble(plan: Comparison, lines: Lines) -> str:
     wanted = sum(1 for _ in plan.cells()) * len(plan.seeds)
     machines = sorted({line["machine"] for line in lines})
-    hours = sum(line["seconds"] for line in lines) / 3600
+    hours = sum(line["seconds"] for line in lines if "same-as" not in line) / 3600
     scored = " and ".join(sorted({cell.settings({}).get("evaluate-on", "test") for cell in plan.cells()}))
     measured = {line["cell"].split(BETWEEN)[1] for line in lines}
     kinds = {plan.methods[name].settings.get("method", name) for name in measured}
@@ -172,6 +187,7 @@ def _preamble(plan: Comparison, lines: Lines) -> str:
     notes += [_CENTRALISED] if any(plan.methods[name].centralised for name in measured) else []
     seeds = Counter(line["cell"] for line in lines)
     notes += [_UNEQUAL] if len(set(seeds.values())) > 1 else []
+    notes += [_SAME] if any("same-as" in line for line in lines) else []
     notes += [_RESUMED] if any(line.get("resumed") for line in lines) else []
     text = f"""Made by `python -m benchmarks.study --plan recipes/study/{plan.name}.toml` of {len(lines)}
 of the plan's {wanted} cells and seeds ({", ".join(machines)}; {hours:.1f} hours in all, beside other work);

@@ -5,6 +5,7 @@
     reference = "feddat"
     against = { student = "adapter", personal = "fedavg-ft" }   # whom the tests hold the others to
     over = ""                           # what a benchmark's `at` counts: scores are drawn over it
+    pairs = [["feddat | teacher", "question alone"]]    # branches, each held to another one
     [settings]                          # of all cells, beside the defaults
     [benchmarks.scenes-domain]
     clients = 5
@@ -13,6 +14,7 @@
     settings = { benchmark = "scenes", heterogeneity = "domain" }
     [methods.feddat]
     personal = "teacher"                # the branch that is a client's own; none by default
+    budgets = ["steps"]                 # the plan's by default
     settings = {}                       # method = its name, if it is not said
 
 Names of benchmarks and methods are the plan's own.
@@ -20,7 +22,8 @@ Names of benchmarks and methods are the plan's own.
 
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +31,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 Budget = Literal["steps", "flops"]
 BETWEEN = " | "
+# In a pair, what answers without the picture.
+QUESTION_ALONE = "question alone"
 
 
 class _Table(BaseModel):
@@ -71,12 +76,15 @@ class Contestant(_Table):
         The branch that is a client's own; "" if there is none.
     centralised : bool
         Whether it is the reference that is no federation, see `centralised`.
+    budgets : list of str, optional
+        Those of the plan's within which it is run; by default all.
     settings : dict
         What differs from the benchmark's.
     """
 
     personal: str = ""
     centralised: bool = False
+    budgets: list[Budget] | None = None
     settings: dict[str, Any] = {}
 
 
@@ -88,6 +96,7 @@ class Comparison(_Table):
     reference: str
     against: Against
     over: str = ""
+    pairs: list[tuple[str, str]] = []
     settings: dict[str, Any] = {}
     benchmarks: dict[str, Arena]
     methods: dict[str, Contestant]
@@ -113,6 +122,18 @@ class Comparison(_Table):
         for name in (plan.reference, plan.against.student, plan.against.personal):
             if name not in plan.methods:
                 raise ValueError(f"plan = {str(path)!r}: {name!r} is none of its methods")
+        for side in chain.from_iterable(plan.pairs):
+            if side != QUESTION_ALONE and side.rpartition(BETWEEN)[0] not in plan.methods:
+                raise ValueError(
+                    f"plan = {str(path)!r}: pairs: {side!r}; allowed: {QUESTION_ALONE!r}, or a method and a"
+                    f" branch, as in '{plan.reference}{BETWEEN}student'"
+                )
+        for name, method in plan.methods.items():
+            if wrong := set(method.budgets or ()) - set(plan.budgets):
+                raise ValueError(
+                    f"plan = {str(path)!r}: methods.{name}: budgets: {', '.join(sorted(wrong))}; allowed: the"
+                    f" plan's, {', '.join(plan.budgets)}"
+                )
         places = set()
         for name, arena in plan.benchmarks.items():
             where = f"plan = {str(path)!r}: benchmarks.{name}"
@@ -137,8 +158,10 @@ class Comparison(_Table):
         """Yield the cells, those of the first budget first; the reference has as many rounds in any."""
         for budget in self.budgets:
             for benchmark in self.benchmarks:
-                for method in self.methods:
-                    if budget == "steps" or method != self.reference:
+                for method, own in self.methods.items():
+                    if budget in (own.budgets or self.budgets) and (
+                        budget == "steps" or method != self.reference
+                    ):
                         yield Cell(self, benchmark, method, budget)
 
 
@@ -155,6 +178,11 @@ class Cell:
     def name(self) -> str:
         """What a line calls it."""
         return BETWEEN.join((self.benchmark, self.method, self.budget))
+
+    @property
+    def with_equal_steps(self) -> "Cell":
+        """The same method on the same benchmark, in as many rounds as all."""
+        return replace(self, budget="steps")
 
     @property
     def clients(self) -> int:

@@ -244,6 +244,22 @@ def test_a_plan_of_methods_is_run_and_goes_on_and_its_page_is_written(quick):
     assert "| fedavg-ft | 1 |" in quick.page.read_text()
 
 
+def test_what_has_as_many_rounds_at_equal_flops_is_not_run_again(quick, monkeypatch):
+    ran, measure = [], study.measure
+    monkeypatch.setattr(study, "measure", lambda cell, *how: ran.append(cell.name) or measure(cell, *how))
+    # Two rounds of ours cost three of the adapter's, and two of FedAvg's with an epoch of tuning after them.
+    lines = quick()
+    tuned = "scenes-domain | fedavg-ft | "
+    assert set(lines) - set(ran) == {tuned + "flops"}
+    assert lines["scenes-domain | adapter | flops"]["rounds"] == 3
+    assert lines[tuned + "flops"] == {
+        **lines[tuned + "steps"],
+        "cell": tuned + "flops",
+        "same-as": tuned + "steps",
+    }
+    assert "its line stands twice" in quick.page.read_text()
+
+
 @pytest.fixture
 def stopped(monkeypatch):
     """Stop a run as Ctrl-C does, once, when so many rounds' rows are written; count the rounds that ran."""

@@ -2,6 +2,7 @@
 
 import pytest
 
+from benchmarks.comparison import page
 from benchmarks.comparison.found import Found
 from benchmarks.comparison.page import by_client, table, write_page
 from benchmarks.comparison.plan import Comparison
@@ -106,6 +107,21 @@ def test_what_the_question_alone_gives_stands_beside_them_by_hand():
     assert row == ["question alone", "2", *["–"] * 3, "32.0 ± 2.8", "30.0 ± 2.8", *["–"] * 6]
     assert cells(by_client(found, "b", "steps"), "c4")[:2] == ["c4", "34.0"]
     assert "question alone | 2" not in table(Found(PLAN, LINES), "b", "steps")
+
+
+def test_branches_are_held_to_branches_by_hand():
+    pairs = [("feddat | teacher", "adapter | student"), ("feddat | student", "question alone")]
+    pairs += [("ft | local", "late | student"), ("adapter | student", "ft | local")]
+    plan = PLAN.model_copy(update={"pairs": pairs})
+    alone = {**line("late", 0, 0.5, "flops"), "clients": {f"c{i}": {"text-only": 0.3} for i in range(5)}}
+    text = page.pairs(Found(plan, [*LINES, alone]), "b", "steps")[1]
+    # Two of 32 in each; whoever has no line is left out, and what is lost is told as well.
+    assert text.splitlines()[2:] == [
+        "| feddat, teacher − adapter, student | +12.0 [+12.0, +12.0], p = 0.062 (2/2 seeds) |",
+        "| feddat, student − question alone | +20.0 [+18.0, +22.0], p = 0.062 (1/1 seeds) |",
+        "| adapter, student − ft, local | +9.0 [+9.0, +9.0], p = 0.062 (2/2 seeds) |",
+    ]
+    assert page.pairs(Found(PLAN, LINES), "b", "steps") == []
 
 
 def test_a_page_has_each_benchmark_and_budget_and_its_curves(tmp_path):

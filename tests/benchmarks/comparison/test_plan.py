@@ -33,7 +33,10 @@ def test_every_cell_of_a_plan_can_be_run_and_its_branches_are_the_methods(path):
     for cell in cells:
         settings = read_settings({**default_run_config(), **cell.settings({"data-dir": "/data"})})
         assert settings.benchmark in BENCHMARKS
-        assert plan.methods[cell.method].personal in ("", *METHODS[settings.method].branches)
+        branches = METHODS[settings.method].branches
+        assert plan.methods[cell.method].personal in ("", *branches)
+        sides = (side.split(" | ") for pair in plan.pairs for side in pair if side != "question alone")
+        assert all(branch in branches for method, branch in sides if method == cell.method)
     assert path.read_text(encoding="utf-8").startswith(
         f"# python -m benchmarks.study --plan recipes/study/{path.name} "
     )
@@ -47,6 +50,21 @@ def test_the_reference_is_run_once_and_the_others_once_for_each_budget():
         "scenes-domain | fedavg-ft | steps",
         "scenes-domain | adapter | flops",
         "scenes-domain | fedavg-ft | flops",
+    ]
+
+
+def test_a_method_may_be_run_within_some_of_the_budgets(tmp_path):
+    path = tmp_path / "plan.toml"
+    others = (
+        '\n[methods.adapter]\nbudgets = ["steps"]\n[methods.local]\nbudgets = ["flops"]\n[methods.head]\n'
+    )
+    path.write_text('budgets = ["steps", "flops"]' + SMALLEST + others)
+    assert [cell.name for cell in Comparison.read(path).cells()] == [
+        "one | feddat | steps",
+        "one | adapter | steps",
+        "one | head | steps",
+        "one | local | flops",
+        "one | head | flops",
     ]
 
 
@@ -89,6 +107,10 @@ def test_each_clients_node_says_its_rank_in_turn(tmp_path):
         ('over = "clients"' + SMALLEST, "one: `at` and `over` need each other"),
         (TWICE.replace("[benchmarks.two]", "[benchmarks.over]"), "benchmarks.over is a figure's name"),
         (TWICE, "two: another stands there too"),
+        (SMALLEST + 'budgets = ["flops"]', "methods.feddat: budgets: flops; allowed: the plan's, steps"),
+        (SMALLEST + 'budgets = ["rounds"]', "methods.feddat.budgets.0: Input should be 'steps' or 'flops'"),
+        ('pairs = [["feddat | student", "none | student"]]' + SMALLEST, "pairs: 'none | student'; allowed:"),
+        ('pairs = [["student", "question alone"]]' + SMALLEST, "pairs: 'student'; allowed: 'question alone'"),
         ("seeds = [", "cannot be read: "),
     ],
 )

@@ -75,7 +75,7 @@ class Deployment(Grid):
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """Call each message's client; what it raises becomes an error reply, as Flower does."""
-        app = self.client_app or _own_client_app()
+        app = self.client_app or own_client_app()
         replies = []
         for message in messages:
             node = message.metadata.dst_node_id
@@ -121,7 +121,8 @@ class Federation(Deployment, InMemoryGrid):  # type: ignore[misc]
     """The same as a simulation: to the server all nodes are the user's own."""
 
 
-def _own_client_app() -> ClientApp:
+def own_client_app() -> ClientApp:
+    """Return this project's ClientApp."""
     from client_app.main import app
 
     return app

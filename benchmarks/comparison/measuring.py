@@ -5,11 +5,13 @@ import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
+from functools import partial
 from math import floor
 from typing import Any
 
 import numpy as np
 import torch
+from flwr.app import Context, Message
 
 from app.backbones import open_backbone
 from app.conversations import Conversations
@@ -20,7 +22,7 @@ from app.settings import Settings, SettingsError, feddat_home, read_settings
 from client_app.client import data_options
 from data_partitions.benchmarks import load_partition
 
-from ..in_process import Federation
+from ..in_process import Federation, own_client_app
 from ..step import count_flops
 from .centralised import centralised
 from .plan import Cell
@@ -117,13 +119,38 @@ def measure(cell: Cell, seed: int, given: Mapping[str, Any], defaults: Mapping[s
     settings["num-rounds"] = num_rounds(cell, given, defaults)
     if cell.centralised:
         rows, resumed = centralised(settings, cell.clients), False
+    elif cell.newcomers:
+        rows, resumed = newcomers(cell, settings)
     else:
         rows, resumed = federated(cell, settings)
     found = {**summary(rows, settings["local-epochs"], cost), "rounds": settings["num-rounds"]}
     return found | ({"resumed": True} if resumed else {})
 
 
-def federated(cell: Cell, settings: Mapping[str, Any]) -> tuple[list[dict[str, Any]], bool]:
+def newcomers(cell: Cell, settings: Mapping[str, Any]) -> tuple[list[dict[str, Any]], bool]:
+    """Run a federation for each client, in which it never trains.
+
+    Returns
+    -------
+    list of dict
+        The rows of them all; only those of whom never trained are scored.
+    bool
+        Whether one of the runs was gone on with.
+    """
+    rows: list[dict[str, Any]] = []
+    resumed = False
+    for absent in range(cell.clients):
+        run, again = federated(cell, {**settings, "run-name": f"{settings['run-name']}-{absent}"}, absent)
+        scores = (*BRANCHES, TEXT_ONLY)
+        rows += [
+            {key: value for key, value in row.items() if key not in scores or row["partition"] == absent}
+            for row in run
+        ]
+        resumed |= again
+    return rows, resumed
+
+
+def federated(cell: Cell, settings: Mapping[str, Any], absent: int = -1) -> tuple[list[dict[str, Any]], bool]:
     """Run the real apps, or go on with a run that was stopped.
 
     Parameters
@@ -133,6 +160,8 @@ def federated(cell: Cell, settings: Mapping[str, Any]) -> tuple[list[dict[str, A
     settings : Mapping
         A run's. What lies in FEDDAT_HOME under its ``run-name`` was begun with the same, and is gone on with
         if it can be.
+    absent : int
+        Partition of a client that fails whenever it is to train; -1 for none.
 
     Returns
     -------
@@ -147,6 +176,8 @@ def federated(cell: Cell, settings: Mapping[str, Any]) -> tuple[list[dict[str, A
         federation = Federation({**settings, **others}, cell.clients, wire=None)
         for context in federation.contexts.values():
             context.node_config.update(cell.node_config(int(context.node_config["partition-id"])))
+        if absent >= 0:
+            federation.client_app = partial(_only_scored, own_client_app(), absent)
         federation.serve()
 
     # The report is written last.
@@ -161,6 +192,14 @@ def federated(cell: Cell, settings: Mapping[str, Any]) -> tuple[list[dict[str, A
         shutil.rmtree(folder, ignore_errors=True)
         serve()
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()], resumed
+
+
+def _only_scored(
+    app: Callable[[Message, Context], Message], absent: int, message: Message, context: Context
+) -> Message:
+    if message.metadata.message_type == "train" and context.node_config["partition-id"] == absent:
+        raise RuntimeError("it never trains")
+    return app(message, context)
 
 
 def num_rounds(cell: Cell, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> int:
@@ -199,7 +238,7 @@ def summary(rows: Sequence[Mapping[str, Any]], local_epochs: int, cost: Cost) ->
     clients = {
         row["name"]: {kind: row[kind] for kind in (*BRANCHES, TEXT_ONLY) if kind in row}
         for row in good
-        if row["round"] == last
+        if row["round"] == last and any(branch in row for branch in BRANCHES)
     }
     scores: dict[str, float] = {}
     for branch in BRANCHES:

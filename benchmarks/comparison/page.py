@@ -24,8 +24,13 @@ _UNEQUAL = """\
 Not all methods have as many seeds. A method's mean and its curve are over those that it has, and a seed that
 is hard for all is missing where it was not run: look at the differences, which are paired."""
 _SAME = """\
-A method whose steps cost what the reference's do has as many rounds at equal FLOPs as at equal steps: it was
-run once, and its line stands twice."""
+What is the same run in two tables, as that of a method whose steps cost what the reference's do, which has as
+many rounds at equal FLOPs as at equal steps, was run once: its line stands twice and says of which it is one
+(`same-as`)."""
+_NEWCOMERS = """\
+In {where} each client in turn never trains, and is scored with what a federation of the others has trained;
+bytes and FLOPs are of all these federations together. A branch that would be a newcomer's own is then as it
+was before any training."""
 _RESUMED = """\
 Of the time of cells that were stopped and went on, only the last part counts."""
 # Whom it concerns, and what is to be known of them.
@@ -187,6 +192,8 @@ def _preamble(plan: Comparison, lines: Lines) -> str:
     notes += [_CENTRALISED] if any(plan.methods[name].centralised for name in measured) else []
     seeds = Counter(line["cell"] for line in lines)
     notes += [_UNEQUAL] if len(set(seeds.values())) > 1 else []
+    if where := [name for name, arena in plan.benchmarks.items() if arena.newcomers]:
+        notes.append(_NEWCOMERS.format(where=" and ".join(where)))
     notes += [_SAME] if any("same-as" in line for line in lines) else []
     notes += [_RESUMED] if any(line.get("resumed") for line in lines) else []
     text = f"""Made by `python -m benchmarks.study --plan recipes/study/{plan.name}.toml` of {len(lines)}

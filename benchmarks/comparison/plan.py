@@ -11,6 +11,7 @@
     clients = 5
     at = 600                            # of `over`; none by default
     ranks = []                          # of LoRA, as the clients' nodes say, in turn
+    newcomers = false                   # whether each client in turn never trains, see `Arena`
     settings = { benchmark = "scenes", heterogeneity = "domain" }
     [methods.feddat]
     personal = "teacher"                # the branch that is a client's own; none by default
@@ -57,6 +58,8 @@ class Arena(_Table):
         Where it stands on the axis that the plan's `over` names.
     ranks : list of int
         The ``lora-rank`` that each client's node says, in turn; by default none says any.
+    newcomers : bool
+        Whether there is a federation for each client in which it never trains, and which it is scored with.
     settings : dict
         What differs from the plan's.
     """
@@ -64,6 +67,7 @@ class Arena(_Table):
     clients: int = Field(gt=0)
     at: float | None = Field(None, gt=0)
     ranks: list[int] = []
+    newcomers: bool = False
     settings: dict[str, Any] = {}
 
 
@@ -190,6 +194,11 @@ class Cell:
         return self.plan.benchmarks[self.benchmark].clients
 
     @property
+    def newcomers(self) -> bool:
+        """Whether each client is scored with what a federation of the others has trained."""
+        return self.plan.benchmarks[self.benchmark].newcomers
+
+    @property
     def centralised(self) -> bool:
         """Whether its method is no federation."""
         return self.plan.methods[self.method].centralised
@@ -222,5 +231,6 @@ class Cell:
             "clients": self.clients,
             "nodes": [self.node_config(partition) for partition in range(self.clients)],
             "centralised": self.centralised,
+            "newcomers": self.newcomers,
             "budget": self.settings(given, self.plan.reference) if self.budget == "flops" else "",
         }

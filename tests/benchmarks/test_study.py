@@ -257,7 +257,7 @@ def test_what_has_as_many_rounds_at_equal_flops_is_not_run_again(quick, monkeypa
         "cell": tuned + "flops",
         "same-as": tuned + "steps",
     }
-    assert "its line stands twice" in quick.page.read_text()
+    assert "its line stands twice and says of which" in quick.page.read_text()
 
 
 @pytest.fixture

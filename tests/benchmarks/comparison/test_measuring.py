@@ -1,9 +1,12 @@
 """What a cell measures: sums and means by hand, and FLOPs against other steps'."""
 
+import json
+
 import pytest
 
 from app.settings import read_settings
-from benchmarks.comparison.measuring import Cost, cost_of, mean_cost, rounds_within, summary
+from benchmarks.comparison import measuring
+from benchmarks.comparison.measuring import Cost, cost_of, mean_cost, measure, rounds_within, summary
 from benchmarks.comparison.plan import Comparison
 
 ROWS = [
@@ -104,3 +107,47 @@ def test_what_clients_of_several_ranks_cost_is_their_mean(home, run_config):
     each = [cost_of(read_settings({**settings, "lora-rank": rank}), 2).step for rank in (1, 5)]
     assert each[0] < each[1]
     assert mean_cost(cell, settings) == Cost(round(sum(each) / 2), 0)
+
+
+def test_a_newcomer_is_scored_by_what_the_others_have_trained(home, run_config, monkeypatch):
+    plan = Comparison.model_validate(
+        {
+            "name": "toy",
+            "seeds": [0],
+            "reference": "adapter",
+            "against": {"student": "adapter", "personal": "adapter"},
+            "benchmarks": {"b": {"clients": 3, "newcomers": True}},
+            "methods": {"adapter": {}},
+        }
+    )
+    (cell,) = plan.cells()
+    app, trained = measuring.own_client_app(), []
+
+    def watched(message, context):
+        if message.metadata.message_type == "train":
+            trained.append(context.node_config["partition-id"])
+        return app(message, context)
+
+    monkeypatch.setattr(measuring, "own_client_app", lambda: watched)
+    # A step large enough to change what is answered.
+    writes = {"backbone": "tiny-vlm", "loss": "next-token", "adapter": "lora", "learning-rate": 0.05}
+    line = measure(cell, 0, {}, {**run_config(num_rounds=1, train_examples=6), **writes})
+    assert [sorted(trained[start : start + 2]) for start in (0, 2, 4)] == [[1, 2], [0, 2], [0, 1]]
+    assert len(trained) == 6
+    runs = [
+        [
+            json.loads(row)
+            for row in (home / "runs" / f"cell-{absent}" / "metrics.jsonl").read_text().splitlines()
+        ]
+        for absent in range(3)
+    ]
+    rows = [[row for row in run if "student" in row] for run in runs]
+    assert all([row["partition"] for row in run] == [0, 1, 2] for run in rows)
+    # Who trains in one run and not in another has several scores, of which one is meant.
+    assert len({run[0]["student"] for run in rows}) > 1
+    assert line["clients"] == {
+        rows[absent][absent]["name"]: {kind: rows[absent][absent][kind] for kind in ("student", "text-only")}
+        for absent in range(3)
+    }
+    each = cost_of(read_settings({**run_config(), **writes, "method": "adapter"}), 3).step
+    assert line["flops"] == 6 * 6 * each

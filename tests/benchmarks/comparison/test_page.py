@@ -154,6 +154,17 @@ def test_it_says_whose_time_is_not_whole(tmp_path):
         assert ("only the last part counts" in (tmp_path / "page.md").read_text()) is said
 
 
+def test_it_says_who_never_trained(tmp_path):
+    for newcomers in (False, True):
+        benchmarks = {"b": {"clients": 5, "newcomers": newcomers}}
+        write_page(
+            tmp_path / "page.md",
+            Comparison.model_validate({**PLAN.model_dump(), "benchmarks": benchmarks}),
+            LINES,
+        )
+        assert ("In b each client in turn never trains" in (tmp_path / "page.md").read_text()) is newcomers
+
+
 def test_it_says_which_questions_the_scores_are_of(tmp_path):
     for settings, said in (({}, "test"), ({"evaluate-on": "validation"}, "validation")):
         write_page(tmp_path / "page.md", PLAN.model_copy(update={"settings": settings}), [])

@@ -64,7 +64,7 @@ class Answering(Objective):
     held_out : Dataset
         Questions to measure on.
     start : Backbone, optional
-        One that has named patches, to go on from; it is copied.
+        One that has named and described, to go on from; it is copied.
     width : int
         Of vision tower and language model, where nothing is gone on from.
     """
@@ -111,11 +111,11 @@ class Answering(Objective):
     def batches(self, size: int, steps: int, generator: torch.Generator) -> Iterator[dict[str, Tensor]]:
         """Yield pictures with words for their patches, then texts to write.
 
-        At first these are descriptions, the shortest first; then every other batch is of questions, and the
-        rest takes turns between descriptions and sentences.
+        At first these are descriptions, the shortest first; then three batches of four are of questions, and
+        the rest takes turns between descriptions and sentences. Whoever goes on begins with these.
         """
         shortest_first = torch.tensor([len(answer) for answer in self.described.answers]).argsort()
-        described = self.naming + DESCRIBING * (1 - self.naming)
+        described = self.naming + DESCRIBING * (1 - self.naming) if self.naming else 0.0
         for step in range(steps):
             progress = step / steps
             if progress < self.naming:
@@ -127,7 +127,8 @@ class Answering(Objective):
                 picks = torch.randint(max(size, int(share * len(self.words))), (size,), generator=generator)
                 batch = self._batch(self.described, shortest_first[picks % len(self.words)])
             else:
-                data = (self.asked, self.described, self.asked, self.stated)[step % 4]
+                rest = (self.described, self.stated)[step // 4 % 2]
+                data = rest if step % 4 == 0 else self.asked
                 batch = self._batch(data, torch.randint(len(data.answers), (size,), generator=generator))
             yield {**batch, "pixel_values": vary(batch["pixel_values"], generator)}
 

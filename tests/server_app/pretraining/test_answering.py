@@ -51,10 +51,9 @@ def test_patches_are_named_then_described_then_questions_join(objective):
     found = list(kinds(objective, 40))
     assert found[:12] == ["4 named"] * 12
     assert found[12:15] == ["top"] * 3
-    assert found[15] == "all"
-    assert [word in COLORS for word in found[16:]] == [True, False] * 12
-    assert found[17::4] == ["top"] * 6
-    assert found[19::4] == ["all"] * 6
+    assert [word in COLORS for word in found[15:]] == [True, *[False, True, True, True] * 6]
+    assert found[16::8] == ["top"] * 3
+    assert found[20::8] == ["all"] * 3
 
 
 def test_it_learns_to_see_and_what_is_saved_writes_the_answer(objective, tmp_path):
@@ -80,7 +79,9 @@ def test_it_learns_to_see_and_what_is_saved_writes_the_answer(objective, tmp_pat
         assert backbone.processor.decode(answer) == color
     # Gone on with, it names no patches, and its vision tower stays as it is.
     on = Answering(CAPTIONED, ASKED, ASKED, start=backbone)
-    assert set(kinds(on, 20)) == {"top", "all", *COLORS}
+    found = list(kinds(on, 8))
+    assert [found[0], found[4]] == ["top", "all"]
+    assert {*found[1:4], *found[5:]} <= {*COLORS}
     train(on, steps=8, batch_size=2, peak=1e-3, seed=0)
     same = {
         name

@@ -110,8 +110,8 @@ def train(message: Message, context: Context) -> Message:
 
 
 def evaluate_branches(message: Message, context: Context) -> Message:
-    """Score the branches on the client's test split; reply with scalars."""
-    client, config = _called(message, context)
+    """Score the branches on the client's test split, in round 0 before any training; reply with scalars."""
+    client, config = _called(message, context, first=0)
     shelf, server_round, expected = client.shelf(config), config["server-round"], _expected(config)
     arrays = message.content.array_records["arrays"]
 
@@ -179,8 +179,11 @@ def _expected(config: Mapping[str, Any]) -> int:
     return expected
 
 
-def _called(message: Message, context: Context) -> tuple[Client, dict[str, Any]]:
-    """Read a round's message; refuse one from a server with another source or backbone, or of no round."""
+def _called(message: Message, context: Context, first: int = 1) -> tuple[Client, dict[str, Any]]:
+    """Read a round's message; refuse one from a server with another source or backbone, or of no round.
+
+    Rounds begin with `first`.
+    """
     client = Client.of(context)
     config: dict[str, Any] = dict(message.content.config_records["config"])
     for key, own in (("source", source_hash()), ("backbone", client.backbone.fingerprint)):
@@ -193,6 +196,8 @@ def _called(message: Message, context: Context) -> tuple[Client, dict[str, Any]]
     client.policy.admit_weights(client.weights_sent)
     # Past the last round the learning rate is no longer what the settings say.
     server_round, last = config.get("server-round"), client.settings.num_rounds
-    if type(server_round) is not int or not 1 <= server_round <= last:
-        raise PublicError(f"server-round = {server_round!r} in the server's message; allowed: 1 to {last}")
+    if type(server_round) is not int or not first <= server_round <= last:
+        raise PublicError(
+            f"server-round = {server_round!r} in the server's message; allowed: {first} to {last}"
+        )
     return client, config

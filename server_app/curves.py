@@ -47,7 +47,7 @@ def draw_curves(rows: Rows) -> Figure:
     scores, losses, changes = figure.subplots(1, 3, sharex=True)
     _draw_scores(scores, rows)
     _draw_training(losses, changes, rows)
-    scores.set_xlim(0.5, last_round(rows) + 0.5)
+    scores.set_xlim(*_rounds(rows))
     _finish([scores, losses, changes])
     return figure
 
@@ -91,7 +91,7 @@ def draw_branches(rows: Rows) -> Figure | None:
         axes.set_visible(False)
     for axes in grid[: len(shown)][-columns:]:  # also where a column ends above one that is empty
         axes.tick_params(labelbottom=True)
-    grid[0].set_xlim(0.5, last_round(rows) + 0.5)
+    grid[0].set_xlim(*_rounds(rows))
     figure.supxlabel("round")
     figure.supylabel("score (points)")
     figure.legend(*grid[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
@@ -183,6 +183,11 @@ def _draw_scores(axes: Axes, rows: Rows) -> None:
         mean = np.mean(list(baselines.values()))
         axes.axhline(mean, color="black", linestyle="--", label="text only, mean")
     axes.set(title="score of the student branch", ylabel="score (points)")
+
+
+def _rounds(rows: Rows) -> tuple[float, float]:
+    """Return where the axis of rounds begins and ends; round 0 is there if something was measured in it."""
+    return (0.5 - any(row["round"] == 0 for row in rows)), last_round(rows) + 0.5
 
 
 def _draw_mean(axes: Axes, rows: Rows, key: str, scale: float = 1, **style: Any) -> None:

@@ -54,6 +54,7 @@ from .progress import progress
 from .public_captions import load_captions
 from .report import show_result, write_report
 from .resuming import kept_facts, last_checkpoint
+from .rows import is_scored
 from .run_folder import created, held
 from .run_log import RunLog
 from .trackers import make_tracker
@@ -170,6 +171,12 @@ def _federate(grid: Grid, settings: Settings, alone: ExitStack) -> None:
             observer.round_ended(server_round)
 
     config: dict[str, Any] = {**identity, "run": run.known_as, "run-token": run.token}
+    begins = checkpoint is None or checkpoint.server_round == 0
+    # A head that is to be trained says nothing yet; a run that was stopped may have asked already.
+    if begins and not settings.trains_head and not any(map(is_scored, run.rows)):
+        federation.evaluate_untrained(to_record(initial), ConfigRecord(config), grid, settings.round_timeout)
+        for observer in observers:
+            observer.round_ended(0)
     try:
         result = resumable.start(
             grid,

@@ -28,6 +28,7 @@ WORDS = {
     "teacher": "The mean of both in place: the dual-adapter teacher (DAT), at the client alone.",
     "text only": "Always giving the most frequent training answer to the same question, without the picture.",
     "gain": "The student's score less text only.",
+    "before training": "What the backbone scores with its adapters as they begin, before the first round.",
     "mean, worst": "Of each column for itself, over the clients.",
     "CE, KL": "Losses: against the right answers, and against the other branch's answers.",
     "change": "Root of the summed squares of what training changed in an adapter in a round.",

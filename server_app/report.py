@@ -92,7 +92,7 @@ def progress_line(
     rows : sequence of dict
         The run's rows so far.
     server_round, num_rounds : int
-        The round that just ended, counted from 1, and how many there are.
+        The round that just ended, counted from 1, and how many there are; 0 is what was before any training.
     seconds : float
         How long the rounds from `rounds_before`, where the run was resumed, up to this one took.
     """
@@ -115,6 +115,8 @@ def progress_line(
         state = "nothing measured"
     if refused := sum("refused" in row for row in now):
         state += f"; {refused} refused"
+    if not server_round:
+        return f"before training: {state}"
     left = seconds / (server_round - rounds_before) * (num_rounds - server_round)
     time = f"{clock(left)} left" if server_round < num_rounds else f"{clock(seconds)} in all"
     return f"round {server_round}/{num_rounds}: {state}; {time}"

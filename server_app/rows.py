@@ -31,6 +31,11 @@ def central(rows: Rows) -> list[Mapping[str, Any]]:
     return [row for row in rows if row["partition"] == SERVER and "student" in row]
 
 
+def untrained(rows: Rows) -> dict[int, float]:
+    """Return by partition what clients scored before the first round, where that was measured."""
+    return last_scores([row for row in rows if row["round"] == 0])
+
+
 def is_scored(row: Mapping[str, Any]) -> bool:
     """Whether a row has the score of any branch."""
     return any(branch in row for branch in BRANCHES)
@@ -98,7 +103,10 @@ def median_scores(rows: Rows) -> dict[int, float]:
 
 
 def best_round(rows: Rows, until: int) -> int | None:
-    """Return the round up to `until` with the best median student score, the first of equals."""
+    """Return the round up to `until` with the best median student score, the first of equals.
+
+    Round 0 is none: what was not trained is no result.
+    """
     return best_of(median_scores(rows), until)
 
 
@@ -107,4 +115,4 @@ def best_of(medians: Mapping[int, float], until: int) -> int | None:
 
     A score is a client's own word: of a mean, one client would choose the round.
     """
-    return max((r for r in medians if r <= until), key=medians.__getitem__, default=None)
+    return max((r for r in medians if 0 < r <= until), key=medians.__getitem__, default=None)

@@ -11,7 +11,7 @@ import numpy as np
 from strategies import one_line
 
 from .comparison import FROM_STUDY, HEADINGS
-from .rows import ALL, GROUPS, Rows, central, is_scored, names_of
+from .rows import ALL, GROUPS, Rows, central, is_scored, names_of, untrained
 
 Beside = Mapping[str, Mapping[int, float]]
 
@@ -23,6 +23,7 @@ SCORES = {
     "text-only": "text\nonly",
 }
 GAIN = "gain\n(student − text only)"
+UNTRAINED = "before\ntraining"
 
 
 # Heads in one word, and what each then leaves unsaid; in one line, as a report has them.
@@ -31,6 +32,7 @@ _SHORT = {
     " ".join(HEADINGS["adapter"].split()): ("FedAvg", "one adapter, averaged"),
     " ".join(HEADINGS["local"].split()): ("alone", "each client by itself"),
     " ".join(GAIN.split()): ("gain", "student − text"),
+    " ".join(UNTRAINED.split()): ("before", "the backbone before training"),
 }
 
 
@@ -77,9 +79,10 @@ def scores(
         heading: {partition: 100 * row[key] for partition, row in last.items() if key in row}
         for key, heading in SCORES.items()
     }
+    before = {UNTRAINED: untrained(rows)} if final else {}
     columns |= {
         heading: {partition: 100 * score for partition, score in own.items() if partition in last}
-        for heading, own in beside.items()
+        for heading, own in (before | dict(beside)).items()
     }
     columns[GAIN] = {
         partition: 100 * (row["student"] - row["text-only"])

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from statistics import fmean
 
-from .rows import BRANCHES, TEST_EXAMPLES, Rows, central, is_scored, names_of
+from .rows import BRANCHES, TEST_EXAMPLES, Rows, central, is_scored, names_of, untrained
 
 # Less than this between two means, in points, is no difference worth a word.
 NOTHING = 0.5
@@ -13,9 +13,10 @@ NAMES = {"student": "student", "local": "local branch", "mixed": "mixed branch",
 def verdict(rows: Rows, written: Callable[[str], str] = str) -> list[str]:
     """Return a sentence for each thing that a reader of the table should not miss.
 
-    Says whether the deployed branch is above what the question alone gives, for whom it is not, and whether
-    the branches differ by more than half a point in the mean; last, on how many questions that rests. Nothing
-    where clients send no scores. `written` makes of a client's name what may stand in the text.
+    Says whether the deployed branch is above what the question alone gives, and for whom it is not; what
+    training added, where it was measured before; and whether the branches differ by more than half a point in
+    the mean; last, on how many questions that rests. Nothing where clients send no scores. `written` makes of
+    a client's name what may stand in the text.
     """
     last = {row["partition"]: row for row in rows if is_scored(row)}
     if central(rows) or not last:
@@ -38,6 +39,16 @@ def verdict(rows: Rows, written: Callable[[str], str] = str) -> list[str]:
         else:
             said.append(f"The {NAMES[branch]} is {mean:.1f} points above what the question alone gives")
         said[-1] += f"; it is not above it for {', '.join(below)}." if below and mean > 0 else "."
+    before = untrained(rows)
+    trained = {partition: row[branch] for partition, row in last.items() if branch in row and row["round"]}
+    if both := before.keys() & trained.keys():
+        gained = round(100 * fmean(trained[partition] - before[partition] for partition in both), 1)
+        lost = f": the backbone gave {-gained:.1f} points more before it" if gained < 0 else ""
+        said.append(
+            f"Training added {gained:.1f} points to what the backbone gave before it."
+            if gained > 0
+            else f"Training gained nothing{lost}."
+        )
     means = {
         other: 100 * fmean(row[other] for row in last.values() if other in row)
         for other in BRANCHES

@@ -227,6 +227,19 @@ class Checked(StrategyWrapper):
         with seeded(f"{self.seed} {server_round} evaluate"):
             return self._sending(super().configure_evaluate(server_round, arrays, config, members))
 
+    def evaluate_untrained(
+        self, arrays: ArrayRecord, config: ConfigRecord, grid: Grid, timeout: float
+    ) -> MetricRecord | None:
+        """Evaluate what is there before the first round, as round 0.
+
+        Parameters
+        ----------
+        arrays, config, grid, timeout
+            As those of Flower's `Strategy.start`.
+        """
+        messages = self.configure_evaluate(0, arrays, config, grid)
+        return self.aggregate_evaluate(0, grid.send_and_receive(messages, timeout=timeout))
+
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:

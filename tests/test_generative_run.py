@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from peft import PeftModel
@@ -11,6 +12,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokeniz
 from app.adapters import Adapter, adapt
 from app.backbones import load_backbone
 from app.records import from_record
+from server_app.run_log import RunLog
 from tests.app.tiny_generative import MODELS, made, pictures_alone
 from tests.cards import run_card
 from tests.data_partitions.given_files import picture, write
@@ -47,10 +49,12 @@ def test_a_run_ends_in_an_adapter_that_stock_peft_loads(writing, folder, parts):
         parts = parts.replace(" connector", "")
     clients = writing(folder, **{"writing.tokens": 4, "adapted_parts": parts})
     run = clients.serve()
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [(row["round"], row["partition"]) for row in rows] == [(1, 0), (1, 1), (2, 0), (2, 1)]
+    rows = rows_of(run)
+    assert [(row["round"], row["partition"]) for row in rows] == [
+        (server_round, partition) for server_round in range(3) for partition in range(2)
+    ]
     assert not any("refused" in row for row in rows)
-    assert all(row["delta-shared"] > 1e-4 and row["delta-local"] > 1e-4 for row in rows)
+    assert all(row["delta-shared"] > 1e-4 and row["delta-local"] > 1e-4 for row in rows[2:])
     assert all(0 <= row[branch] <= 1 for row in rows for branch in ("student", "local", "teacher"))
     # The adapter with the stock model and the processor beside it, on a picture and a question.
     base = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
@@ -108,6 +112,45 @@ def test_no_head_is_kept_and_what_travels_is_the_shared_adapter_alone(writing, l
     assert not (run / "adapter" / "classifier.safetensors").exists()
     down = [m for way, m in clients.wire if way == "to client" and m.metadata.message_type == "train"]
     assert all("lora_" in name and "language_model" in name for m in down for name in m.content["arrays"])
+
+
+def rows_of(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_what_the_backbone_says_by_itself_is_measured_before_the_first_round(writing, llava, federation):
+    clients = writing(llava, num_rounds=1)
+    before = [row for row in rows_of(clients.serve()) if row["round"] == 0]
+    assert [row["partition"] for row in before] == [0, 1]
+    assert all("student" in row and "ce-student" not in row for row in before)
+    kinds = [m.metadata.message_type for way, m in clients.wire if way == "to client"]
+    assert kinds == ["query"] * 2 + ["evaluate"] * 2 + ["train"] * 2 + ["evaluate"] * 2
+    first, trained = (clients.wire[at][1].content["arrays"] for at in (4, 8))
+    assert all(np.array_equal(first[name].numpy(), trained[name].numpy()) for name in first)
+    # A head that is to be trained says nothing yet.
+    assert min(row["round"] for row in rows_of(federation(2, run_name="headed").serve())) == 1
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_what_was_measured_before_a_stop_is_not_measured_again(writing, llava, home, monkeypatch, written):
+    ended = RunLog.round_ended
+
+    def stopped(self, server_round):
+        if written:
+            ended(self, server_round)
+        raise KeyboardInterrupt
+
+    first = writing(llava, num_rounds=2, run_name="stopped")
+    with monkeypatch.context() as patched:
+        patched.setattr(RunLog, "round_ended", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            first.serve()
+    clients = writing(llava, num_rounds=2, resume="stopped", run_name="")
+    clients.serve()
+    assert [row["round"] for row in rows_of(home / "runs" / "stopped")] == [0, 0, 1, 1, 2, 2]
+    asked = [m for way, m in clients.wire if way == "to client" and m.metadata.message_type == "evaluate"]
+    # After each of two rounds, and before them if it has to be.
+    assert len(asked) == (4 if written else 6)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +223,8 @@ def test_among_an_examples_options_one_is_chosen(choosing):
     said = [*["grey"] * 6, *["red"] * 2, *["blue"] * 2]
     rows = choosing("own", lambda _: {"answers": said, "options": ["red", "blue"]})
     scores = [row[branch] for row in rows for branch in ("student", "local", "teacher")]
-    assert scores == [pytest.approx(0.6)] * 6
+    # Before the round and after it, two clients.
+    assert scores == [pytest.approx(0.6)] * 12
 
 
 def test_without_options_one_of_the_clients_answers_is_chosen(choosing):
@@ -195,7 +239,7 @@ def test_without_options_one_of_the_clients_answers_is_chosen(choosing):
 def test_options_without_the_right_answer_are_refused_by_name(choosing):
     rows = choosing("none", lambda _: {"answer": "red", "options": ["green", "dark red"]})
     refused = [row["refused"] for row in rows if "refused" in row]
-    assert len(refused) == 2
+    assert len(refused) == 4
     assert all(
         "example 0 with writing.score = 'choice': none of its 2 options is right" in r for r in refused
     )

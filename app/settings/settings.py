@@ -77,11 +77,16 @@ class Settings(  # pydantic takes the last one's fields first
 
         return dict(keyed())
 
+    @property
+    def trains_head(self) -> bool:
+        """Whether answers come from a head that has to be trained first."""
+        from ..heads import TRAINED_HEADS  # it imports this folder
+
+        return self.loss != "next-token" and self.head in TRAINED_HEADS
+
     @model_validator(mode="after")
     def _check_across(self) -> Self:
-        # They import this folder.
-        from ..heads import TRAINED_HEADS
-        from ..methods import METHODS
+        from ..methods import METHODS  # they import this folder
 
         dp, align = self.dp.mode, self.align
         central, writes = dp not in ("none", "local"), self.loss == "next-token"
@@ -91,8 +96,7 @@ class Settings(  # pydantic takes the last one's fields first
                 self.gradient_accumulation > 1
                 and METHODS[self.method].two_updates
                 and self.update == "alternating"
-                and self.loss != "next-token"
-                and self.head in TRAINED_HEADS,
+                and self.trains_head,
                 f"gradient-accumulation = {self.gradient_accumulation} with method = {self.method!r}, whose"
                 " second update takes the head as the first has moved it; allowed: 1, or update = 'joint'"
                 " with method = 'feddat'",

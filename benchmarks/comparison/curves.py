@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from .found import Found
-from .plan import Budget
+from .plan import CONTROLS, Budget
 from .statistics import Scores
 
 PALETTE = [*color_sequences["petroff10"], *color_sequences["Dark2"]]
@@ -51,12 +51,13 @@ def draw_over(found: Found, budget: Budget) -> Figure:
             for what, style, label in _branches(method):
                 scores = {at: found.scores(name, method, budget, what) for at, name in sorted(places)}
                 _draw_deviations(axes, scores, linestyle=style, color=colour, label=label)
-        alone = {at: found.question_alone(name) for at, name in sorted(places)}
-        _draw_deviations(axes, alone, linestyle=":", color="0.5", label="question alone")
+        for control, style in zip(CONTROLS, (":", "-."), strict=True):
+            given = {at: found.control(name, control) for at, name in sorted(places)}
+            _draw_deviations(axes, given, linestyle=style, color="0.5", label=control)
         axes.set_title(data)
         axes.set_xlabel(plan.over)
         axes.set_xscale("log")
-        axes.set_xticks(list(alone), [f"{at:g}" for at in alone])
+        axes.set_xticks([at for at, _ in sorted(places)], [f"{at:g}" for at, _ in sorted(places)])
         axes.minorticks_off()
     return _finished(figure, list(panels))
 

@@ -3,8 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .measuring import TEXT_ONLY
-from .plan import BETWEEN, QUESTION_ALONE, Budget, Comparison
+from .plan import BETWEEN, CONTROLS, Budget, Comparison
 from .statistics import Scores
 
 Lines = Sequence[Mapping[str, Any]]
@@ -52,8 +51,8 @@ class Found:
 
     def side(self, benchmark: str, side: str, budget: Budget) -> Scores:
         """Return the scores of one side of a plan's pair by seed and client, in points."""
-        if side == QUESTION_ALONE:
-            return self.question_alone(benchmark)
+        if side in CONTROLS:
+            return self.control(benchmark, side)
         method, _, branch = side.rpartition(BETWEEN)
         return self._of_branch(benchmark, method, budget, branch)
 
@@ -65,13 +64,14 @@ class Found:
             if branch in scores
         }
 
-    def question_alone(self, benchmark: str) -> Scores:
-        """Return what the question alone gives by seed and client, in points, whatever method and budget."""
+    def control(self, benchmark: str, control: str) -> Scores:
+        """Return what one of `CONTROLS` gives by seed and client, in points, whatever method and budget."""
+        key = CONTROLS[control]
         return {
-            (line["seed"], client): 100 * scores[TEXT_ONLY]
+            (line["seed"], client): 100 * scores[key]
             for budget in self.plan.budgets
             for method in self.methods(benchmark, budget)
             for line in self.of(benchmark, method, budget)
             for client, scores in line["clients"].items()
-            if TEXT_ONLY in scores
+            if key in scores
         }

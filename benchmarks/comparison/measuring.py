@@ -25,13 +25,11 @@ from data_partitions.benchmarks import load_partition
 from ..in_process import Federation, own_client_app
 from ..step import count_flops
 from .centralised import centralised
-from .plan import Cell
+from .plan import CONTROLS, Cell
 
 log = logging.getLogger("flwr")
 
 BRANCHES = ("student", "local", "teacher", "mixed")
-# What always giving the most frequent training answer to the same question scores.
-TEXT_ONLY = "text-only"
 
 
 @dataclass
@@ -109,8 +107,8 @@ def measure(cell: Cell, seed: int, given: Mapping[str, Any], defaults: Mapping[s
     Returns
     -------
     dict
-        ``scores``: mean and worst client of each branch; ``clients``: name → branch → score, and
-        ``text-only``, the question's alone; ``curve``: the same means after each round that was evaluated,
+        ``scores``: mean and worst client of each branch; ``clients``: name → branch → score, and what is
+        known of `CONTROLS`; ``curve``: the same means after each round that was evaluated,
         with bytes and FLOPs up to it; ``rounds``, ``bytes`` (all clients, both ways), ``flops`` (all
         clients), ``train-seconds`` (all clients); ``resumed`` if it went on with a run that was stopped.
     """
@@ -141,7 +139,7 @@ def newcomers(cell: Cell, settings: Mapping[str, Any]) -> tuple[list[dict[str, A
     resumed = False
     for absent in range(cell.clients):
         run, again = federated(cell, {**settings, "run-name": f"{settings['run-name']}-{absent}"}, absent)
-        scores = (*BRANCHES, TEXT_ONLY)
+        scores = (*BRANCHES, *CONTROLS.values())
         rows += [
             {key: value for key, value in row.items() if key not in scores or row["partition"] == absent}
             for row in run
@@ -235,10 +233,17 @@ def summary(rows: Sequence[Mapping[str, Any]], local_epochs: int, cost: Cost) ->
             once = sum(row.get("num-examples", 0) for row in now)
             curve.append({"round": server_round, **means, "bytes": sent, "flops": flops + once * cost.after})
     last = max(row["round"] for row in good)
+    scored = [row for row in good if any(branch in row for branch in BRANCHES)]
+    before = {
+        row["name"]: {"untrained": next(row[branch] for branch in BRANCHES if branch in row)}
+        for row in scored
+        if row["round"] == 0
+    }
     clients = {
-        row["name"]: {kind: row[kind] for kind in (*BRANCHES, TEXT_ONLY) if kind in row}
-        for row in good
-        if row["round"] == last and any(branch in row for branch in BRANCHES)
+        row["name"]: {kind: row[kind] for kind in (*BRANCHES, *CONTROLS.values()) if kind in row}
+        | before.get(row["name"], {})
+        for row in scored
+        if row["round"] == last
     }
     scores: dict[str, float] = {}
     for branch in BRANCHES:

@@ -8,7 +8,7 @@ import numpy as np
 
 from .curves import draw, draw_over, save
 from .found import Found, Lines
-from .plan import BETWEEN, Budget, Comparison
+from .plan import BETWEEN, CONTROLS, Budget, Comparison
 from .statistics import LEVEL, Difference, difference, holm
 
 HEADINGS: dict[Budget, str] = {
@@ -122,10 +122,12 @@ def table(found: Found, benchmark: str, budget: Budget) -> str:
         row += [f"{np.mean([line['flops'] for line in lines]) / 1e12:.2f}"]
         row += [f"{np.mean([line['seconds'] for line in lines]) / 60:.1f}"]
         rows.append(row)
-    if alone := found.question_alone(benchmark):
+    for control in CONTROLS:
+        if not (alone := found.control(benchmark, control)):
+            continue
         by_seed = [[v for (of, _), v in alone.items() if of == seed] for seed in {seed for seed, _ in alone}]
         shown = [_mean(float(np.mean(s)) / 100 for s in by_seed), _mean(min(s) / 100 for s in by_seed)]
-        rows.append(["question alone", str(len(by_seed)), *["–"] * 3, *shown, *["–"] * (len(header) - 7)])
+        rows.append([control, str(len(by_seed)), *["–"] * 3, *shown, *["–"] * (len(header) - 7)])
     return _markdown(header, rows)
 
 
@@ -155,19 +157,23 @@ def pairs(found: Found, benchmark: str, budget: Budget) -> list[str]:
 
 
 def by_client(found: Found, benchmark: str, budget: Budget) -> str:
-    """Return the table of clients, what the question alone gives and a method a column."""
+    """Return the table of clients, a column for each control and method."""
     methods = found.methods(benchmark, budget)
     each = {
         (method, what): found.scores(benchmark, method, budget, what)
         for method in methods
         for what in ("student", "personal")
     }
-    alone = found.question_alone(benchmark)
+    controls = {name: found.control(benchmark, name) for name in CONTROLS}
+    controls = {name: given for name, given in controls.items() if given or name == next(iter(CONTROLS))}
     clients = list(dict.fromkeys(client for scores in each.values() for _, client in scores))
     rows = [
         [
             client,
-            _points(value for (_, name), value in alone.items() if name == client),
+            *(
+                _points(value for (_, name), value in given.items() if name == client)
+                for given in controls.values()
+            ),
             *(
                 " / ".join(
                     _points(value for (_, name), value in each[method, what].items() if name == client)
@@ -178,7 +184,7 @@ def by_client(found: Found, benchmark: str, budget: Budget) -> str:
         ]
         for client in clients
     ]
-    return _markdown(["client", "question alone", *methods], rows)
+    return _markdown(["client", *controls, *methods], rows)
 
 
 def _preamble(plan: Comparison, lines: Lines) -> str:
@@ -211,7 +217,8 @@ measured so far in this column of this table (Holm), not for other columns and t
 p < {LEVEL}; with five clients p is never below 0.062. Clients of one seed share a shared adapter, so that p
 is still too small rather than too large.
 
-A method that is below *question alone* has not been shown to see anything.
+A method that is below *question alone* has not been shown to see anything; one that is below *before
+training*, where the backbone answers without a head that has to be trained, would better not have trained.
 
 TFLOP are those of training's matrix products, counted by torch on one example and multiplied by how many
 there were. Minutes are with other work on the machine, not alike for all: they compare nothing."""

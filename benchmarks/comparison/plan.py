@@ -32,8 +32,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 Budget = Literal["steps", "flops"]
 BETWEEN = " | "
-# In a pair, what answers without the picture.
-QUESTION_ALONE = "question alone"
+# What needs no training, and what a client's line calls it: the most frequent training answer to the same
+# question; and the backbone by itself, where it answers without a head that has to be trained.
+CONTROLS = {"question alone": "text-only", "before training": "untrained"}
 
 
 class _Table(BaseModel):
@@ -127,10 +128,10 @@ class Comparison(_Table):
             if name not in plan.methods:
                 raise ValueError(f"plan = {str(path)!r}: {name!r} is none of its methods")
         for side in chain.from_iterable(plan.pairs):
-            if side != QUESTION_ALONE and side.rpartition(BETWEEN)[0] not in plan.methods:
+            if side not in CONTROLS and side.rpartition(BETWEEN)[0] not in plan.methods:
                 raise ValueError(
-                    f"plan = {str(path)!r}: pairs: {side!r}; allowed: {QUESTION_ALONE!r}, or a method and a"
-                    f" branch, as in '{plan.reference}{BETWEEN}student'"
+                    f"plan = {str(path)!r}: pairs: {side!r}; allowed: {', '.join(map(repr, CONTROLS))}, or a"
+                    f" method and a branch, as in '{plan.reference}{BETWEEN}student'"
                 )
         for name, method in plan.methods.items():
             if wrong := set(method.budgets or ()) - set(plan.budgets):

@@ -166,7 +166,7 @@ def test_where_answers_are_chosen_they_are_those_that_the_evaluation_chose(feder
             asked.answer_about([one["bytes"] for one in row["images"]], row["question"], 2, row["options"])
             for row in rows
         ]
-    (measured,) = (json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines())
+    _, measured = (json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines())
     for branch in BRANCHES:
         right = [one[branch][0][0] in row["answers"] for one, row in zip(said, rows, strict=True)]
         assert sum(right) / len(rows) == pytest.approx(measured[branch])

@@ -157,6 +157,16 @@ def test_the_table_shows_points_mean_worst_and_gain():
     ]
 
 
+def test_the_table_shows_what_was_there_before_training():
+    rows = [row(0, 0, student=0.4, local=0.2), row(0, 1, student=0.55), *ROWS]
+    assert [line[-2] for line in lines_of(rows)] == ["before", "training", "40.0", "55.0", "47.5", "40.0"]
+    # Until a round is over it stands in its own branch's place.
+    assert lines_of(rows[:2])[-1] == ["worst", "40.0", "20.0"]
+    scores, losses, _ = draw_curves(rows).axes
+    assert scores.get_xlim() == losses.get_xlim() == (-0.5, 2.5)
+    assert draw_curves(ROWS).axes[0].get_xlim() == (0.5, 2.5)
+
+
 def test_the_table_has_only_the_columns_that_exist():
     rows = [row(1, 0, student=0.5), row(1, 1, student=0.25)]
     assert lines_of(rows)[1:] == [
@@ -311,6 +321,7 @@ def test_a_name_is_not_read_as_markup():
         ),
         (ROWS, 1, 3, 1830, "round 1/3: student loss 2.250 mean; 1:01:00 left"),
         ([row(1, 0), REFUSED], 1, 2, 5, "round 1/2: student loss 2.000 mean; 1 refused; 0:05 left"),
+        ([row(0, 0, student=0.5)], 0, 2, 5, "before training: student 50.0 mean, 50.0 worst (clean)"),
         ([REFUSED], 1, 2, 59.6, "round 1/2: nothing measured; 1 refused; 1:00 left"),
     ],
 )

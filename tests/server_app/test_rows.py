@@ -31,6 +31,12 @@ def test_the_first_of_equals_and_none_without_scores(rounds, best):
     assert best_round(rows_of(*rounds), 9) == best
 
 
+def test_what_was_there_before_any_training_is_no_best_round():
+    before = [{"round": 0, "partition": 0, "student": 0.9}]
+    assert best_round([*before, *rows_of([0.2], [0.5])], 2) == 2
+    assert best_round(before, 2) is None
+
+
 def scored(*clients):
     return [
         {"round": 2, "partition": partition, "name": name, "student": score}

@@ -46,6 +46,27 @@ def test_scores_in_words(clients, said):
     assert verdict(rows(*clients)) == said
 
 
+@pytest.mark.parametrize(
+    ("before", "said"),
+    [
+        ((0.40, 0.30), "Training added 5.0 points to what the backbone gave before it."),
+        ((0.60, 0.30), "Training gained nothing: the backbone gave 5.0 points more before it."),
+        ((0.40, 0.4001), "Training gained nothing."),
+        # Whoever was not scored before does not count.
+        ((0.20,), "Training added 30.0 points to what the backbone gave before it."),
+    ],
+)
+def test_what_training_added_is_said(before, said):
+    first = [
+        {"round": 0, "partition": index, "name": f"site {index}", "student": score}
+        for index, score in enumerate(before)
+    ]
+    last = rows((0.5, 0.5, 0.5, 0.25), (0.3, 0.3, 0.3, 0.25)) if said[-2] != "g" else rows((0.5,), (0.3,))
+    assert said in verdict([*first, *last])
+    assert not any("Training" in one for one in verdict(first))
+    assert not any("Training" in one for one in verdict(last))
+
+
 def test_last_it_is_said_on_how_many_questions_that_rests():
     """Only where all who have a score say how many."""
     clients = [{**row, "test-examples": 600} for row in rows((0.5, 0.5, 0.5, 0.3), (0.4, 0.4, 0.4, 0.3))]

@@ -141,12 +141,16 @@ def test_a_newcomer_is_scored_by_what_the_others_have_trained(home, run_config, 
         ]
         for absent in range(3)
     ]
-    rows = [[row for row in run if "student" in row] for run in runs]
-    assert all([row["partition"] for row in run] == [0, 1, 2] for run in rows)
+    before, rows = ([[row for row in run if row["round"] == now] for run in runs] for now in (0, 1))
+    rows = [[row for row in run if "student" in row] for run in rows]
     # Who trains in one run and not in another has several scores, of which one is meant.
     assert len({run[0]["student"] for run in rows}) > 1
     assert line["clients"] == {
-        rows[absent][absent]["name"]: {kind: rows[absent][absent][kind] for kind in ("student", "text-only")}
+        (row := rows[absent][absent])["name"]: {
+            "student": row["student"],
+            "text-only": row["text-only"],
+            "untrained": before[absent][absent]["student"],
+        }
         for absent in range(3)
     }
     each = cost_of(read_settings({**run_config(), **writes, "method": "adapter"}), 3).step

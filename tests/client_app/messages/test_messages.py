@@ -70,11 +70,14 @@ def test_a_round_that_the_run_has_not_is_refused_before_anything_is_done(
     federation, call, home, monkeypatch, kind, value
 ):
     """Beyond the last one the schedule gives factors that the settings do not say."""
+    if (kind, value) == ("evaluate", 0):
+        pytest.skip("what is there before any training may be scored")
     for work in ("train_round", "evaluate"):
         monkeypatch.setattr(messages, work, lambda *_, **__: pytest.fail("it worked"))
     config = {} if value is None else {"server-round": value}
     reply = call(federation(), kind, server_round=None, **config)
-    assert refusal(reply) == f"server-round = {value!r} in the server's message; allowed: 1 to 5"
+    first = {"train": 1, "evaluate": 0}[kind]
+    assert refusal(reply) == f"server-round = {value!r} in the server's message; allowed: {first} to 5"
     assert [path.name for path in (home / "clients").rglob("*")] == [".secret-0"]
 
 

@@ -152,7 +152,7 @@ def pairs(found: Found, benchmark: str, budget: Budget) -> list[str]:
     for pair in found.plan.pairs:
         this, that = (found.side(benchmark, side, budget) for side in pair)
         if gap := difference(this, that):
-            rows.append([" − ".join(side.replace(BETWEEN, ", ") for side in pair), _difference((gap, gap.p))])
+            rows.append([" − ".join(side.replace(BETWEEN, ": ") for side in pair), _difference((gap, gap.p))])
     return [PAIRS, _markdown(["branches", "difference"], rows)] if rows else []
 
 

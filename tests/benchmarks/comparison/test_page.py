@@ -117,9 +117,9 @@ def test_branches_are_held_to_branches_by_hand():
     text = page.pairs(Found(plan, [*LINES, alone]), "b", "steps")[1]
     # Two of 32 in each; whoever has no line is left out, and what is lost is told as well.
     assert text.splitlines()[2:] == [
-        "| feddat, teacher − adapter, student | +12.0 [+12.0, +12.0], p = 0.062 (2/2 seeds) |",
-        "| feddat, student − question alone | +20.0 [+18.0, +22.0], p = 0.062 (1/1 seeds) |",
-        "| adapter, student − ft, local | +9.0 [+9.0, +9.0], p = 0.062 (2/2 seeds) |",
+        "| feddat: teacher − adapter: student | +12.0 [+12.0, +12.0], p = 0.062 (2/2 seeds) |",
+        "| feddat: student − question alone | +20.0 [+18.0, +22.0], p = 0.062 (1/1 seeds) |",
+        "| adapter: student − ft: local | +9.0 [+9.0, +9.0], p = 0.062 (2/2 seeds) |",
     ]
     assert page.pairs(Found(PLAN, LINES), "b", "steps") == []
 

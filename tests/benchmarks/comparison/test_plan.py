@@ -4,7 +4,7 @@ import pytest
 
 from app.methods import METHODS
 from app.settings import read_settings
-from benchmarks.comparison.plan import Comparison
+from benchmarks.comparison.plan import CONTROLS, Comparison
 from data_partitions.benchmarks import BENCHMARKS
 from tests.conftest import ROOT, default_run_config
 
@@ -35,7 +35,7 @@ def test_every_cell_of_a_plan_can_be_run_and_its_branches_are_the_methods(path):
         assert settings.benchmark in BENCHMARKS
         branches = METHODS[settings.method].branches
         assert plan.methods[cell.method].personal in ("", *branches)
-        sides = (side.split(" | ") for pair in plan.pairs for side in pair if side != "question alone")
+        sides = (side.split(" | ") for pair in plan.pairs for side in pair if side not in CONTROLS)
         assert all(branch in branches for method, branch in sides if method == cell.method)
     assert path.read_text(encoding="utf-8").startswith(
         f"# python -m benchmarks.study --plan recipes/study/{path.name} "

@@ -246,7 +246,7 @@ class OwnTraining:
 
     @property
     def _key(self) -> tuple[int, int, int]:
-        # Past the last round: an order that no training has.
+        # Past the last round: an order that no training has, but for what is scored before the first.
         return self.settings.seed, self.partition_id, self.settings.num_rounds + self.server_round
 
     def some(self, count: int) -> Any:

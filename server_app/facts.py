@@ -77,11 +77,12 @@ def _secure(settings: Mapping[str, Any]) -> str:
 
 
 def _traffic(rows: Rows) -> str:
-    ways = {way: [row[f"bytes-{way}"] for row in rows if f"bytes-{way}" in row] for way in ("down", "up")}
+    keys = {way: f"bytes-{way}" for way in ("down", "up")}
+    # Before the first round nobody trains.
+    ways = {way: [row[key] for row in rows if key in row and row["round"]] for way, key in keys.items()}
     mean = " and ".join(f"{np.mean(sent):,.0f} bytes {way}" for way, sent in ways.items() if sent)
-    return (
-        mean and f"{mean} per client and round, evaluation included; {sum(map(sum, ways.values())):,} in all"
-    )
+    total = sum(row.get(key, 0) for row in rows for key in keys.values())
+    return mean and f"{mean} per client and round, evaluation included; {total:,} in all"
 
 
 def _clipped(rows: Rows) -> str:

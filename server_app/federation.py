@@ -172,9 +172,12 @@ def _federate(grid: Grid, settings: Settings, alone: ExitStack) -> None:
 
     config: dict[str, Any] = {**identity, "run": run.known_as, "run-token": run.token}
     begins = checkpoint is None or checkpoint.server_round == 0
-    # A head that is to be trained says nothing yet; a run that was stopped may have asked already.
-    if begins and not settings.trains_head and not any(map(is_scored, run.rows)):
-        federation.evaluate_untrained(to_record(initial), ConfigRecord(config), grid, settings.round_timeout)
+    # A head that is to be trained says nothing yet, and under local privacy nobody does.
+    answers = not settings.trains_head and settings.dp.mode != "local"
+    # A run that was stopped may have asked already.
+    if begins and answers and not any(map(is_scored, run.rows)):
+        arrays = checkpoint.arrays if checkpoint else to_record(initial)
+        federation.evaluate_untrained(arrays, ConfigRecord(config), grid, settings.round_timeout)
         for observer in observers:
             observer.round_ended(0)
     try:

@@ -35,12 +35,14 @@ class Progress(RoundObserver):
     def __init__(self, path: Path, grid: Grid) -> None:
         self.path = path
         self.round, self.phase, self.asked, self.replied_now = 0, "", 0, 0
+        self._trained = False
         push, pull = grid.push_messages, grid.pull_messages
 
         def push_messages(messages: Iterable[Message]) -> Iterable[str]:
             sent = list(messages)
             if sent:
                 self.phase, self.asked, self.replied_now = sent[0].metadata.message_type, len(sent), 0
+                self._trained |= self.phase == "train"
                 self._write()
             return push(sent)
 
@@ -65,7 +67,8 @@ class Progress(RoundObserver):
 
     def _write(self) -> None:
         now = {
-            "round": self.round,
+            # What is evaluated before anything was trained is before the first round.
+            "round": 0 if self.phase == "evaluate" and not self._trained else self.round,
             "phase": self.phase,
             "asked": self.asked,
             "replied": self.replied_now,

@@ -20,7 +20,7 @@ from strategies.observer import Phase
 
 from .kept_rows import read_rows
 from .report import progress_line
-from .rows import RESERVED, SERVER, TEST_EXAMPLES, best_of, median_scores
+from .rows import RESERVED, SERVER, TEST_EXAMPLES, best_of, is_scored, median_scores
 
 log = logging.getLogger("flwr")  # Flower's own logger: what it gets is in `flwr log`
 
@@ -92,6 +92,8 @@ class RunLog(RoundObserver):
         self.note(**{"resumed-after": [*self.facts.get("resumed-after", []), last_round]})
         metrics = self.folder / "metrics.jsonl"
         self.rows, wrong = read_rows(metrics, last_round)
+        if last_round == 0 and not any(map(is_scored, self.rows)):
+            self.rows = []  # refusals of an evaluation that is asked for again
         if wrong:
             log.warning("%s: %s; the run goes on with the other rows", metrics, wrong)
         self._medians = median_scores(self.rows)

@@ -42,13 +42,13 @@ def verdict(rows: Rows, written: Callable[[str], str] = str) -> list[str]:
     before = untrained(rows)
     trained = {partition: row[branch] for partition, row in last.items() if branch in row and row["round"]}
     if both := before.keys() & trained.keys():
-        gained = round(100 * fmean(trained[partition] - before[partition] for partition in both), 1)
-        lost = f": the backbone gave {-gained:.1f} points more before it" if gained < 0 else ""
-        said.append(
-            f"Training added {gained:.1f} points to what the backbone gave before it."
-            if gained > 0
-            else f"Training gained nothing{lost}."
-        )
+        gained = 100 * fmean(trained[partition] - before[partition] for partition in both)
+        if abs(gained) < NOTHING:
+            said.append("Training changed nothing: the mean is within half a point of what it was before.")
+        elif gained > 0:
+            said.append(f"Training added {gained:.1f} points to what the backbone gave before it.")
+        else:
+            said.append(f"Training lost {-gained:.1f} points of what the backbone gave before it.")
     means = {
         other: 100 * fmean(row[other] for row in last.values() if other in row)
         for other in BRANCHES

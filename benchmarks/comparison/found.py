@@ -65,12 +65,15 @@ class Found:
         }
 
     def control(self, benchmark: str, control: str) -> Scores:
-        """Return what one of `CONTROLS` gives by seed and client, in points, whatever method and budget."""
+        """Return what one of `CONTROLS` gives by seed and client, in points, whatever method and budget.
+
+        Of the reference where it has told it: before training an adapter of another kind is another start.
+        """
         key = CONTROLS[control]
         return {
             (line["seed"], client): 100 * scores[key]
             for budget in self.plan.budgets
-            for method in self.methods(benchmark, budget)
+            for method in sorted(self.methods(benchmark, budget), key=self.plan.reference.__eq__)
             for line in self.of(benchmark, method, budget)
             for client, scores in line["clients"].items()
             if key in scores

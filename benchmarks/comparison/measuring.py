@@ -25,11 +25,9 @@ from data_partitions.benchmarks import load_partition
 from ..in_process import Federation, own_client_app
 from ..step import count_flops
 from .centralised import centralised
-from .plan import CONTROLS, Cell
+from .plan import BRANCHES, CONTROLS, Cell
 
 log = logging.getLogger("flwr")
-
-BRANCHES = ("student", "local", "teacher", "mixed")
 
 
 @dataclass

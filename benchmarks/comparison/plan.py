@@ -32,6 +32,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 Budget = Literal["steps", "flops"]
 BETWEEN = " | "
+BRANCHES = ("student", "local", "teacher", "mixed")
 # What needs no training, and what a client's line calls it: the most frequent training answer to the same
 # question; and the backbone by itself, where it answers without a head that has to be trained.
 CONTROLS = {"question alone": "text-only", "before training": "untrained"}
@@ -89,7 +90,7 @@ class Contestant(_Table):
 
     personal: str = ""
     centralised: bool = False
-    budgets: list[Budget] | None = None
+    budgets: list[Budget] | None = Field(None, min_length=1)
     settings: dict[str, Any] = {}
 
 
@@ -128,7 +129,8 @@ class Comparison(_Table):
             if name not in plan.methods:
                 raise ValueError(f"plan = {str(path)!r}: {name!r} is none of its methods")
         for side in chain.from_iterable(plan.pairs):
-            if side not in CONTROLS and side.rpartition(BETWEEN)[0] not in plan.methods:
+            whose, _, branch = side.rpartition(BETWEEN)
+            if side not in CONTROLS and (whose not in plan.methods or branch not in BRANCHES):
                 raise ValueError(
                     f"plan = {str(path)!r}: pairs: {side!r}; allowed: {', '.join(map(repr, CONTROLS))}, or a"
                     f" method and a branch, as in '{plan.reference}{BETWEEN}student'"
@@ -139,6 +141,18 @@ class Comparison(_Table):
                     f"plan = {str(path)!r}: methods.{name}: budgets: {', '.join(sorted(wrong))}; allowed: the"
                     f" plan's, {', '.join(plan.budgets)}"
                 )
+        if "steps" not in (plan.methods[plan.reference].budgets or ["steps"]):
+            raise ValueError(f"plan = {str(path)!r}: the reference is run at equal steps; allowed: with them")
+        tuned = {
+            name
+            for name, method in plan.methods.items()
+            if method.centralised or method.settings.get("method", name) == "fedavg-ft"
+        }
+        if tuned and any(arena.newcomers for arena in plan.benchmarks.values()):
+            raise ValueError(
+                f"plan = {str(path)!r}: newcomers with {', '.join(sorted(tuned))}, which trains on their"
+                " examples; allowed: methods that do not"
+            )
         places = set()
         for name, arena in plan.benchmarks.items():
             where = f"plan = {str(path)!r}: benchmarks.{name}"

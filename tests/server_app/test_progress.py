@@ -37,6 +37,19 @@ def test_the_file_follows_messages_as_they_go_and_come(tmp_path, messages):
     assert json.loads(path.read_text()) == {"round": 6, "phase": "", "asked": 0, "replied": 0}
 
 
+def test_what_is_evaluated_before_anything_was_trained_is_round_0(tmp_path, federation):
+    path, mail = tmp_path / "progress.json", Mail()
+    kept = Progress(path, mail)
+    kept.run_began("run", {}, 0)
+    rounds = []
+    for kind in ("evaluate", "train", "evaluate"):
+        mail.push_messages([Message(RecordDict(), dst_node_id=1, message_type=kind)])
+        rounds.append(json.loads(path.read_text())["round"])
+        if not rounds[-1]:
+            kept.round_ended(0)
+    assert rounds == [0, 1, 1]
+
+
 def test_without_the_variable_nothing_is_kept(monkeypatch):
     monkeypatch.delenv(VARIABLE, raising=False)
     assert progress(Mail()) == []

@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 from app.backbones import load_backbone
 from server_app.card import model_card
 from server_app.defaults import default_settings
+from server_app.facts import facts_of
 from server_app.report import (
     draw_curves,
     progress_line,
@@ -327,6 +328,14 @@ def test_a_name_is_not_read_as_markup():
 )
 def test_a_line_says_how_a_round_went(rows, server_round, num_rounds, seconds, line):
     assert progress_line(rows, server_round, num_rounds, seconds) == line
+
+
+def test_what_is_sent_in_a_round_is_the_mean_of_those_in_which_clients_train(tmp_path):
+    sizes = {"bytes-down": 200, "bytes-up": 100}
+    rows = [row(0, 0) | {"bytes-down": 50, "bytes-up": 2}, row(1, 0) | sizes, row(2, 0) | sizes]
+    assert facts_of(tmp_path, SETTINGS, rows, 1)["sent"] == (
+        "200 bytes down and 100 bytes up per client and round, evaluation included; 652 in all"
+    )
 
 
 def test_the_report_says_how_much_of_what_clients_changed_was_averaged(tmp_path):

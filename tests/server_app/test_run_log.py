@@ -53,6 +53,20 @@ def test_a_row_is_what_a_client_measured_in_both_phases(make):
     assert run.rows == rows_of(run)
 
 
+def test_refusals_before_the_first_round_go_where_it_is_asked_again(make):
+    for scored in (False, True):
+        run = make(run_name=f"scored-{scored}")
+        run.folder.mkdir(parents=True)
+        run.joined({0: answer("clean"), 1: answer("sketch")})
+        run.refused(0, "evaluate", 1, "late")
+        if scored:
+            run.replied(0, "evaluate", 0, {"num-examples": 8, "student": 0.5})
+        run.round_ended(0)
+        run.refused(1, "train", 0, "late")
+        run.reopen(0)
+        assert [row["round"] for row in rows_of(run)] == ([0, 0] if scored else [])
+
+
 def test_a_client_cannot_write_into_the_row_of_another(make):
     run = make()
     run.folder.mkdir(parents=True)

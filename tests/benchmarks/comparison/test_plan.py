@@ -25,6 +25,9 @@ TWICE = 'over = "clients"' + SMALLEST.replace(
 )
 
 
+NEWCOMERS = SMALLEST.replace("clients = 2", "clients = 2\nnewcomers = true")
+
+
 @pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
 def test_every_cell_of_a_plan_can_be_run_and_its_branches_are_the_methods(path):
     plan = Comparison.read(path)
@@ -110,6 +113,17 @@ def test_each_clients_node_says_its_rank_in_turn(tmp_path):
         (SMALLEST + 'budgets = ["flops"]', "methods.feddat: budgets: flops; allowed: the plan's, steps"),
         (SMALLEST + 'budgets = ["rounds"]', "methods.feddat.budgets.0: Input should be 'steps' or 'flops'"),
         ('pairs = [["feddat | student", "none | student"]]' + SMALLEST, "pairs: 'none | student'; allowed:"),
+        (
+            'pairs = [["feddat | sutdent", "question alone"]]' + SMALLEST,
+            "pairs: 'feddat | sutdent'; allowed:",
+        ),
+        (SMALLEST + "budgets = []", "methods.feddat.budgets: List should have at least 1 item"),
+        (
+            'budgets = ["steps", "flops"]' + SMALLEST + 'budgets = ["flops"]',
+            "the reference is run at equal steps",
+        ),
+        (NEWCOMERS + "[methods.fedavg-ft]", "newcomers with fedavg-ft, which trains on their examples"),
+        (NEWCOMERS + "[methods.all]\ncentralised = true", "newcomers with all, which trains on their"),
         ('pairs = [["student", "question alone"]]' + SMALLEST, "pairs: 'student'; allowed: 'question alone'"),
         ("seeds = [", "cannot be read: "),
     ],

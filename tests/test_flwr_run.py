@@ -125,7 +125,7 @@ def test_answers_that_are_read_go_on_and_are_asked(lab, run_config, small_backbo
     assert ended["status"] == "finished:completed", ended["status-details"]
     kept = lab.folder / "home" / "runs" / head
     rows = [json.loads(line) for line in (kept / "metrics.jsonl").read_text().splitlines()]
-    assert [row["round"] for row in rows] == [1, 1, 2, 2, 3, 3]
+    assert [row["round"] for row in rows] == [0, 0, 1, 1, 2, 2, 3, 3]
     Image.new("RGB", (40, 30), "red").save(lab.folder / "red.png")
     asking = ["--folder", str(kept), "--client", "1", "--of", "2", "--image", str(lab.folder / "red.png")]
     command = [sys.executable, "-m", "client_app.asking", *asking, "--question", "what color is the circle ?"]

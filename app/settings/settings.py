@@ -86,7 +86,7 @@ class Settings(  # pydantic takes the last one's fields first
 
     @model_validator(mode="after")
     def _check_across(self) -> Self:
-        from ..methods import METHODS  # they import this folder
+        from ..methods import METHODS  # it imports this folder
 
         dp, align = self.dp.mode, self.align
         central, writes = dp not in ("none", "local"), self.loss == "next-token"

@@ -125,49 +125,48 @@ class Comparison(_Table):
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
             raise ValueError(f"plan = {str(path)!r}: {where}: {first['msg']}") from None
-        for name in (plan.reference, plan.against.student, plan.against.personal):
-            if name not in plan.methods:
-                raise ValueError(f"plan = {str(path)!r}: {name!r} is none of its methods")
-        for side in chain.from_iterable(plan.pairs):
+        if problem := next(plan._problems(), ""):
+            raise ValueError(f"plan = {str(path)!r}: {problem}")
+        return plan
+
+    def _problems(self) -> Iterator[str]:
+        """Say what does not go together."""
+        for name in (self.reference, self.against.student, self.against.personal):
+            if name not in self.methods:
+                yield f"{name!r} is none of its methods"
+        for side in chain.from_iterable(self.pairs):
             whose, _, branch = side.rpartition(BETWEEN)
-            if side not in CONTROLS and (whose not in plan.methods or branch not in BRANCHES):
-                raise ValueError(
-                    f"plan = {str(path)!r}: pairs: {side!r}; allowed: {', '.join(map(repr, CONTROLS))}, or a"
-                    f" method and a branch, as in '{plan.reference}{BETWEEN}student'"
+            if side not in CONTROLS and (whose not in self.methods or branch not in BRANCHES):
+                yield (
+                    f"pairs: {side!r}; allowed: {', '.join(map(repr, CONTROLS))}, or a method and a branch,"
+                    f" as in '{self.reference}{BETWEEN}student'"
                 )
-        for name, method in plan.methods.items():
-            if wrong := set(method.budgets or ()) - set(plan.budgets):
-                raise ValueError(
-                    f"plan = {str(path)!r}: methods.{name}: budgets: {', '.join(sorted(wrong))}; allowed: the"
-                    f" plan's, {', '.join(plan.budgets)}"
-                )
-        if "steps" not in (plan.methods[plan.reference].budgets or ["steps"]):
-            raise ValueError(f"plan = {str(path)!r}: the reference is run at equal steps; allowed: with them")
-        tuned = {
+        for name, method in self.methods.items():
+            if wrong := set(method.budgets or ()) - set(self.budgets):
+                allowed = ", ".join(self.budgets)
+                yield f"methods.{name}: budgets: {', '.join(sorted(wrong))}; allowed: the plan's, {allowed}"
+        if "steps" not in (self.methods[self.reference].budgets or ["steps"]):
+            yield "the reference is run at equal steps; allowed: with them"
+        tuned = sorted(
             name
-            for name, method in plan.methods.items()
+            for name, method in self.methods.items()
             if method.centralised or method.settings.get("method", name) == "fedavg-ft"
-        }
-        if tuned and any(arena.newcomers for arena in plan.benchmarks.values()):
-            raise ValueError(
-                f"plan = {str(path)!r}: newcomers with {', '.join(sorted(tuned))}, which trains on their"
-                " examples; allowed: methods that do not"
-            )
+        )
+        if tuned and any(arena.newcomers for arena in self.benchmarks.values()):
+            names = ", ".join(tuned)
+            yield f"newcomers with {names}, which trains on their examples; allowed: methods that do not"
         places = set()
-        for name, arena in plan.benchmarks.items():
-            where = f"plan = {str(path)!r}: benchmarks.{name}"
-            if (arena.at is None) == bool(plan.over):
-                raise ValueError(f"{where}: `at` and `over` need each other; allowed: both or neither")
+        for name, arena in self.benchmarks.items():
+            where = f"benchmarks.{name}"
+            if (arena.at is None) == bool(self.over):
+                yield f"{where}: `at` and `over` need each other; allowed: both or neither"
             if arena.at is None:
                 continue
             if name == "over":
-                raise ValueError(f"{where} is a figure's name; allowed: another")
-            if (place := (plan.data_of(name), arena.at)) in places:
-                raise ValueError(
-                    f"{where}: another stands there too; allowed: one at {arena.at:g} of a data set"
-                )
+                yield f"{where} is a figure's name; allowed: another"
+            if (place := (self.data_of(name), arena.at)) in places:
+                yield f"{where}: another stands there too; allowed: one at {arena.at:g} of a data set"
             places.add(place)
-        return plan
 
     def data_of(self, benchmark: str) -> str:
         """Return the data set of one of its benchmarks."""

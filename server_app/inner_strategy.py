@@ -58,7 +58,7 @@ def _aggregation(settings: Settings) -> Strategy:
         case "fedprox":
             return FedProx(**common, proximal_mu=settings.proximal_mu)
         case "fedavgm":
-            return FedAvgM(**common, server_learning_rate=rate, server_momentum=0.9)
+            return FedAvgM(**common, server_learning_rate=rate, server_momentum=settings.server_momentum)
         case "fedadam":
             return FedAdam(**common, eta=rate)
         case "fedyogi":

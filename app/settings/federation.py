@@ -21,6 +21,7 @@ class FederationSettings(Section):
     min_clients: int = Field(gt=0)
     max_failure_rate: float = Field(ge=0, le=1)
     server_learning_rate: float = Field(gt=0)
+    server_momentum: float = Field(ge=0, lt=1)
     proximal_mu: float = Field(ge=0)
     wire_precision: Literal["float32", "bfloat16", "int8", "int4"]
     fraction_train: float = Field(gt=0, le=1)

@@ -54,6 +54,7 @@ WEIGHTS = (
     "weight-decay",
     "warmup",
     "proximal-mu",
+    "server-momentum",
     "max-failure-rate",
     "clip-change",
 )  # 0 is allowed
@@ -85,6 +86,7 @@ WRONG = [
     ("num-answers", 1, "greater than 1"),
     ("pretrain.images", 1, "greater than 1"),
     ("warmup", 1.0, "less than 1"),
+    ("server-momentum", 1.0, "less than 1"),
     ("fraction-train", 1.01, "less than or equal to 1"),
     ("max-failure-rate", 1.01, "less than or equal to 1"),
 ]
@@ -106,7 +108,11 @@ def test_the_words_of_a_setting_are_all_named():
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        *[(key, 1) for key in (*POSITIVE, *WEIGHTS) if key not in ("warmup", "proximal-mu")],
+        *[
+            (key, 1)
+            for key in (*POSITIVE, *WEIGHTS)
+            if key not in ("warmup", "proximal-mu", "server-momentum")
+        ],
         *[(key, 0) for key in (*WEIGHTS, *SIZES)],
         ("fraction-train", 1.0),
         ("warmup", 0.99),

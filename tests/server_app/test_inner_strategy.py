@@ -45,6 +45,7 @@ def test_a_name_is_flowers_strategy_of_that_name(make, name):
 
 def test_settings_reach_the_strategies_that_use_them(make):
     assert make(strategy="fedprox").proximal_mu == 0.5
-    assert make(strategy="fedavgm", server_learning_rate=0.7).server_learning_rate == 0.7
+    momentum = make(strategy="fedavgm", server_learning_rate=0.7, server_momentum=0.25)
+    assert (momentum.server_learning_rate, momentum.server_momentum) == (0.7, 0.25)
     for name in ("fedadam", "fedyogi", "fedadagrad"):
         assert make(strategy=name, server_learning_rate=0.7).eta == 0.7

@@ -25,8 +25,8 @@ Not all methods have as many seeds. A method's mean and its curve are over those
 is hard for all is missing where it was not run: look at the differences, which are paired."""
 _SAME = """\
 What is the same run in two tables, as that of a method whose steps cost what the reference's do, which has as
-many rounds at equal FLOPs as at equal steps, was run once: its line stands twice and says of which it is one
-(`same-as`)."""
+many rounds at equal FLOPs as at equal steps, or in two plans, was run once:
+its line stands twice and says of which it is one (`same-as`)."""
 _NEWCOMERS = """\
 In {where} each client in turn never trains, and is scored with what a federation of the others has trained;
 bytes and FLOPs are of all these federations together. A branch that would be a newcomer's own is then as it

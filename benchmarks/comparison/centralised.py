@@ -1,4 +1,4 @@
-"""The upper reference: one adapter that sees all clients' examples, as if they lay in one place.
+"""No federation: one adapter that sees all clients' examples, as if they lay in one place.
 
 Adapter, heads (one for each client's answers), batches and the number of steps are those of one adapter under
 FedAvg. But every step is taken on that one adapter, the batches of all clients in one random order under one

@@ -15,7 +15,12 @@ from .found import Found
 from .plan import CONTROLS, Budget
 from .statistics import Scores
 
-PALETTE = [*color_sequences["petroff10"], *color_sequences["Dark2"]]
+# Some colours of the two are alike.
+PALETTE = [
+    *({"color": colour, "marker": "o"} for colour in color_sequences["petroff10"]),
+    *({"color": colour, "marker": "s"} for colour in color_sequences["Dark2"]),
+]
+OTHERS = {"color": "0.5", "marker": "o"}
 AXES = {
     "round": ("round", 1.0),
     "bytes": ("MB sent, all clients, both ways", 1e-6),
@@ -27,10 +32,10 @@ def draw(found: Found, benchmark: str, budget: Budget) -> Figure:
     """Draw mean scores over rounds, bytes and FLOPs: solid the student, dashed a client's own branch."""
     figure = Figure(figsize=(13, 4.6), layout="constrained")
     panels = figure.subplots(1, 3, sharey=True)
-    colours = _colours(found)
+    looks = _looks(found)
     for axes, (key, (label, scale)) in zip(panels, AXES.items(), strict=True):
         for method in found.methods(benchmark, budget):
-            _draw_method(axes, found, (benchmark, method, budget), key, scale, colours.get(method, "0.5"))
+            _draw_method(axes, found, (benchmark, method, budget), key, scale, looks.get(method, OTHERS))
         axes.set_xlabel(label)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=key == "round"))
     return _finished(figure, list(panels))
@@ -38,7 +43,7 @@ def draw(found: Found, benchmark: str, budget: Budget) -> Figure:
 
 def draw_over(found: Found, budget: Budget) -> Figure:
     """Draw the last scores over the plan's `over`, a panel a data set: mean, and deviation over seeds."""
-    plan, colours = found.plan, _colours(found)
+    plan, looks = found.plan, _looks(found)
     sets: dict[str, list[tuple[float, str]]] = {}
     for name, arena in plan.benchmarks.items():
         if arena.at is not None and found.methods(name, budget):
@@ -47,13 +52,12 @@ def draw_over(found: Found, budget: Budget) -> Figure:
     panels = figure.subplots(1, len(sets), squeeze=False)[0]
     for axes, (data, places) in zip(panels, sets.items(), strict=True):
         for method in plan.methods:
-            colour = colours.get(method, "0.5")
             for what, style, label in _branches(method):
                 scores = {at: found.scores(name, method, budget, what) for at, name in sorted(places)}
-                _draw_deviations(axes, scores, linestyle=style, color=colour, label=label)
+                _draw_deviations(axes, scores, linestyle=style, label=label, **looks.get(method, OTHERS))
         for control, style in zip(CONTROLS, (":", "-."), strict=True):
             given = {at: found.control(name, control) for at, name in sorted(places)}
-            _draw_deviations(axes, given, linestyle=style, color="0.5", label=control)
+            _draw_deviations(axes, given, linestyle=style, label=control, **OTHERS)
         axes.set_title(data)
         axes.set_xlabel(plan.over)
         axes.set_xscale("log")
@@ -62,7 +66,7 @@ def draw_over(found: Found, budget: Budget) -> Figure:
     return _finished(figure, list(panels))
 
 
-def _colours(found: Found) -> dict[str, Any]:
+def _looks(found: Found) -> dict[str, dict[str, Any]]:
     return dict(zip(found.plan.methods, PALETTE, strict=False))
 
 
@@ -79,7 +83,7 @@ def _draw_deviations(axes: Axes, scores: Mapping[float, Scores], **style: Any) -
             points.append((at, np.mean(means), np.std(means, ddof=1) if len(means) > 1 else 0.0))
     if points:
         x, y, deviation = zip(*points, strict=True)
-        axes.errorbar(x, y, deviation, marker="o", markersize=3, capsize=2, elinewidth=0.7, **style)
+        axes.errorbar(x, y, deviation, markersize=3, capsize=2, elinewidth=0.7, **style)
 
 
 def _finished(figure: Figure, panels: Sequence[Axes]) -> Figure:
@@ -102,7 +106,7 @@ def _finished(figure: Figure, panels: Sequence[Axes]) -> Figure:
 
 
 def _draw_method(
-    axes: Axes, found: Found, cell: tuple[str, str, Budget], key: str, scale: float, colour: Any
+    axes: Axes, found: Found, cell: tuple[str, str, Budget], key: str, scale: float, look: Mapping[str, Any]
 ) -> None:
     curves, method = [line["curve"] for line in found.of(*cell)], cell[1]
     for what, style, label in _branches(method):
@@ -115,9 +119,7 @@ def _draw_method(
             [np.mean([point[of] for point in points if point["round"] == now]) for now in rounds]
             for of in (key, branch)
         )
-        axes.plot(
-            scale * np.array(x), 100 * np.array(y), style, color=colour, label=label, marker="o", markersize=3
-        )
+        axes.plot(scale * np.array(x), 100 * np.array(y), linestyle=style, label=label, markersize=3, **look)
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -108,7 +108,8 @@ def measure(cell: Cell, seed: int, given: Mapping[str, Any], defaults: Mapping[s
         ``scores``: mean and worst client of each branch; ``clients``: name → branch → score, and what is
         known of `CONTROLS`; ``curve``: the same means after each round that was evaluated,
         with bytes and FLOPs up to it; ``rounds``, ``bytes`` (all clients, both ways), ``flops`` (all
-        clients), ``train-seconds`` (all clients); ``resumed`` if it went on with a run that was stopped.
+        clients), ``train-seconds`` (all clients); ``resumed`` if it went on with a run that was stopped;
+        ``refused``, how many replies did not count, if any.
     """
     settings = {**defaults, "seed": seed, "run-name": "cell", **cell.settings(given)}
     cost = mean_cost(cell, settings)
@@ -120,7 +121,8 @@ def measure(cell: Cell, seed: int, given: Mapping[str, Any], defaults: Mapping[s
     else:
         rows, resumed = federated(cell, settings)
     found = {**summary(rows, settings["local-epochs"], cost), "rounds": settings["num-rounds"]}
-    return found | ({"resumed": True} if resumed else {})
+    refused = 0 if cell.newcomers else sum("refused" in row for row in rows)
+    return found | ({"resumed": True} if resumed else {}) | ({"refused": refused} if refused else {})
 
 
 def newcomers(cell: Cell, settings: Mapping[str, Any]) -> tuple[list[dict[str, Any]], bool]:

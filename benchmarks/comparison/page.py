@@ -19,7 +19,8 @@ PAIRS = "Branch against branch, paired as above; p is of each alone, not correct
 _CENTRALISED = """\
 *centralised* is no federation: one adapter, with a head for each client, takes the same steps on the
 examples of all clients in one random order, so that it is moved as often as all clients' adapters together,
-and its optimizer is never made anew. It says what there would be to gain if nothing were private."""
+and its optimizer is never made anew. It says what one adapter gains by that at the run's learning rate, which
+was not chosen for so many steps, and is no upper bound."""
 _UNEQUAL = """\
 Not all methods have as many seeds. A method's mean and its curve are over those that it has, and a seed that
 is hard for all is missing where it was not run: look at the differences, which are paired."""
@@ -31,6 +32,8 @@ _NEWCOMERS = """\
 In {where} each client in turn never trains, and is scored with what a federation of the others has trained;
 bytes and FLOPs are of all these federations together. A branch that would be a newcomer's own is then as it
 was before any training."""
+_REFUSED = """\
+Replies were refused in {where}: what these clients had trained in that round is not in the mean."""
 _RESUMED = """\
 Of the time of cells that were stopped and went on, only the last part counts."""
 # Whom it concerns, and what is to be known of them.
@@ -201,6 +204,10 @@ def _preamble(plan: Comparison, lines: Lines) -> str:
     if where := [name for name, arena in plan.benchmarks.items() if arena.newcomers]:
         notes.append(_NEWCOMERS.format(where=" and ".join(where)))
     notes += [_SAME] if any("same-as" in line for line in lines) else []
+    if refused := [
+        f"{line['cell']}, seed {line['seed']} ({line['refused']})" for line in lines if line.get("refused")
+    ]:
+        notes.append(_REFUSED.format(where="; ".join(refused)))
     notes += [_RESUMED] if any(line.get("resumed") for line in lines) else []
     text = f"""Made by `python -m benchmarks.study --plan recipes/study/{plan.name}.toml` of {len(lines)}
 of the plan's {wanted} cells and seeds ({", ".join(machines)}; {hours:.1f} hours in all, beside other work);

@@ -1,6 +1,7 @@
 """What a cell measures: sums and means by hand, and FLOPs against other steps'."""
 
 import json
+import shutil
 
 import pytest
 
@@ -155,3 +156,23 @@ def test_a_newcomer_is_scored_by_what_the_others_have_trained(home, run_config, 
     }
     each = cost_of(read_settings({**run_config(), **writes, "method": "adapter"}), 3).step
     assert line["flops"] == 6 * 6 * each
+
+
+def test_a_line_says_how_many_replies_did_not_count(home, run_config, monkeypatch):
+    plan = Comparison.model_validate(
+        {
+            "name": "toy",
+            "seeds": [0],
+            "reference": "adapter",
+            "against": {"student": "adapter", "personal": "adapter"},
+            "benchmarks": {"b": {"clients": 3}},
+            "methods": {"adapter": {}},
+        }
+    )
+    (cell,) = plan.cells()
+    real = measuring.federated
+    settings = run_config(num_rounds=2, train_examples=6)
+    assert "refused" not in measure(cell, 0, {}, settings)
+    shutil.rmtree(home / "runs")
+    monkeypatch.setattr(measuring, "federated", lambda cell, settings: real(cell, settings, absent=1))
+    assert measure(cell, 0, {}, settings)["refused"] == 2

@@ -154,6 +154,13 @@ def test_it_says_whose_time_is_not_whole(tmp_path):
         assert ("only the last part counts" in (tmp_path / "page.md").read_text()) is said
 
 
+def test_it_says_whose_replies_were_refused(tmp_path):
+    for lines, said in ((LINES, False), ([{**LINES[0], "refused": 3}, *LINES[1:]], True)):
+        write_page(tmp_path / "page.md", PLAN, lines)
+        line = f"Replies were refused in {LINES[0]['cell']}, seed {LINES[0]['seed']} (3): what these"
+        assert (line in (tmp_path / "page.md").read_text().replace("\n", " ")) is said
+
+
 def test_it_says_who_never_trained(tmp_path):
     for newcomers in (False, True):
         benchmarks = {"b": {"clients": 5, "newcomers": newcomers}}

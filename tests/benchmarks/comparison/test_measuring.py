@@ -36,6 +36,20 @@ ROWS = [
 ]
 
 
+def only_cell(method, benchmark):
+    """Return the cell of a plan that has one."""
+    plan = {
+        "name": "toy",
+        "seeds": [0],
+        "reference": method,
+        "against": {"student": method, "personal": method},
+        "benchmarks": {"b": benchmark},
+        "methods": {method: {}},
+    }
+    (cell,) = Comparison.model_validate(plan).cells()
+    return cell
+
+
 def test_the_rows_of_a_run_are_summed_up():
     found = summary(ROWS, local_epochs=2, cost=Cost(step=100, after=3))
     assert found["scores"] == {
@@ -93,17 +107,7 @@ def test_flops_of_backbones_that_write(home, run_config):
 
 
 def test_what_clients_of_several_ranks_cost_is_their_mean(home, run_config):
-    plan = Comparison.model_validate(
-        {
-            "name": "toy",
-            "seeds": [0],
-            "reference": "flexlora",
-            "against": {"student": "flexlora", "personal": "flexlora"},
-            "benchmarks": {"b": {"clients": 2, "ranks": [1, 5]}},
-            "methods": {"flexlora": {}},
-        }
-    )
-    (cell,) = plan.cells()
+    cell = only_cell("flexlora", {"clients": 2, "ranks": [1, 5]})
     settings = run_config(method="flexlora", adapter="lora", lora_rank=6)
     each = [cost_of(read_settings({**settings, "lora-rank": rank}), 2).step for rank in (1, 5)]
     assert each[0] < each[1]
@@ -111,17 +115,7 @@ def test_what_clients_of_several_ranks_cost_is_their_mean(home, run_config):
 
 
 def test_a_newcomer_is_scored_by_what_the_others_have_trained(home, run_config, monkeypatch):
-    plan = Comparison.model_validate(
-        {
-            "name": "toy",
-            "seeds": [0],
-            "reference": "adapter",
-            "against": {"student": "adapter", "personal": "adapter"},
-            "benchmarks": {"b": {"clients": 3, "newcomers": True}},
-            "methods": {"adapter": {}},
-        }
-    )
-    (cell,) = plan.cells()
+    cell = only_cell("adapter", {"clients": 3, "newcomers": True})
     app, trained = measuring.own_client_app(), []
 
     def watched(message, context):
@@ -159,17 +153,7 @@ def test_a_newcomer_is_scored_by_what_the_others_have_trained(home, run_config, 
 
 
 def test_a_line_says_how_many_replies_did_not_count(home, run_config, monkeypatch):
-    plan = Comparison.model_validate(
-        {
-            "name": "toy",
-            "seeds": [0],
-            "reference": "adapter",
-            "against": {"student": "adapter", "personal": "adapter"},
-            "benchmarks": {"b": {"clients": 3}},
-            "methods": {"adapter": {}},
-        }
-    )
-    (cell,) = plan.cells()
+    cell = only_cell("adapter", {"clients": 3})
     real = measuring.federated
     settings = run_config(num_rounds=2, train_examples=6)
     assert "refused" not in measure(cell, 0, {}, settings)
